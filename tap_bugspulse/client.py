@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import typing as t
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
 from http import HTTPStatus
 
+import msgspec
 import requests
-from singer_sdk import RESTStream
+from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from singer_sdk.pagination import PageNumberPaginator
+from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
-if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+from tap_bugspulse import schemas
+from tap_bugspulse.replication import format_instant, parse_instant
 
-    from singer_sdk.helpers.types import Context
+if t.TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+
+    from backoff.types import Details
+    from tap_bugspulse.run import Clock
     from singer_sdk.streams.rest import HTTPRequest
 
     from tap_bugspulse.tap import TapBugsPulse
+
+    Row = dict[str, t.Any]
+    Query = Mapping[str, str]
+    Key = tuple[str, ...]
+
+RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
+MOST_FAILING = 5  # minutes
+SECONDS_1970_TO_2001 = 1e9
+LISTINGS = 3  # times a listing is read before rows that do not turn up are given up
+EXTRA = "_extra"  # the column that keeps what has no column
+PROJECT = "project"
 
 __all__ = ["BugsPulseStream", "Page", "PagePaginator", "page_of"]
 
@@ -32,7 +54,7 @@ class Page:
 
     rows: list[t.Any]
     total: int
-    number: int
+    number: int | None
     pages: int
 
     @classmethod
@@ -43,13 +65,13 @@ class Page:
             RetriableAPIError: If the body is not the documented JSON envelope.
         """
         try:
-            body = json.loads(response.content)
-        except ValueError:
+            body = msgspec.json.decode(response.content)
+        except msgspec.DecodeError:
             raise RetriableAPIError(_not_an_envelope(response), response) from None
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):
             raise RetriableAPIError(_not_an_envelope(response), response)
-        number, limit = _count(body, "page") or 1, _count(body, "limit") or len(rows)
+        number, limit = _count(body, "page"), _count(body, "limit") or len(rows)
         total, pages = _count(body, "total"), _count(body, "pages")
         if total is None:
             total = len(rows)
@@ -75,25 +97,230 @@ def page_of(response: requests.Response) -> Page:
     return t.cast("Page", kept["page"])
 
 
+class NotFoundError(FatalAPIError):
+    """The API does not know what was asked for."""
+
+
+class PatienceError(FatalAPIError):
+    """A request failed again and again, for longer than a rate window lasts."""
+
+
+class Patience:
+    """How long to wait after each failure of one request, and when to give up.
+
+    Waits double up to a minute. Eight failures, or five minutes of them, are enough;
+    an answer 429 is waited out for as long as it tells and does not count.
+    """
+
+    def __init__(self, path: str, tries: int, minute: float, clock: Clock) -> None:
+        """Begin before the first failure of a request to a path."""
+        self._path = path
+        self._tries = tries
+        self._minute = minute
+        self._clock = clock
+        self._failures = 0
+        self._failing_since: float | None = None
+
+    def wait_after(self, error: Exception) -> float:
+        """Give the seconds to wait after a failure.
+
+        Raises:
+            PatienceError: If it was the last one that is tolerated.
+        """
+        response = error.response if isinstance(error, RetriableAPIError) else None
+        if response is not None and response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            told = told_wait(response, self._clock.now())
+            return self._minute * RATE_WINDOW if told is None else told
+        now = self._clock.seconds()
+        if self._failing_since is None:
+            self._failing_since = now
+        self._failures += 1
+        failing = now - self._failing_since
+        if self._failures >= self._tries or failing >= MOST_FAILING * self._minute:
+            msg = (
+                f"gave up on {self._path} after {self._failures} failures in "
+                f"{failing:.0f} s, the last one: {reason(error)}"
+            )
+            raise PatienceError(msg) from None
+        return self._minute / 60 * min(60.0, 2.0**self._failures)
+
+
+def told_wait(response: requests.Response, now: datetime) -> float | None:
+    """Give the seconds that an answer 429 tells to wait, None where it does not.
+
+    ``Retry-After`` holds seconds or an HTTP date; a reset header holds seconds or the
+    instant as seconds since 1970.
+    """
+    headers = response.headers
+    told = headers.get("Retry-After", "")
+    if told:
+        try:
+            return max(0.0, float(told))
+        except ValueError:
+            date = parsedate_to_datetime_or_none(told)
+            if date is not None:
+                return max(0.0, (date - now).total_seconds())
+    for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
+        try:
+            reset = float(headers.get(name, ""))
+        except ValueError:
+            continue
+        is_instant = reset > SECONDS_1970_TO_2001
+        return max(0.0, reset - now.timestamp() if is_instant else reset)
+    return None
+
+
+def parsedate_to_datetime_or_none(text: str) -> datetime | None:
+    """Read an HTTP date; None if it is none."""
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def reason(error: object) -> str:
+    """Say in a few words why a request failed, without its address."""
+    for kind, words in (
+        (requests.exceptions.ProxyError, "no way through the proxy"),
+        (requests.exceptions.SSLError, "a TLS error"),
+        (requests.exceptions.Timeout, "no answer in time"),
+        (requests.exceptions.ChunkedEncodingError, "an answer cut short"),
+        (requests.exceptions.ContentDecodingError, "an answer that cannot be decoded"),
+        (requests.exceptions.ConnectionError, "no connection"),
+        (ConnectionResetError, "no connection"),
+    ):
+        if isinstance(error, kind):
+            return words
+    return str(error)
+
+
+class Listing:
+    """What one reading of all pages of a listing has brought."""
+
+    def __init__(self) -> None:
+        """Begin before the first page."""
+        self.first_total = 0
+        self.without_key = 0
+        self.repeated = False
+        self._pages = 0
+        self._shrank = False
+        self._total = 0
+        self._keys: set[Key] = set()
+        self._before: list[Key | None] = []
+
+    @property
+    def rows(self) -> int:
+        """Number of distinct rows that arrived."""
+        return len(self._keys) + self.without_key
+
+    def add(self, page: Page, keys: list[Key | None]) -> None:
+        """Note a page and the keys of its rows."""
+        if self._pages == 0:
+            self.first_total = page.total
+        self._pages += 1
+        self._shrank = self._shrank or page.total < self._total
+        self._total = page.total
+        self.repeated = self.repeated or (bool(keys) and keys == self._before)
+        self._before = keys
+        self.without_key += keys.count(None)
+        self._keys.update(key for key in keys if key is not None)
+
+    def is_complete(self) -> bool:
+        """Tell whether no row that was there all the time can have been missed.
+
+        One page is one answer, in which nothing can drift.
+        """
+        return self._pages == 1 or (not self._shrank and self.rows >= self.first_total)
+
+
 class PagePaginator(PageNumberPaginator):
     """Follows ``page`` and ``pages`` of the answer, never the number of rows."""
 
     @override
     def has_more(self, response: requests.Response) -> bool:
         page = page_of(response)
-        return page.number < page.pages
+        return max(page.number or 0, self.current_value) < page.pages
+
+    @override
+    def get_next(self, response: requests.Response) -> int:
+        # Counted from what was asked: an API that answers with one page for ever is
+        # then asked for no more than it says it has.
+        return self.current_value + 1
+
+
+def _instant(value: t.Any) -> str | None:  # noqa: ANN401 - whatever the API sends
+    instant = parse_instant(value)
+    if instant is None or value.endswith("Z"):
+        return value if instant else None
+    return format_instant(instant)
+
+
+def _whole(value: t.Any) -> int | None:  # noqa: ANN401 - whatever the API sends
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+# What makes a value fit a column, by the column's format or type; None where it does not.
+_FITS: dict[str, Callable[[t.Any], t.Any]] = {
+    "key": lambda value: str(value) if type(value) in {str, int} and value != "" else None,
+    "string": lambda value: value if isinstance(value, str) else None,
+    "date-time": _instant,
+    "integer": _whole,
+    "boolean": lambda value: value if isinstance(value, bool) else None,
+    "object": lambda value: value if isinstance(value, dict) else None,
+}
+
+
+PROJECT_COLUMN = {
+    "type": "string",
+    "description": "Name of the BugsPulse project, from the setting project.",
+}
 
 
 class BugsPulseStream(RESTStream[int]):
     """A stream of the Export API."""
 
+    schema_file = StreamSchema(SchemaDirectory(schemas))
+    # The rows are JSON already and shape() has made them fit.
+    TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
+
     allow_redirects = False  # the key never leaves its host
+    patience_tries = 8
     tap: TapBugsPulse
 
     def __init__(self, tap: TapBugsPulse) -> None:
         """Set the stream up with the tap's settings and its one HTTP session."""
         self.tap = tap
+        self.misfits: Counter[str] = Counter()
+        self.key_columns = tuple(self.primary_keys)
         super().__init__(tap)
+        if tap.project is not None:
+            self.primary_keys = (PROJECT, *self.key_columns)
+
+    @cached_property
+    @override
+    def schema(self) -> dict[str, t.Any]:
+        """The schema file named after the stream, and ``project`` where it is set."""
+        if self.tap.project is None:
+            return self.schema_file
+        return self.schema_file | {
+            "required": [PROJECT, *self.schema_file["required"]],
+            "properties": {PROJECT: PROJECT_COLUMN, **self.schema_file["properties"]},
+        }
+
+    @property
+    @override
+    def emit_activate_version_messages(self) -> bool:
+        # The warehouse keeps the rows that BugsPulse's retention deletes. Leaving the
+        # capability out of the tap's list does not keep a setting from asking for it.
+        return False
+
+    @override
+    def get_batch_config(self, config: Mapping[str, t.Any]) -> None:
+        # Batches bypass stream maps, which may be there to hide personal data.
+        return None
 
     @property
     @override
@@ -127,8 +354,8 @@ class BugsPulseStream(RESTStream[int]):
         request.params.update(page.stream_context or {})
         return request
 
-    def request_pages(self, query: Context) -> Iterator[Page]:
-        """Ask for all pages of one listing, one after the other.
+    def request_pages(self, query: Query) -> Iterator[Page]:
+        """Ask for the pages of one listing, one after the other.
 
         Args:
             query: Query parameters beside ``page`` and ``limit``.
@@ -137,12 +364,14 @@ class BugsPulseStream(RESTStream[int]):
             FatalAPIError: If the API refuses the request or does not answer.
         """
         paginator = self.get_new_paginator()
-        # The same call the SDK's request_records makes.
+        # The call that the SDK's request_records makes.
         send = self.request_decorator(self._request)
+        counts = self.tap.run.counts[self.name]
         with self.get_http_request_counter() as counter:
             while not paginator.finished:
-                context = PageContext(query, paginator.current_value)
-                request = self.get_http_request(page=context)
+                page = PageContext[int](query, paginator.current_value)
+                request = self.get_http_request(page=page)
+                began = self.tap.run.clock.seconds()
                 response = send(
                     self.build_prepared_request(
                         method=request.method,
@@ -153,8 +382,107 @@ class BugsPulseStream(RESTStream[int]):
                     query,
                 )
                 counter.increment()
+                counts.requests += 1
+                counts.seconds += self.tap.run.clock.seconds() - began
                 yield page_of(response)
                 paginator.advance(response)
+
+    def rows(self, query: Query, pages: Iterator[Page] | None = None) -> Iterator[Row]:
+        """Give each row of a listing once, shaped; list again when pages drift.
+
+        Rows that are inserted while the pages are read push others to later pages,
+        where they are met again. Rows that are deleted pull others to earlier pages,
+        where they are missed: the API's ``total`` shrinks, or fewer rows arrive than
+        it named first.
+
+        Args:
+            query: Query parameters of the listing.
+            pages: Its pages, where some have been asked for already.
+        """
+        known: set[Key] = set()
+        for _ in range(LISTINGS):
+            seen = Listing()
+            for page in pages or self.request_pages(query):
+                rows = [self.shape(raw, query) for raw in page.rows]
+                keys = [self._key(row) for row in rows]
+                seen.add(page, keys)
+                for row, key in zip(rows, keys, strict=True):
+                    if row is not None and key is not None and key not in known:
+                        known.add(key)
+                        yield row
+            self.tap.run.rows_without_key[self.name] += seen.without_key
+            if seen.is_complete():
+                return
+            pages = None
+        if seen.repeated:
+            msg = f"{self.path} answers one page again and again: nothing to go on with"
+            raise FatalAPIError(msg)
+        self.tap.run.counts[self.name].disagreements += 1
+        self.logger.warning(
+            "%s: %d rows arrived where the API counts %d, after listing %s %d times",
+            self.name,
+            seen.rows,
+            seen.first_total,
+            " ".join(f"{name} {value}" for name, value in query.items()) or "all",
+            LISTINGS,
+        )
+
+    def shape(self, raw: object, query: Query) -> Row | None:  # noqa: ARG002 - for events
+        """Fit a row of the API to the schema; None for what is no row at all.
+
+        What is not in the schema, and values that do not fit their column, are kept
+        in ``_extra``.
+        """
+        if not isinstance(raw, dict):
+            return None
+        row: Row = dict.fromkeys(self._fits)
+        extra: Row = {}
+        for name, value in raw.items():
+            fit = self._fits.get(name)
+            if fit is None:
+                self.tap.run.warn_once(
+                    f"{self.name}: the API sends {name}, which is no column yet; "
+                    f"it is kept in {EXTRA}"
+                )
+                extra[name] = value
+            elif value is not None:
+                row[name] = fit(value)
+                if row[name] is None:
+                    self.misfits[name] += 1
+                    extra[name] = value
+        row[EXTRA] = extra or None
+        if self.tap.project is not None:
+            row[PROJECT] = self.tap.project
+        return row
+
+    @cached_property
+    def _fits(self) -> dict[str, Callable[[t.Any], t.Any]]:
+        """For each column of the API, what turns a value into one that fits or None."""
+        fits = {}
+        for name, column in self.schema["properties"].items():
+            if name in {EXTRA, PROJECT}:
+                continue
+            kind = column["type"][0] if isinstance(column["type"], list) else "key"
+            if name in self.key_columns:
+                kind = "key"
+            fits[name] = _FITS[column.get("format", kind)]
+        return fits
+
+    def _key(self, row: Row | None) -> Key | None:
+        if row is None:
+            return None
+        key = tuple(row[name] for name in self.key_columns)
+        return None if None in key else key
+
+    @override
+    def post_process(self, row: Row, context: t.Any = None) -> Row:
+        self.tap.run.counts[self.name].rows += 1
+        return row
+
+    @override
+    def log_sync_costs(self) -> None:
+        # The SDK calls this once for each stream when all is done.
+        self.tap.sum_up(self)
 
     @override
     def parse_response(self, response: requests.Response) -> Iterator[dict[str, t.Any]]:
@@ -163,18 +491,51 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def validate_response(self, response: requests.Response) -> None:
         status = response.status_code
-        if status == HTTPStatus.UNAUTHORIZED:
-            msg = (
-                "401 Unauthorized: the API does not know this api_key. Copy the API key "
-                "of your BugsPulse project again (it begins with bp_)"
-            )
-            raise FatalAPIError(msg)
         if status == HTTPStatus.OK:
             page_of(response)
             return
-        super().validate_response(response)
+        if status == HTTPStatus.NOT_FOUND:
+            raise NotFoundError(self.response_error_message(response))
+        if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS} or (
+            status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        ):
+            raise RetriableAPIError(self.response_error_message(response), response)
+        raise FatalAPIError(self.response_error_message(response))
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
         # Never the body: it may hold personal data.
-        return f"{response.status_code} {response.reason} for {self.path}"
+        message = f"{response.status_code} {response.reason} for {self.path}"
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            message += (
+                ": the API does not know this api_key. Copy the API key of your "
+                "BugsPulse project again (it begins with bp_)"
+            )
+        return message
+
+    # --- Retries -----------------------------------------------------------------------
+
+    @override
+    def backoff_max_tries(self) -> int:
+        return sys.maxsize  # patience counts: an answer 429 is no failure of its own
+
+    @override
+    def backoff_jitter(self, value: float) -> float:
+        return value  # one tap is no herd, and a told time is waited as told
+
+    @override
+    def backoff_wait_generator(self) -> Generator[float, t.Any, None]:
+        patience = Patience(
+            self.path, self.patience_tries, self.tap.minute_seconds, self.tap.run.clock
+        )
+        return self.backoff_runtime(value=patience.wait_after)
+
+    @override
+    def backoff_handler(self, details: Details) -> None:
+        self.tap.run.counts[self.name].retries += 1
+        self.logger.info(
+            "%s: trying again in %.0f s after %s",
+            self.name,
+            details["wait"],
+            reason(details["exception"]),
+        )

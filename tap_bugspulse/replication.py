@@ -1,23 +1,658 @@
-"""What is complete, what is asked for, what is due: plain data, no HTTP, no SDK."""
+"""What is complete, what to ask for, what is due: plain data, no HTTP, no SDK.
+
+Instants are aware datetimes in UTC, days are UTC dates. The API takes dates only and
+does not say which time zone they mean, so whatever is asked for reaches one day
+further than what is needed, and a mark stays one day inside what was asked for.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import base64
+import binascii
+import hashlib
+import itertools
+import json
+import struct
+import typing as t
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Bookmark = dict[str, t.Any]
+
+DAY = timedelta(days=1)
+BEGINNING = "beginning"  # how a state writes a stretch without a lower bound
+MAX_AHEAD = 1000  # rows in the future of the run that are remembered
+FIRST_GUESS = 30  # days that a window covers where nothing is known of their rows
+EPOCH = date(1970, 1, 1)
+
+
+def parse_instant(text: object) -> datetime | None:
+    """Read a date or date-time as an aware instant in UTC; None if it is neither."""
+    if not isinstance(text, str):
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+        aware = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+        return aware.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def format_instant(instant: datetime) -> str:
+    """Write an instant the way the API does, ``2026-01-15T10:00:00.000Z``."""
+    digits = "microseconds" if instant.microsecond % 1000 else "milliseconds"
+    return instant.isoformat(timespec=digits).replace("+00:00", "Z")
+
+
+def midnight(day: date) -> datetime:
+    """Give the first instant of a day."""
+    return datetime.combine(day, time(), UTC)
+
+
+# --- Which instants -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """The instants a run needs: from ``start`` up to, not including, ``end``."""
+class Span:
+    """The instants from ``start`` up to, not including, ``end``; None is no bound."""
 
     start: datetime | None = None
     end: datetime | None = None
 
+    def holds(self, instant: datetime | None) -> bool:
+        """Tell whether an instant lies in the span; one that is not known does."""
+        return instant is None or (
+            (self.start is None or instant >= self.start)
+            and (self.end is None or instant < self.end)
+        )
 
-def parse_instant(text: str) -> datetime | None:
-    """Read a date or date-time as an aware instant in UTC; None if it is neither."""
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The one stretch of time that is complete, both ends included.
+
+    ``complete_from`` None means from the beginning of time.
+    """
+
+    complete_from: datetime | None
+    complete_to: datetime
+
+    def holds(self, instant: datetime) -> bool:
+        """Tell whether the rows of an instant have been read."""
+        return instant <= self.complete_to and (
+            self.complete_from is None or instant >= self.complete_from
+        )
+
+    def joined(self, other: Stretch) -> Stretch | None:
+        """Give both as one where they touch or overlap, else None."""
+        first, last = sorted(
+            (self, other), key=lambda stretch: stretch.complete_from or _LONG_AGO
+        )
+        if last.complete_from and last.complete_from > first.complete_to:
+            return None
+        return Stretch(first.complete_from, max(first.complete_to, last.complete_to))
+
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+def read_stretch(
+    bookmark: Mapping[str, t.Any],
+    complete_to: str,
+    now: datetime,
+    lookback: timedelta,
+) -> tuple[Stretch | None, str | None]:
+    """Read the complete stretch of a bookmark, never more than it says.
+
+    Args:
+        bookmark: A bookmark of ours.
+        complete_to: Name of the key that holds the forward mark.
+        now: Start of the run. A mark a little after it, by another machine's clock,
+            counts as now; one more than a day after it is no mark.
+        lookback: What counts as complete before a forward mark that stands alone.
+
+    Returns:
+        The stretch, or None where nothing counts as complete, and what is wrong with
+        the bookmark, if anything.
+    """
+    if complete_to not in bookmark and "complete_from" not in bookmark:
+        return None, None
+    to = parse_instant(bookmark.get(complete_to))
+    if to is None or to > now + DAY:
+        return None, f"{complete_to} is {bookmark.get(complete_to)!r}"
+    to = min(to, now)
+    written = bookmark.get("complete_from")
+    start = parse_instant(written)
+    if written == BEGINNING or (start is not None and start <= to):
+        return Stretch(start, to), None
+    return Stretch(to - lookback, to), f"complete_from is {written!r}"
+
+
+def write_stretch(stretch: Stretch, complete_to: str) -> Bookmark:
+    """Write a complete stretch as keys of a bookmark."""
+    start = stretch.complete_from
+    return {
+        complete_to: format_instant(stretch.complete_to),
+        "complete_from": BEGINNING if start is None else format_instant(start),
+    }
+
+
+def clean_state(
+    state: object, marks: Mapping[str, str], start: datetime | None
+) -> tuple[dict[str, Bookmark], list[str]]:
+    """Take from a state what can be worked with; nothing in it is trusted.
+
+    Args:
+        state: Whatever a state file may hold.
+        marks: The forward mark's key of each stream; the streams that are known.
+        start: start_date. A bookmark without any key of ours, which a person or
+            another tap has written, counts as complete from there on.
+
+    Returns:
+        The bookmarks by stream, and what had to be left out.
+    """
+    bookmarks: dict[str, Bookmark] = {}
+    if state is None or state == {}:
+        return bookmarks, []
+    written = state.get("bookmarks") if isinstance(state, dict) else state
+    if not isinstance(written, dict):
+        return bookmarks, ["there are no bookmarks in it"]
+    problems = []
+    for stream, bookmark in written.items():
+        if stream not in marks or not isinstance(bookmark, dict):
+            if bookmark is not None:
+                problems.append(f"{stream!r} is not a bookmark of this tap")
+            continue
+        kept = {key: bookmark[key] for key in OUR_KEYS if bookmark.get(key) is not None}
+        if kept.keys() <= SDK_KEYS and parse_instant(kept.get(marks[stream])):
+            kept["complete_from"] = BEGINNING if start is None else format_instant(start)
+        bookmarks[stream] = kept
+    return bookmarks, problems
+
+
+# The keys a bookmark of ours may have; the SDK's own come first.
+SDK_KEYS = {"replication_key", "replication_key_value"}
+OUR_KEYS = (
+    *sorted(SDK_KEYS),
+    "complete_from",
+    "ledger",
+    "dates",
+    "days",
+    "ahead",
+    "complete",
+    "set_aside",
+    "project",
+)
+
+
+# --- What to read -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Whole days asked for in one listing, ``[start, end)``; None is no bound."""
+
+    start: date | None
+    end: date | None
+
+    def query(self) -> dict[str, str]:
+        """Give the query parameters that ask for the window's rows."""
+        query = {}
+        if self.start:
+            query["from"] = self.start.isoformat()
+        if self.end:
+            query["to"] = self.end.isoformat()
+        return query
+
+    def holds(self, day: date) -> bool:
+        """Tell whether a day lies in the window."""
+        return (self.start is None or day >= self.start) and (
+            self.end is None or day < self.end
+        )
+
+    def day_of(self, instant: datetime | None, today: date) -> date:
+        """Give the day a row is filed under: its own, or the window's last.
+
+        The API does not say which of a row's instants the dates filter on, so the
+        row may lie outside of the window.
+        """
+        if instant is not None and self.holds(instant.date()):
+            return instant.date()
+        if self.end is None:
+            return max(today, self.start or today)
+        return self.end - DAY
+
+
+def asked_for(span: Span, now: datetime) -> Window:
+    """Give the days to ask for so that a span is complete in every time zone."""
+    start = end = None
+    if span.start is not None:
+        start = span.start.date() - DAY
+    if span.end is not None and span.end <= now:
+        end = _ceil(span.end) + DAY
+    return Window(start, end)
+
+
+def _ceil(instant: datetime) -> date:
+    day = instant.date()
+    return day if instant == midnight(day) else day + DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run reads: ``forward`` oldest first, then ``history`` newest first."""
+
+    forward: Span | None
+    history: Span | None
+    stretch: Stretch | None = None
+    moves_marks: bool = True
+
+    def forward_days(self, now: datetime) -> Window | None:
+        """Give the days to ask for in the forward part."""
+        return asked_for(self.forward, now) if self.forward else None
+
+    def history_days(self, now: datetime) -> Window | None:
+        """Give the days to ask for in history.
+
+        Where the forward part of this run reads the days before, both touch; where an
+        earlier run did, they overlap.
+        """
+        if self.history is None:
+            return None
+        days = asked_for(self.history, now)
+        forward = self.forward_days(now)
+        if self.stretch is None and forward is not None:
+            return Window(days.start, forward.start)
+        return days
+
+    def was_read(self, instant: datetime | None) -> bool:
+        """Tell whether a row met in history lies where history overlaps the stretch.
+
+        Only there: a row further inside may have been filed under an earlier day by
+        another of its instants, and was then never read.
+        """
+        if instant is None or self.stretch is None or not self.moves_marks:
+            return False
+        start = self.stretch.complete_from
+        return (
+            start is not None
+            and self.stretch.holds(instant)
+            and instant < midnight(_ceil(start)) + 3 * DAY
+        )
+
+
+def make_plan(
+    stretch: Stretch | None, need: Span, lookback: timedelta, now: datetime
+) -> Plan:
+    """Plan what a run reads: its need less what is complete, plus the lookback.
+
+    Args:
+        stretch: What is complete, None where nothing is.
+        need: The instants from start_date to end_date.
+        lookback: How far before the forward mark rows may still change or come.
+        now: Start of the run.
+    """
+    start = need.start or _LONG_AGO
+    if stretch is None or start > stretch.complete_to:
+        newest = now if need.end is None else min(need.end, now)
+        recent = midnight(newest.date()) - lookback
+        if start >= recent:
+            return Plan(forward=need, history=None)
+        return Plan(Span(recent, need.end), Span(need.start, recent))
+    complete_from = stretch.complete_from or _LONG_AGO
+    if need.end is not None and need.end < complete_from:
+        return Plan(None, need, stretch, moves_marks=False)
+    edge = max(stretch.complete_to - lookback, start, complete_from)
+    return Plan(
+        forward=Span(edge, need.end) if need.end is None or need.end > edge else None,
+        history=Span(need.start, complete_from) if start < complete_from else None,
+        stretch=stretch,
+    )
+
+
+class Marks:
+    """The complete stretch while a run extends it, window by window."""
+
+    def __init__(self, plan: Plan, need: Span, now: datetime) -> None:
+        """Begin with what the plan found complete."""
+        self.need = need
+        self.now = now
+        self.moves = plan.moves_marks
+        self.stretch = plan.stretch
+        self._begins = plan.forward.start if plan.forward else None
+        self._seen: datetime | None = None
+
+    def saw(self, instant: datetime | None) -> None:
+        """Note a row that was read and not dropped; a lying clock moves nothing."""
+        if instant is not None and instant <= self.now:
+            self._seen = instant if self._seen is None else max(self._seen, instant)
+
+    def forward_done(self, window: Window) -> None:
+        """Move the forward mark over a completed window."""
+        known = self.now if window.end is None else midnight(window.end - DAY)
+        if self._seen is None or not self.moves:
+            return
+        to = min(self._seen, known)
+        if self.stretch:
+            if to > self.stretch.complete_to:
+                self.stretch = replace(self.stretch, complete_to=to)
+        elif self._begins is None or to >= self._begins:
+            self.stretch = Stretch(self._begins, to)
+
+    def history_done(self, window: Window) -> None:
+        """Move the beginning of the stretch back over a completed window."""
+        if not self.moves:
+            return
+        start = self.need.start
+        if window.start is not None:
+            start = max(midnight(window.start + DAY), start or _LONG_AGO)
+        if self.stretch:
+            known = self.stretch.complete_from or _LONG_AGO
+            start = None if start is None else min(start, known)
+            self.stretch = replace(self.stretch, complete_from=start)
+        elif self._seen is not None and self._seen >= (start or _LONG_AGO):
+            self.stretch = Stretch(start, self._seen)
+
+
+class Cutter:
+    """Cuts days into windows of at most about ``rows`` rows by the API's own totals.
+
+    Propose a window, ask for its first page, and say with :meth:`fits` how many rows
+    the API has in it: True means that the window is to be read, False that a smaller
+    one is proposed next.
+    """
+
+    def __init__(self, days: Window, rows: int, today: date, *, newest_first: bool) -> None:
+        """Begin with nothing known of how dense the rows are."""
+        self.rest: Window | None = days
+        self._rows = rows
+        self._today = today
+        self._newest_first = newest_first
+        self._try_rest = True
+        self._days = FIRST_GUESS
+        self.rows_left: int | None = None
+
+    def propose(self) -> Window | None:
+        """Give the next window to ask for; None when nothing is left."""
+        rest = self.rest
+        if rest is None or (rest.start and rest.end and rest.start >= rest.end):
+            return None
+        size = self._size(rest)
+        if self._try_rest or (size is not None and self._days >= size):
+            return rest
+        step = timedelta(days=self._days)
+        if self._newest_first:
+            end = rest.end or self._today + DAY
+            if end - EPOCH <= step:
+                return rest
+            return Window(end - step, rest.end)
+        return Window(rest.start, (rest.start or EPOCH) + step)
+
+    def fits(self, total: int) -> bool:
+        """Say how many rows the proposed window has; True if it is to be read."""
+        rest, window = self.rest, self.propose()
+        if rest is None or window is None:
+            return False
+        size = self._size(window)
+        if total > self._rows and size != 1 and not (size is None and self._at_epoch()):
+            if window == rest:
+                self.rows_left = total
+            self._try_rest = False
+            if size is not None:
+                smaller = int(size * self._rows * 0.9 / total)
+                self._days = max(1, min(size - 1, smaller))
+            return False
+        if window == rest:
+            self.rest = None
+            return True
+        if self._newest_first:
+            self.rest = Window(rest.start, window.start)
+        else:
+            self.rest = Window(window.end, rest.end)
+        if self.rows_left is not None:
+            self.rows_left -= total
+            self._try_rest = self.rows_left <= self._rows
+        if size is not None:
+            aim = int(size * self._rows * 0.9 / total) if total else 4 * size
+            self._days = max(1, min(aim, 4 * size))
+        return True
+
+    def _size(self, window: Window) -> int | None:
+        """Give the number of days in a window, None where it has no beginning."""
+        if window.start is None:
+            return None
+        end = window.end or max(self._today, window.start) + DAY
+        return max(1, (end - window.start).days)
+
+    def _at_epoch(self) -> bool:
+        """Tell whether what is left lies before anything an app can have recorded."""
+        end = self.rest and self.rest.end
+        return bool(end) and t.cast("date", end) - EPOCH <= timedelta(days=self._days)
+
+
+# --- Which sessions changed ---------------------------------------------------------
+
+_ENTRY = struct.Struct("5s4s4s")
+NOTHING = bytes(4)
+
+
+def fingerprint(*values: object) -> bytes:
+    """Give four bytes that tell values, anything JSON can write, from others."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(text.encode(), digest_size=4).digest()
+
+
+class Entry(t.NamedTuple):
+    """What the ledger knows of a session: the row emitted, the events fetched."""
+
+    row: bytes = NOTHING
+    events: bytes = NOTHING
+
+
+class Ledger:
+    """For each session that may still change: what was emitted and fetched of it.
+
+    In a state it is one string per day, 13 bytes (17.3 characters) per session.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._days: dict[date, dict[bytes, Entry]] = {}
+        self._day_of: dict[bytes, date] = {}
+        self._packed: dict[date, str] = {}
+
+    @classmethod
+    def unpack(cls, packed: object) -> tuple[Ledger, int]:
+        """Read a ledger from a state.
+
+        Returns:
+            The ledger, and the number of days that could not be read and are
+            therefore not known: their sessions count as never seen.
+        """
+        ledger, unread = cls(), 0
+        if not isinstance(packed, dict):
+            return ledger, int(packed is not None)
+        for name, text in packed.items():
+            try:
+                day = date.fromisoformat(name)
+                entries = _ENTRY.iter_unpack(base64.b64decode(text, validate=True))
+                for session, row, events in entries:
+                    ledger._put(day, session, Entry(row, events))
+            except (TypeError, ValueError, binascii.Error, struct.error):
+                unread += 1
+        return ledger, unread
+
+    def pack(self) -> dict[str, str]:
+        """Write the ledger for a state; only changed days are written anew."""
+        for day, entries in self._days.items():
+            if entries and day not in self._packed:
+                content = b"".join(_ENTRY.pack(key, *entries[key]) for key in entries)
+                self._packed[day] = base64.b64encode(content).decode()
+        return {day.isoformat(): self._packed[day] for day in sorted(self._packed)}
+
+    def __len__(self) -> int:
+        """Give the number of sessions remembered."""
+        return len(self._day_of)
+
+    def get(self, session: str) -> Entry | None:
+        """Give what is known of a session."""
+        key = session_key(session)
+        day = self._day_of.get(key)
+        return None if day is None else self._days[day][key]
+
+    def put(
+        self,
+        session: str,
+        day: date,
+        *,
+        row: bytes | None = None,
+        events: bytes | None = None,
+    ) -> None:
+        """Note what was emitted or fetched of a session filed under a day."""
+        key = session_key(session)
+        known = self._day_of.get(key)
+        entry = Entry() if known is None else self._days[known].pop(key)
+        if known is not None:
+            self._packed.pop(known, None)
+        self._put(day, key, Entry(row or entry.row, events or entry.events))
+
+    def _put(self, day: date, key: bytes, entry: Entry) -> None:
+        self._days.setdefault(day, {})[key] = entry
+        self._day_of[key] = day
+        self._packed.pop(day, None)
+
+    def prune(self, keep: Callable[[date, Entry], bool]) -> None:
+        """Forget the entries that are not to be kept."""
+        for day in list(self._days):
+            entries = self._days[day]
+            gone = [key for key in entries if not keep(day, entries[key])]
+            for key in gone:
+                del entries[key], self._day_of[key]
+            if gone:
+                self._packed.pop(day, None)
+            if not entries:
+                del self._days[day]
+                self._packed.pop(day, None)
+
+    def forget_ahead(self, today: date, most: int = MAX_AHEAD) -> int:
+        """Keep at most ``most`` sessions of the future; give the number forgotten."""
+        ahead = [
+            (day, key)
+            for day in sorted(self._days)
+            if day > today + DAY
+            for key in self._days[day]
+        ]
+        for day, key in ahead[most:]:
+            del self._days[day][key], self._day_of[key]
+            self._packed.pop(day, None)
+        return len(ahead[most:])
+
+
+def session_key(session: str) -> bytes:
+    """Give five bytes that stand for an id."""
+    return hashlib.blake2b(session.encode(), digest_size=5).digest()
+
+
+# --- Which sessions' events are due -------------------------------------------------
+
+
+class Candidate(t.NamedTuple):
+    """A session whose events may be due; ``day`` is the day it is filed under."""
+
+    id: str
+    instant: datetime | None
+    day: date
+    mark: bytes  # what its events would be fetched with
+    crashed: bool
+    errors: bool
+
+
+def candidate(row: Mapping[str, t.Any], instant: datetime | None, day: date) -> Candidate:
+    """Reduce a session to what decides whether its events are fetched."""
+    crashed = bool(row["hasCrash"]) or row["status"] == "crashed"
+    return Candidate(
+        row["id"],
+        instant,
+        day,
+        fingerprint(row["eventCount"], row["status"], row["endedAt"], row["hasCrash"]),
+        crashed,
+        crashed or bool(row["hasNetworkErrors"]),
+    )
+
+
+def has_events(row: Mapping[str, t.Any]) -> bool:
+    """Tell whether a session can have events: not if it ended with none."""
+    return bool(row["eventCount"] != 0 or row["status"] == "active")
+
+
+def is_wanted(session: Candidate, events_for: str) -> bool:
+    """Tell whether the setting ``events_for`` takes a session's events."""
+    return {"all": True, "errors": session.errors, "crashed": session.crashed}[events_for]
+
+
+def wider(events_for: str) -> tuple[str, ...]:
+    """Give the values of ``events_for`` that serve one, the widest first."""
+    order = ("all", "errors", "crashed")
+    return order[: order.index(events_for) + 1]
+
+
+def split(days: Window, known: list[Window]) -> list[tuple[Window, bool]]:
+    """Cut days, newest first, into those that are known and those that are not."""
+    inner = sorted(
+        {edge for window in known for edge in (window.start, window.end) if edge}
+    )
+    inner = [edge for edge in inner if _inside(days, edge)]
+    edges = [days.start, *inner, days.end]
+    pieces = [Window(*pair) for pair in itertools.pairwise(edges)]
+    cut: list[tuple[Window, bool]] = []
+    for piece in reversed(pieces):
+        is_known = any(_covers(window, piece) for window in known)
+        if cut and cut[-1][1] == is_known:
+            cut[-1] = (Window(piece.start, cut[-1][0].end), is_known)
+        else:
+            cut.append((piece, is_known))
+    return cut
+
+
+def _inside(days: Window, edge: date) -> bool:
+    return (days.start is None or edge > days.start) and (
+        days.end is None or edge < days.end
+    )
+
+
+def _covers(outer: Window, inner: Window) -> bool:
+    return (
+        outer.start is None or (inner.start is not None and outer.start <= inner.start)
+    ) and (outer.end is None or (inner.end is not None and inner.end <= outer.end))
+
+
+# --- Which days of network calls grew -----------------------------------------------
+
+
+class DayReading(t.NamedTuple):
+    """What the last complete reading of a day found.
+
+    ``total`` is the API's own; ``rows`` of them lay in start_date to end_date and not
+    in the future of the run, the latest at ``last``.
+    """
+
+    total: int
+    rows: int
+    last: datetime
+
+    @classmethod
+    def read(cls, written: object) -> DayReading | None:
+        """Read a reading from a state, None where it is none."""
+        if not isinstance(written, list) or len(written) != len(cls._fields):
+            return None
+        last = parse_instant(written[2])
+        if last is None or not all(type(number) is int for number in written[:2]):
+            return None
+        return cls(written[0], written[1], last)
+
+    def write(self) -> list[t.Any]:
+        """Write a reading for a state."""
+        return [self.total, self.rows, format_instant(self.last)]

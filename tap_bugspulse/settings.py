@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from singer_sdk import typing as th
 
-from tap_bugspulse.replication import Need, parse_instant
+from tap_bugspulse.replication import Span, parse_instant
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,7 +149,7 @@ class Settings:
 
     api_key: str = field(repr=False)
     api_url: str
-    need: Need
+    need: Span
     lookback_days: int
     events_for: str
     max_runtime_minutes: float | None
@@ -182,7 +182,7 @@ class Settings:
         settings = cls(
             api_key=read.key(),
             api_url=read.url(),
-            need=Need(start, end),
+            need=Span(start, end),
             lookback_days=int(read.number("lookback_days", 7, 0, whole=True) or 0),
             events_for=read.choice("events_for", EVENTS_FOR),
             max_runtime_minutes=read.number("max_runtime_minutes", None, 0, above=True),

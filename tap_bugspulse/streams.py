@@ -2,52 +2,376 @@
 
 from __future__ import annotations
 
+import itertools
 import typing as t
+from base64 import b64decode, b64encode
+from datetime import date
 
-from singer_sdk import SchemaDirectory, StreamSchema
 from typing_extensions import override
 
-from tap_bugspulse import schemas
 from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.incremental import IncrementalStream
+from tap_bugspulse.replication import (
+    DAY,
+    MAX_AHEAD,
+    NOTHING,
+    Candidate,
+    DayReading,
+    Entry,
+    Ledger,
+    Span,
+    Stretch,
+    Window,
+    candidate,
+    fingerprint,
+    has_events,
+    is_wanted,
+    midnight,
+    parse_instant,
+    session_key,
+)
 
-SCHEMAS = SchemaDirectory(schemas)
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from tap_bugspulse.client import Page, Row
+    from tap_bugspulse.events import Events
+
+MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
 
 
 class Crashes(BugsPulseStream):
+    """Crash groups: all of them in every run, since triage moves no date."""
+
     name = "crashes"
     path = "/crashes"
     primary_keys = ("id",)
-    schema = StreamSchema(SCHEMAS)
+
+    @override
+    def get_records(self, context: t.Any) -> Iterator[Row]:
+        return self.rows({})
 
 
-class Network(BugsPulseStream):
+class Network(IncrementalStream):
+    """Network calls, which never change but may come late."""
+
     name = "network"
     path = "/network"
     primary_keys = ("id",)
-    replication_key = "timestamp"
-    schema = StreamSchema(SCHEMAS)
+    replication_key = instant_column = "timestamp"
+    box_share = 0.5  # so that sessions and events get their turn
+
+    days: dict[date, DayReading]
+    ahead: set[bytes]
+
+    @override
+    def begin(self) -> None:
+        super().begin()
+        self.days, self.ahead = {}, set()
+        if self.plan.stretch is None:
+            return
+        self.ahead = _read_keys(self.stream_state.get("ahead"))
+        written = self.stream_state.get("days")
+        for name, reading in (written if isinstance(written, dict) else {}).items():
+            day, known = parse_instant(name), DayReading.read(reading)
+            if day is not None and known is not None and self._same_need(day):
+                self.days[day.date()] = known
+
+    def _same_need(self, day: datetime) -> bool:
+        """Tell whether a reading of a day meant the rows that this run means."""
+        written = self.stream_state.get("dates")
+        if written == self._dates():
+            return True
+        if not isinstance(written, list) or len(written) != 2:  # noqa: PLR2004 - two dates
+            return False
+        before = Span(parse_instant(written[0]), parse_instant(written[1]))
+        edges = (day - DAY, day + 2 * DAY)
+        return all(span.holds(edge) for span in (before, self.tap.need) for edge in edges)
+
+    def _dates(self) -> list[str | None]:
+        return [self.tap.config.get(name) for name in ("start_date", "end_date")]
+
+    def _tracked_from(self, newest: datetime) -> date:
+        """Give the first day that is read on its own, so that its growth shows."""
+        return (newest - self.lookback).date() - DAY
+
+    @override
+    def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
+        tracked_from = self._tracked_from(self.tap.run.started)
+        start, end = days.start, days.end or self.today + DAY
+        while start is not None and start < end:
+            if start in self.days or start >= tracked_from:
+                stop = start + DAY
+            else:
+                later = [day for day in self.days if day > start]
+                stop = min(tracked_from, end, *later)
+            last = stop >= end
+            yield from self.cut(
+                Window(start, days.end if last else stop), newest_first=False
+            )
+            start = stop
+        if start is None:
+            yield from self.cut(days, newest_first=False)
+
+    @override
+    def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
+        if self.plan.stretch is None and self.marks.stretch and days.end:
+            first = max(
+                self._tracked_from(self.marks.stretch.complete_to), days.start or date.min
+            )
+            while days.end and days.end > first:
+                yield from self.cut(Window(days.end - DAY, days.end), newest_first=True)
+                days = Window(days.start, days.end - DAY)
+        yield from super().history_windows(days)
+
+    @override
+    def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
+        day = window.start
+        if day is None or window.end not in {day + DAY, None} or self.ignores_state:
+            yield from super()._read(window, pages)
+            return
+        first = next(pages)
+        known = self.days.get(day)
+        if known is not None and known.total == first.total:
+            self.near = set()
+            return
+        yield from self._read_day(window, day, known, itertools.chain([first], pages))
+        if self._count is not None:
+            last, count = self._count
+            self.days[day] = DayReading(first.total, count, last)
+
+    def _read_day(
+        self,
+        window: Window,
+        day: date,
+        known: DayReading | None,
+        pages: Iterator[Page],
+    ) -> Iterator[Row]:
+        """Give the rows of a day that are new, and all where one must have come late."""
+        now, met, old, count = self.tap.run.started, set(), 0, 0
+        last = midnight(day)
+        for row in self.rows(window.query(), pages):
+            instant = parse_instant(row["timestamp"])
+            if not self.tap.need.holds(instant):
+                continue
+            self.marks.saw(instant)
+            met.add(row["id"])
+            is_ahead = instant is not None and instant > now
+            if not is_ahead:
+                count += 1
+                last = last if instant is None else max(last, instant)
+            if known is not None and (instant is None or instant <= known.last):
+                old += 1
+            elif self._is_new_ahead(row["id"], is_ahead=is_ahead) and not self.was_met(
+                row, instant
+            ):
+                yield row
+        if known is not None and old > known.rows:
+            for row in self.rows(window.query()):
+                instant = parse_instant(row["timestamp"])
+                if self.tap.need.holds(instant) and (
+                    instant is None or instant <= known.last
+                ):
+                    yield row
+        self._count = (last, count)
+        self.near = met
+
+    _count: tuple[datetime, int] | None = None
+
+    def _is_new_ahead(self, row_id: str, *, is_ahead: bool) -> bool:
+        """Tell whether a row has not been met while it lay in the future."""
+        key = session_key(row_id)
+        if key in self.ahead:
+            return False
+        if is_ahead:
+            if len(self.ahead) < MAX_AHEAD:
+                self.ahead.add(key)
+            else:
+                self.tap.run.warn_once(
+                    "network: more than 1,000 rows lie in the future of the run; those "
+                    "beyond are emitted again in every run"
+                )
+        return True
+
+    @override
+    def more_state(self) -> dict[str, t.Any]:
+        edge = self._tracked_from(t.cast("Stretch", self.marks.stretch).complete_to)
+        return {
+            "dates": self._dates(),
+            "days": {
+                day.isoformat(): self.days[day].write()
+                for day in sorted(self.days)
+                if day >= edge
+            },
+            "ahead": b64encode(b"".join(sorted(self.ahead))).decode(),
+        }
 
 
-class Sessions(BugsPulseStream):
+def _read_keys(written: object) -> set[bytes]:
+    try:
+        content = b64decode(written, validate=True) if isinstance(written, str) else b""
+    except ValueError:
+        return set()
+    return {content[i : i + 5] for i in range(0, len(content), 5)}
+
+
+class Listed(t.NamedTuple):
+    """A window of sessions that this run has listed in full, kept for the events."""
+
+    window: Window
+    seen: list[datetime]
+    candidates: list[Candidate]
+
+
+class Sessions(IncrementalStream):
+    """Sessions; the listing is emitted in full before their events are asked for."""
+
     name = "sessions"
     path = "/sessions"
     primary_keys = ("id",)
-    replication_key = "startedAt"
-    schema = StreamSchema(SCHEMAS)
+    replication_key = instant_column = "startedAt"
+
+    ledger: Ledger
+
+    def __init__(self, *args: t.Any) -> None:
+        """Set up what one run knows of the sessions it lists."""
+        super().__init__(*args)
+        self.listed: list[Listed] = []
+        self._remembered = 0
+
+    @property
+    def events(self) -> Events:
+        """The child stream."""
+        return t.cast("Events", self.child_streams[0])
 
     @override
-    def get_child_context(self, record, context):
+    def get_child_context(self, record: Row, context: t.Any) -> dict[str, str]:
         return {"sessionId": record["id"]}
 
-
-class Events(BugsPulseStream):
-    name = "events"
-    path = "/events"
-    primary_keys = ("sessionId", "id")
-    schema = StreamSchema(SCHEMAS)
-    parent_stream_type = Sessions
-    state_partitioning_keys = ()
+    @override
+    def generate_child_contexts(self, record: Row, context: t.Any) -> Iterator[t.Any]:
+        # None while the sessions are listed: get_records runs the events afterwards.
+        return iter(())
 
     @override
-    def post_process(self, row, context=None):
-        return {"sessionId": context["sessionId"], **row}
+    def get_records(self, context: t.Any) -> Iterator[Row]:
+        self.ledger, unread = Ledger.unpack(self.stream_state.get("ledger"))
+        if unread:
+            self.logger.warning(
+                "sessions: %d days of the ledger in the state are damaged: what is in "
+                "the lookback is loaded again",
+                unread,
+            )
+        if self.selected:
+            yield from super().get_records(context)
+        if self.events.selected:
+            # All due sessions in one sync of the child: a sync for each would send the
+            # schema and five lines of log every time.
+            self._sync_children({})
+
+    @override
+    def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
+        self.listed.append(Listed(window, [], []))
+        yield from super()._read(window, pages)
+        self._remembered += len(self.listed[-1].candidates)
+        if self._remembered > MAX_REMEMBERED:
+            self._remembered -= len(self.listed.pop().candidates)
+
+    @override
+    def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
+        day = window.day_of(instant, self.today)
+        if self._remembered + len(self.listed[-1].candidates) <= MAX_REMEMBERED:
+            self.remember(self.listed[-1], row, instant, day)
+        entry = self.ledger.get(row["id"]) or Entry()
+        remembers = self._remembers(day) or entry.row != NOTHING
+        mark = fingerprint(row) if remembers else NOTHING
+        if self.ignores_state:
+            changed = row["id"] not in self.near
+        elif entry.row != NOTHING:
+            changed = entry.row != mark
+        else:
+            changed = not self.was_met(row, instant)
+        row_id = row["id"]
+        if changed:
+            yield row
+            if remembers:
+                self.ledger.put(row_id, day, row=mark)
+
+    def _remembers(self, day: date) -> bool:
+        """Tell whether a session of a day may still change in a later run."""
+        stretch = self.marks.stretch
+        return stretch is None or day >= self._kept_from(stretch)
+
+    def _kept_from(self, stretch: Stretch) -> date:
+        return (stretch.complete_to - self.lookback).date() - 2 * DAY
+
+    def list_again(self, window: Window, pages: Iterator[Page]) -> Listed:
+        """List sessions for their events only, without emitting them."""
+        listed = Listed(window, [], [])
+        for row in self.rows(window.query(), pages):
+            instant = parse_instant(row["startedAt"])
+            if self.tap.need.holds(instant):
+                self.remember(listed, row, instant, window.day_of(instant, self.today))
+        return listed
+
+    def remember(
+        self, listed: Listed, row: Row, instant: datetime | None, day: date
+    ) -> None:
+        """Keep a listed session for the events, if it is a candidate."""
+        if instant is not None and instant <= self.tap.run.started:
+            listed.seen[:] = [max([instant, *listed.seen])]
+        found = self.candidate(row, instant, day)
+        if found is not None:
+            listed.candidates.append(found)
+
+    def candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
+        """Give what decides about a session's events, None where there are none due."""
+        if not self.events.selected or not has_events(row):
+            return None
+        found = candidate(row, instant, day)
+        if not is_wanted(found, self.tap.settings.events_for):
+            return None
+        entry = self.ledger.get(found.id)
+        if entry is not None and entry.events == found.mark:
+            return None
+        # A stream map that filters a session out spares its events, too.
+        return found if self.stream_maps[0].get_filter_result(row) else None
+
+    @override
+    def more_state(self) -> dict[str, t.Any]:
+        self.prune()
+        return {"ledger": self.ledger.pack()}
+
+    def prune(self) -> None:
+        """Forget the sessions that no later run asks for again."""
+        stretches = []
+        if self.selected:
+            stretches.append(self.marks.stretch)
+        complete = self.events.stretch()
+        if self.events.selected:
+            stretches.append(complete)
+        start = self.tap.need.start
+        kept_from = (
+            date.min
+            if None in stretches
+            else min(self._kept_from(stretch) for stretch in stretches if stretch)
+        )
+
+        def keep(day: date, entry: Entry) -> bool:
+            if start is not None and day + 2 * DAY < start.date():
+                return False
+            if day >= kept_from:
+                return True
+            return entry.events != NOTHING and not (
+                complete is not None
+                and complete.holds(midnight(day - DAY))
+                and complete.holds(midnight(day + 2 * DAY))
+            )
+
+        self.ledger.prune(keep)
+        if self.ledger.forget_ahead(self.today):
+            self.tap.run.warn_once(
+                "sessions: more than 1,000 lie in the future of the run; those beyond "
+                "are loaded again in every run"
+            )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
+import os
+import signal
 import sys
 import typing as t
 from functools import cached_property
@@ -10,23 +14,50 @@ from functools import cached_property
 import requests
 from requests_ratelimiter import InMemoryBucket, Limiter, LimiterAdapter, Rate
 from singer_sdk import Tap
-from singer_sdk.exceptions import ConfigValidationError, SingerSDKError
+from singer_sdk.contrib.msgspec import MsgSpecWriter
+from singer_sdk.exceptions import (
+    ConfigurationError,
+    ConfigValidationError,
+    SingerSDKError,
+)
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
 from typing_extensions import override
 
-from tap_bugspulse import streams
+from tap_bugspulse.client import RATE_WINDOW
+from tap_bugspulse.events import COMPLETE_TO, Events
+from tap_bugspulse.incremental import MARK
+from tap_bugspulse.replication import clean_state, format_instant
+from tap_bugspulse.run import Clock, Run
 from tap_bugspulse.settings import CONFIG_SCHEMA, KEY_PREFIX, Settings, SettingsError
+from tap_bugspulse.streams import Crashes, Network, Sessions
 
 if t.TYPE_CHECKING:
-    import logging
     from collections.abc import Iterator
+    from types import FrameType
 
     import click
+    from singer_sdk.singerlib.messages import Message
 
     from tap_bugspulse.client import BugsPulseStream
+    from tap_bugspulse.replication import Span
 
-# A little more than the minute the API counts in: arrival times jitter.
-RATE_WINDOW_MILLISECONDS = 61_000
+
+class WholeMessageWriter(MsgSpecWriter):
+    """Writes messages; a signal that comes while one is written waits for its end."""
+
+    def __init__(self) -> None:
+        """Begin with nothing being written."""
+        super().__init__()
+        self.is_writing = False
+        self.after: t.Callable[[], None] | None = None
+
+    @override
+    def write_message(self, message: Message) -> None:
+        self.is_writing = True
+        super().write_message(message)
+        self.is_writing = False
+        if self.after is not None:
+            self.after()
 
 
 class TapBugsPulse(Tap):
@@ -34,6 +65,7 @@ class TapBugsPulse(Tap):
 
     name = "tap-bugspulse"
     config_jsonschema = CONFIG_SCHEMA
+    message_writer_class = WholeMessageWriter
     # No BATCH, which bypasses stream maps, and no ACTIVATE_VERSION: the warehouse
     # keeps the rows that BugsPulse's retention deletes.
     capabilities: t.ClassVar[list[t.Any]] = [
@@ -46,6 +78,33 @@ class TapBugsPulse(Tap):
         PluginCapabilities.STRUCTURED_LOGGING,
     ]
 
+    # A test brings a shorter minute and a clock of its own.
+    minute_seconds = 60.0
+    clock = Clock()
+
+    def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
+        """Set the tap up; metrics, a line for each request, are for DEBUG."""
+        super().__init__(*args, **kwargs)
+        if not (
+            self.logger.isEnabledFor(logging.DEBUG) or "SINGER_SDK_LOG_CONFIG" in os.environ
+        ):
+            self.metrics_logger.setLevel(logging.WARNING)
+
+    @property
+    def project(self) -> str | None:
+        """The name that every row carries, if any; known before the settings are."""
+        return self.config.get("project") or None
+
+    @property
+    def need(self) -> Span:
+        """The instants from start_date to end_date."""
+        return self.settings.need
+
+    @cached_property
+    def run(self) -> Run:
+        """What the streams of this run share."""
+        return Run(self.settings, self.clock, self.logger)
+
     @cached_property
     def settings(self) -> Settings:
         """The settings in the types the tap works with."""
@@ -55,7 +114,8 @@ class TapBugsPulse(Tap):
     def session(self) -> requests.Session:
         """The one HTTP session of the tap: the limit counts per key."""
         session = requests.Session()
-        rate = Rate(self.settings.requests_per_minute, RATE_WINDOW_MILLISECONDS)
+        window = round(self.minute_seconds * RATE_WINDOW * 1000)
+        rate = Rate(self.settings.requests_per_minute, window)
         adapter = LimiterAdapter(
             limiter=Limiter(InMemoryBucket([rate])), per_host=False, limit_statuses=()
         )
@@ -66,11 +126,104 @@ class TapBugsPulse(Tap):
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
         return [
-            streams.Crashes(self),
-            streams.Network(self),
-            streams.Sessions(self),
-            streams.Events(self),
+            Crashes(self),
+            Network(self),
+            Sessions(self),
+            Events(self),
         ]
+
+    # --- State -------------------------------------------------------------------------
+
+    @override
+    def load_state(self, state: t.Any) -> None:
+        # The SDK takes a null stream, a list of bookmarks or a mark that is no date at
+        # its word and fails in the middle of the run.
+        if not state:
+            super().load_state({})
+            return
+        bookmarks, problems = clean_state(
+            state,
+            {
+                "crashes": "",
+                "events": COMPLETE_TO,
+                "network": MARK,
+                "sessions": MARK,
+            },
+            self.need.start,
+        )
+        for problem in problems:
+            self.logger.warning("The state is damaged: %s; going on without it", problem)
+        for stream, bookmark in bookmarks.items():
+            theirs = bookmark.get("project")
+            ours_is_new = "complete_from" not in bookmark and "complete" not in bookmark
+            if theirs != self.project and not (theirs is None and ours_is_new):
+                msg = (
+                    f"project is {self.project!r}, but the state of {stream} belongs to "
+                    f"{theirs!r}: set project back, or give each project a state of its "
+                    "own (--state-id-suffix in Meltano)"
+                )
+                raise ConfigurationError(msg)
+        super().load_state({"bookmarks": bookmarks})
+
+    def state_of_project(self) -> dict[str, str]:
+        """Give what a bookmark keeps of the setting ``project``."""
+        return {} if self.project is None else {"project": self.project}
+
+    # --- What a person sees ------------------------------------------------------------
+
+    def sum_up(self, stream: BugsPulseStream) -> None:
+        """Log what a stream did; after the last one, a line for machines.
+
+        Raises:
+            ConfigurationError: If there were rows that could not be loaded.
+        """
+        counts = self.run.counts[stream.name]
+        if stream.misfits:
+            self.logger.warning(
+                "%s: values that did not fit their column are null there and kept in "
+                "_extra: %s",
+                stream.name,
+                ", ".join(f"{name} {times:,}" for name, times in stream.misfits.items()),
+            )
+        if stream.selected:
+            self.logger.info(
+                "%s: %s rows, %s requests, %s retries, %.0f s, %s%s",
+                stream.name,
+                f"{counts.rows:,}",
+                f"{counts.requests:,}",
+                f"{counts.retries:,}",
+                counts.seconds,
+                f"{counts.disagreements} listings short of the API's total"
+                if counts.disagreements
+                else "as many as the API's totals",
+                f", set aside: {', '.join(counts.set_aside)}" if counts.set_aside else "",
+            )
+        if stream is list(self.streams.values())[-1]:
+            self._end()
+
+    def _end(self) -> None:
+        events = t.cast("Events", self.streams["events"])
+        sessions = t.cast("Sessions", self.streams["sessions"])
+        done = events.stretch() if events.selected else None
+        mark = sessions.stream_state.get(MARK) if sessions.selected else None
+        left = self.run.events_left or 0
+        self.logger.info(
+            "summary status=%s sessions_through=%s events_through=%s events_left=%d "
+            "eta_minutes=%d",
+            self.run.status,
+            mark or "none",
+            format_instant(done.complete_to) if done else "none",
+            left,
+            round(self.run.minutes_for(left)),
+        )
+        lost = {name: rows for name, rows in self.run.rows_without_key.items() if rows}
+        if lost:
+            counts = ", ".join(f"{rows:,} of {name}" for name, rows in lost.items())
+            msg = (
+                f"rows without a key could not be loaded: {counts}. All others were; the "
+                "next run does not ask for them again"
+            )
+            raise RowsWithoutKeyError(msg)
 
     # The SDK has no public hook before its own validation, whose messages would print
     # an api_key of the wrong type.
@@ -87,19 +240,37 @@ class TapBugsPulse(Tap):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         return super()._validate_config(raise_errors=raise_errors)
 
+    # The SDK ends with 0, and a killed run must not look successful. Its state could
+    # also land in the middle of a message that is being written.
+    @override
+    def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
+        def end() -> None:
+            writer.after = None
+            self.state_writer.write_state(self.state)
+            self.logger.warning("Stopped by %s", signal.Signals(signum).name)
+            raise SystemExit(128 + signum)
+
+        writer = t.cast("WholeMessageWriter", self.message_writer)
+        if writer.is_writing:
+            writer.after = end
+        else:
+            end()
+
     @classmethod
     @override
-    def invoke(cls, **kwargs: t.Any) -> None:  # type: ignore[override]  # passed on whole
+    def invoke(cls, **kwargs: t.Any) -> None:
         with _errors_as_one_line(cls.logger):
             super().invoke(**kwargs)
 
     @classmethod
     @override
-    def cb_test(
-        cls, ctx: click.Context, param: click.Option, value: str
-    ) -> None:
+    def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:
         with _errors_as_one_line(cls.logger):
             super().cb_test(ctx, param, value)
+
+
+class RowsWithoutKeyError(SingerSDKError):
+    """The API sent rows that no table can hold."""
 
 
 @contextlib.contextmanager
@@ -107,6 +278,17 @@ def _errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     """End the process with one line for a person instead of a traceback."""
     try:
         yield
+    except json.JSONDecodeError:
+        logger.critical(
+            "the state is not JSON: restore it, or run without --state to load "
+            "everything again"
+        )
+    except BrokenPipeError:
+        logger.critical("the target has closed its input: look for its own error above")
+        # Python would complain once more when it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (SingerSDKError, requests.RequestException) as exc:
         logger.critical("%s", exc)
-        sys.exit(1)
+    else:
+        return
+    sys.exit(1)

@@ -1,0 +1,373 @@
+"""The events stream: which sessions are due, and what happens when one fails."""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+from datetime import timedelta
+
+from singer_sdk.exceptions import FatalAPIError
+from typing_extensions import override
+
+from tap_bugspulse.client import BugsPulseStream, NotFoundError, PatienceError
+from tap_bugspulse.replication import (
+    Candidate,
+    Marks,
+    Stretch,
+    Window,
+    make_plan,
+    midnight,
+    parse_instant,
+    read_stretch,
+    split,
+    wider,
+    write_stretch,
+)
+from tap_bugspulse.run import OutOfTime, duration
+from tap_bugspulse.streams import Listed, Sessions
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from tap_bugspulse.client import Row
+    from tap_bugspulse.replication import Plan
+
+COMPLETE_TO = "complete_to"
+SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before their mark moves
+SESSIONS_PER_STATE = 100
+SECONDS_PER_STATE = 60.0
+MOST_SET_ASIDE = 10  # sessions whose events fail, newly in a run or in a row
+MOST_VANISHED = 10  # sessions without events, in a row
+MINUTES_PER_DAY = 1440
+
+
+class Events(BugsPulseStream):
+    """The events of sessions, at one request each or more."""
+
+    name = "events"
+    path = "/events"
+    primary_keys = ("sessionId", "id")
+    parent_stream_type = Sessions
+    state_partitioning_keys = ()  # one bookmark: the default is one for each session
+
+    def __init__(self, *args: t.Any) -> None:
+        """Set up what one run knows of the sessions whose events are due."""
+        super().__init__(*args)
+        self.marks: Marks | None = None
+        self.set_aside: dict[str, str | None] = {}
+        self._failed: list[Candidate] = []  # in a row, most recent last
+        self._vanished: list[Candidate] = []  # likewise
+        self._newly_set_aside = 0
+        self._mended: set[str] = set()  # set aside before, fetched in this run
+        self._left = self._done = self._since_state = 0
+        self._state_at = 0.0
+
+    @property
+    def parent(self) -> Sessions:
+        """The parent stream."""
+        return t.cast("Sessions", self.tap.streams["sessions"])
+
+    @override
+    def shape(self, raw: object, query: Mapping[str, str]) -> Row | None:
+        if isinstance(raw, dict):
+            raw = {**raw, **query}
+            if not isinstance(raw.get("data"), dict | None):
+                raw["data"] = {"value": raw["data"]}
+        return super().shape(raw, query)
+
+    @override
+    def get_records(self, context: t.Any) -> Iterator[Row]:
+        if self.ABORT_AT_RECORD_COUNT is not None:  # --test
+            for session in itertools.islice(self.parent.rows({}), 1):
+                rows = self.rows(self.parent.get_child_context(session, None))
+                yield from itertools.islice(rows, self.ABORT_AT_RECORD_COUNT)
+            return
+        written = self.stream_state.get("set_aside")
+        self.set_aside = dict(written) if isinstance(written, dict) else {}
+        self._state_at = self.tap.run.clock.seconds()
+        try:
+            yield from self._retry_set_aside()
+            yield from self._fetch_due()
+        except OutOfTime:
+            self.logger.info("events: time is up, the next run goes on")
+        self._settle()
+        self.checkpoint()
+        self.tap.run.events_left = self._left
+        self.tap.run.counts[self.name].set_aside = sorted(self.set_aside)
+
+    # --- What is complete --------------------------------------------------------------
+
+    @property
+    def lookback(self) -> timedelta:
+        """How far before the forward mark changed sessions are due again."""
+        return timedelta(days=self.tap.settings.lookback_days)
+
+    def stretch(self) -> Stretch | None:
+        """Give what is complete for the set ``events_for``; a wider one counts, too."""
+        if self.marks is not None:
+            return self.marks.stretch
+        best: Stretch | None = None
+        complete = self.stream_state.get("complete")
+        for events_for in wider(self.tap.settings.events_for):
+            bookmark = complete.get(events_for) if isinstance(complete, dict) else None
+            if not isinstance(bookmark, dict):
+                continue
+            started = self.tap.run.started
+            stretch, wrong = read_stretch(bookmark, COMPLETE_TO, started, self.lookback)
+            if wrong:
+                self.tap.run.warn_once(
+                    f"events: the state is damaged ({wrong}): fetching history again"
+                )
+            if best is None or stretch is None:
+                best = best or stretch
+            else:
+                newer = max(best, stretch, key=lambda one: one.complete_to)
+                best = best.joined(stretch) or newer
+        return best
+
+    def checkpoint(self) -> None:
+        """Write what is fetched into the state and send it.
+
+        Not while sessions in a row have vanished or failed: if it goes on, none of
+        them is to count as done.
+        """
+        if self._failed or self._vanished:
+            return
+        complete = dict(self.stream_state.get("complete") or {})
+        if self.marks is not None and self.marks.stretch and self.marks.moves:
+            complete[self.tap.settings.events_for] = write_stretch(
+                self.marks.stretch, COMPLETE_TO
+            )
+        # Each in one step: a signal may write the state at any moment.
+        self.stream_state.update({"complete": complete, "set_aside": self.set_aside.copy()})
+        self.parent.prune()
+        self.parent.stream_state["ledger"] = self.parent.ledger.pack()
+        self.tap.state_writer.write_state(self.tap_state)
+        self._since_state = 0
+        self._state_at = self.tap.run.clock.seconds()
+
+    # --- Which sessions are due --------------------------------------------------------
+
+    def _fetch_due(self) -> Iterator[Row]:
+        run, need = self.tap.run, self.tap.need
+        plan = make_plan(self.stretch(), need, self.lookback, run.started)
+        self.marks = Marks(plan, need, run.started)
+        forward_days = plan.forward_days(run.started)
+        forward: list[Candidate] = []
+        if forward_days:
+            for listed in self._listed(forward_days, newest_first=False):
+                forward += listed.candidates
+                for instant in listed.seen:
+                    self.marks.saw(instant)
+        forward = self._due(forward)
+        history = self._history(plan)
+        first = next(history, None)
+        self._tell_what_is_ahead(forward, first, plan)
+        yield from self._fetch(forward)
+        if forward_days:
+            self.marks.forward_done(forward_days)
+            self.checkpoint()
+        for listed in itertools.chain([first] if first else (), history):
+            for instant in listed.seen:
+                self.marks.saw(instant)
+            yield from self._fetch(self._due(listed.candidates, plan))
+            self.marks.history_done(listed.window)
+            self.checkpoint()
+
+    def _due(
+        self, found: Iterable[Candidate], history: Plan | None = None
+    ) -> list[Candidate]:
+        """Give the sessions whose events are due, newest first, each once."""
+        due = {}
+        for session in found:
+            entry = self.parent.ledger.get(session.id)
+            if session.id in self._mended:
+                self._keep(session)
+            elif (
+                session.id not in self.set_aside
+                and not (entry and entry.events == session.mark)
+                and not (history and history.was_read(session.instant))
+            ):
+                due[session.id] = session
+        return sorted(
+            due.values(),
+            key=lambda session: session.instant or midnight(session.day),
+            reverse=True,
+        )
+
+    def _history(self, plan: Plan) -> Iterator[Listed]:
+        days = plan.history_days(self.tap.run.started)
+        if days:
+            yield from self._listed(days, newest_first=True)
+
+    def _listed(self, days: Window, *, newest_first: bool) -> Iterator[Listed]:
+        """Give the sessions of days: what this run has listed from memory, else anew."""
+        known = self.parent.listed
+        pieces = split(days, [listed.window for listed in known])
+        for piece, is_known in pieces if newest_first else reversed(pieces):
+            if is_known:
+                yield from self._remembered(piece)
+                continue
+            for window, pages in self.parent.cut(
+                piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW
+            ):
+                yield self.parent.list_again(window, pages)
+
+    def _remembered(self, days: Window) -> Iterator[Listed]:
+        """Give what this run has listed of days, in windows of about 5,000 sessions."""
+        seen = [
+            instant
+            for listed in self.parent.listed
+            for instant in listed.seen
+            if days.holds(instant.date())
+        ]
+        found = sorted(
+            (
+                session
+                for listed in self.parent.listed
+                for session in listed.candidates
+                if days.holds(session.day)
+            ),
+            key=lambda session: session.day,
+            reverse=True,
+        )
+        batch: list[Candidate] = []
+        end = days.end
+        for day, group in itertools.groupby(found, key=lambda session: session.day):
+            batch += group
+            if len(batch) >= SESSIONS_PER_WINDOW and day != days.start:
+                yield Listed(Window(day, end), seen, batch)
+                end, batch = day, []
+        yield Listed(Window(days.start, end), seen, batch)
+
+    def _tell_what_is_ahead(
+        self, forward: list[Candidate], first: Listed | None, plan: Plan
+    ) -> None:
+        """Say before the first request how many sessions need events and how long."""
+        run, settings = self.tap.run, self.tap.settings
+        past = plan.history_days(run.started)
+        sure = [*forward]
+        if first is not None and past is not None:
+            sure += self._due(first.candidates, plan)
+            sure += self._due(
+                (
+                    session
+                    for listed in self.parent.listed
+                    for session in listed.candidates
+                    if past.holds(session.day) and not first.window.holds(session.day)
+                ),
+                plan,
+            )
+        self._left = len(sure) + (self.parent.rows_ahead if first else 0)
+        if not self._left:
+            return
+        crashed = sum(session.crashed for session in sure) * self._left / (len(sure) or 1)
+        hint = ""
+        if settings.events_for != "crashed":
+            time = duration(run.minutes_for(round(crashed)))
+            hint = f" (events_for: crashed would need {time})"
+        self.logger.info(
+            "events: %s sessions need events: about %s at %d requests a minute%s",
+            f"{self._left:,}",
+            duration(run.minutes_for(self._left)),
+            settings.requests_per_minute,
+            hint,
+        )
+        yesterday = run.started - timedelta(days=1)
+        new = sum(
+            1 for session in forward if session.instant and session.instant > yesterday
+        )
+        ceiling = settings.requests_per_minute * MINUTES_PER_DAY
+        if new > ceiling:
+            self.logger.warning(
+                "events: %s new sessions a day need events, but %d requests a minute "
+                "serve %s: set events_for to errors or crashed, or give each app its "
+                "own project and key",
+                f"{new:,}",
+                settings.requests_per_minute,
+                f"{ceiling:,}",
+            )
+
+    # --- Fetching ----------------------------------------------------------------------
+
+    def _fetch(self, sessions: list[Candidate]) -> Iterator[Row]:
+        run, total = self.tap.run, self._left + self._done
+        for session in sessions:
+            run.check_time()
+            yield from self._events_of(session)
+            self._left = max(0, self._left - 1)
+            self._done += 1
+            self._since_state += 1
+            run.progress(
+                "events: %s of %s sessions, %d requests a minute, about %s left",
+                f"{self._done:,}",
+                f"{total:,}",
+                self.tap.settings.requests_per_minute,
+                duration(run.minutes_for(self._left)),
+            )
+            waited = run.clock.seconds() - self._state_at
+            if self._since_state >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
+                self.checkpoint()
+
+    def _events_of(self, session: Candidate) -> Iterator[Row]:
+        """Give a session's events; one that fails does not keep the others back."""
+        try:
+            yield from self.rows({"sessionId": session.id})
+        except NotFoundError:
+            self._vanished.append(session)
+            self.logger.info("events: session %s has vanished from the API", session.id)
+            if len(self._vanished) >= MOST_VANISHED:
+                msg = (
+                    f"{self.path} knows none of the last {MOST_VANISHED} sessions, "
+                    "though /sessions lists them: the API has changed or is broken. "
+                    "None of them is recorded as done"
+                )
+                raise FatalAPIError(msg) from None
+        except PatienceError as error:
+            self._failed.append(session)
+            self.logger.warning("events: session %s is set aside: %s", session.id, error)
+            if (
+                len(self._failed) >= MOST_SET_ASIDE
+                or self._newly_set_aside + len(self._failed) > MOST_SET_ASIDE
+            ):
+                msg = (
+                    f"{self.path} fails for too many sessions, {session.id} the last of "
+                    f"them: {error}"
+                )
+                raise FatalAPIError(msg) from None
+        else:
+            self._settle()
+            self._keep(session)
+
+    def _settle(self) -> None:
+        """Take what failed or vanished before another session worked for what it is."""
+        for session in self._vanished:
+            self._keep(session)
+        for session in self._failed:
+            instant = session.instant
+            self.set_aside[session.id] = instant.isoformat() if instant else None
+        self._newly_set_aside += len(self._failed)
+        self._vanished, self._failed = [], []
+
+    def _keep(self, session: Candidate) -> None:
+        """Note in the ledger what a session's events were fetched with."""
+        self.parent.ledger.put(session.id, session.day, events=session.mark)
+
+    def _retry_set_aside(self) -> Iterator[Row]:
+        """Try once more each session that an earlier run set aside."""
+        for session_id, started_at in list(self.set_aside.items()):
+            if not self.tap.need.holds(parse_instant(started_at)):
+                continue
+            self.tap.run.check_time()
+            self.patience_tries = 1
+            try:
+                yield from self.rows({"sessionId": session_id})
+            except PatienceError as error:
+                self.logger.warning("events: session %s still fails: %s", session_id, error)
+                continue
+            except NotFoundError:
+                self.logger.info("events: session %s has vanished from the API", session_id)
+            finally:
+                del self.patience_tries
+            del self.set_aside[session_id]
+            self._mended.add(session_id)

@@ -1,0 +1,199 @@
+"""A stream that is read window by window and remembers what is complete."""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+from datetime import timedelta
+
+from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
+from typing_extensions import override
+
+from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.replication import (
+    Cutter,
+    Marks,
+    Plan,
+    Window,
+    make_plan,
+    parse_instant,
+    read_stretch,
+    write_stretch,
+)
+from tap_bugspulse.run import OutOfTime
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import date, datetime
+
+    from tap_bugspulse.client import Page, Row
+
+PAGES_PER_WINDOW = 20
+MARK = "replication_key_value"
+
+
+class IncrementalStream(BugsPulseStream):
+    """Reads forward first, then history newest first, and moves its marks itself."""
+
+    instant_column: t.ClassVar[str]
+    plan: Plan
+    marks: Marks
+    box_share = 1.0  # part of the time box that history may use
+
+    def __init__(self, *args: t.Any) -> None:
+        """Set up what one run knows of the stream's marks."""
+        super().__init__(*args)
+        self.near: set[str] = set()  # ids met in the window read before this one
+        self.in_history = False
+        self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
+
+    @property
+    def lookback(self) -> timedelta:
+        """How far before the forward mark rows are read again."""
+        return timedelta(days=self.tap.settings.lookback_days)
+
+    @property
+    def today(self) -> date:
+        """The day the run started on."""
+        return self.tap.run.started.date()
+
+    @property
+    def ignores_state(self) -> bool:
+        """Whether the catalog forces all rows to be read in this run."""
+        return self.replication_method != REPLICATION_INCREMENTAL
+
+    # The SDK moves a bookmark with every record and promotes it when the stream ends,
+    # over whatever a stopped or a backward reading has left out.
+    @override
+    def _increment_stream_state(self, *args: t.Any, **kwargs: t.Any) -> None:
+        """Leave the marks to the windows."""
+
+    @override
+    def get_replication_key_signpost(self, context: t.Any = None) -> None:
+        """Give none: the marks never pass the start of the run anyway."""
+        return None
+
+    # --- One run ---------------------------------------------------------------------
+
+    @override
+    def get_records(self, context: t.Any) -> Iterator[Row]:
+        if self.ABORT_AT_RECORD_COUNT is not None:  # --test
+            yield from itertools.islice(self.rows({}), self.ABORT_AT_RECORD_COUNT)
+            return
+        self.begin()
+        try:
+            yield from self._read_forward()
+            yield from self._read_history()
+        except OutOfTime:
+            self.logger.info("%s: time is up, the next run goes on", self.name)
+
+    def begin(self) -> None:
+        """Read the state and plan the run."""
+        run, need = self.tap.run, self.tap.need
+        if self.ignores_state:
+            self.plan = Plan(None, need, moves_marks=False)
+        else:
+            stretch, wrong = read_stretch(
+                self.stream_state, MARK, run.started, self.lookback
+            )
+            if wrong:
+                self.logger.warning(
+                    "%s: the state is damaged (%s): reading history again",
+                    self.name,
+                    wrong,
+                )
+            self.plan = make_plan(stretch, need, self.lookback, run.started)
+            if not self.plan.moves_marks:
+                self.logger.warning(
+                    "%s: end_date lies before what is complete: the rows are loaded "
+                    "and the state is left as it is",
+                    self.name,
+                )
+        self.marks = Marks(self.plan, need, run.started)
+
+    def _read_forward(self) -> Iterator[Row]:
+        days = self.plan.forward_days(self.tap.run.started)
+        first: set[str] | None = None
+        for window, pages in self.forward_windows(days) if days else ():
+            yield from self._read(window, pages)
+            first = self.near if first is None else first
+            self.marks.forward_done(window)
+            self.checkpoint()
+        # The first window of history touches the first one of the forward part.
+        self.near = first or set()
+        self.in_history = True
+
+    def _read_history(self) -> Iterator[Row]:
+        days = self.plan.history_days(self.tap.run.started)
+        for window, pages in self.history_windows(days) if days else ():
+            yield from self._read(window, pages)
+            self.marks.history_done(window)
+            self.checkpoint()
+
+    def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
+        met: set[str] = set()
+        for row in self.rows(window.query(), pages):
+            instant = parse_instant(row[self.instant_column])
+            if not self.tap.need.holds(instant):
+                continue
+            self.marks.saw(instant)
+            met.add(row["id"])
+            yield from self.choose(row, instant, window)
+        self.near = met
+
+    def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
+        """Give the row if it is new or changed."""
+        if not self.was_met(row, instant):
+            yield row
+
+    def was_met(self, row: Row, instant: datetime | None) -> bool:
+        """Tell whether a row came in the window before, or before history overlaps."""
+        return row["id"] in self.near or (self.in_history and self.plan.was_read(instant))
+
+    def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
+        """Cut the forward part into windows, oldest first."""
+        return self.cut(days, newest_first=False)
+
+    def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
+        """Cut history into windows, newest first, as long as there is time."""
+        return self.cut(days, newest_first=True)
+
+    def cut(
+        self, days: Window, *, newest_first: bool, rows: int | None = None
+    ) -> Iterator[tuple[Window, Iterator[Page]]]:
+        """Cut days into windows of about 20 pages, by the totals the API names.
+
+        Time is looked at between windows of history: stopping inside of one would
+        throw away its pages, and a small time box might never get past it.
+
+        Yields:
+            Each window with its pages, the first of which has been asked for.
+        """
+        rows = rows or PAGES_PER_WINDOW * self.tap.settings.page_size
+        cutter = Cutter(days, rows, self.today, newest_first=newest_first)
+        while window := cutter.propose():
+            if newest_first:
+                self.tap.run.check_time(self.box_share)
+            pages = self.request_pages(window.query())
+            first = next(pages)
+            if cutter.fits(first.total):
+                self.rows_ahead = max(0, cutter.rows_left or 0) if cutter.rest else 0
+                yield window, itertools.chain([first], pages)
+
+    def checkpoint(self) -> None:
+        """Write the marks into the state and send it; all rows before it are out."""
+        if self.marks.stretch is not None and self.marks.moves:
+            # In one step: a signal may write the state at any moment.
+            self.stream_state.update(
+                {
+                    "replication_key": self.instant_column,
+                    **write_stretch(self.marks.stretch, MARK),
+                    **self.tap.state_of_project(),
+                    **self.more_state(),
+                }
+            )
+        self.tap.state_writer.write_state(self.tap_state)
+
+    def more_state(self) -> dict[str, t.Any]:
+        """Give what the stream keeps in its bookmark beside its marks."""
+        return {}

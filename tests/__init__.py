@@ -1,0 +1,1 @@
+"""The tests of tap-bugspulse, and the sandbox they talk to."""

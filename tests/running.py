@@ -1,0 +1,165 @@
+"""Running the real tap against a sandbox, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+import typing as t
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from tap_bugspulse.run import Clock
+from tap_bugspulse.tap import TapBugsPulse
+
+if t.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.sandbox import Project, Sandbox
+
+Row = dict[str, t.Any]
+PRIMARY_KEYS = {
+    "sessions": ("id",),
+    "crashes": ("id",),
+    "network": ("id",),
+    "events": ("sessionId", "id"),
+}
+
+
+class TestClock(Clock):
+    """A wall clock that stands still, or runs on from a given instant."""
+
+    def __init__(self, now: datetime) -> None:
+        """Set the wall clock; the stopwatch is the real one."""
+        self._now = now
+
+    def now(self) -> datetime:
+        """Give the set instant."""
+        return self._now
+
+
+def tap_class(now: datetime, minute: float = 60.0) -> type[TapBugsPulse]:
+    """Give the tap with a clock that says ``now`` and a minute of some seconds."""
+
+    class TapAtAnInstant(TapBugsPulse):
+        clock = TestClock(now)
+        minute_seconds = minute
+
+    return TapAtAnInstant
+
+
+@dataclass
+class Output:
+    """What a run of the tap wrote: its messages, in order."""
+
+    messages: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, text: str) -> Output:
+        """Read the lines of a run; a last line that was cut is left out."""
+        lines = text.split("\n")[:-1]
+        return cls([json.loads(line) for line in lines])
+
+    def rows(self, stream: str) -> list[Row]:
+        """Give a stream's records in the order they were emitted."""
+        return [
+            message["record"]
+            for message in self.messages
+            if message["type"] == "RECORD" and message["stream"] == stream
+        ]
+
+    def table(self, stream: str) -> dict[tuple[str, ...], Row]:
+        """Give the latest record for each primary key, as an upsert leaves them."""
+        keys = PRIMARY_KEYS[stream]
+        return {tuple(row[key] for key in keys): row for row in self.rows(stream)}
+
+    def repeated(self, stream: str) -> list[tuple[str, ...]]:
+        """Give the primary keys that were emitted more than once."""
+        keys = PRIMARY_KEYS[stream]
+        count = Counter(tuple(row[key] for key in keys) for row in self.rows(stream))
+        return [key for key, times in count.items() if times > 1]
+
+    @property
+    def states(self) -> list[Row]:
+        """All states, in order."""
+        return [
+            message["value"] for message in self.messages if message["type"] == "STATE"
+        ]
+
+    @property
+    def state(self) -> Row:
+        """The last state."""
+        return self.states[-1] if self.states else {}
+
+
+def sync(
+    sandbox: Sandbox,
+    now: datetime,
+    state: Row | None = None,
+    catalog: Row | None = None,
+    *,
+    minute: float = 60.0,
+    **settings: object,
+) -> Output:
+    """Run the tap to its end in this process and give what it wrote.
+
+    Settings are those of the tap; pacing is off unless they say otherwise.
+    """
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    config = {
+        "api_url": sandbox.url,
+        "api_key": sandbox.api_key,
+        "requests_per_minute": 1_000_000,
+        **settings,
+    }
+    with contextlib.redirect_stdout(t.cast("t.TextIO", written)):
+        tap = tap_class(now, minute)(
+            config=config,
+            state=json.loads(json.dumps(state)) if state else None,
+            catalog=catalog,
+        )
+        tap.sync_all()
+    written.seek(0)
+    return Output.read(written.read())
+
+
+def select(now: datetime, *streams: str) -> Row:
+    """Give a catalog that selects only some streams."""
+    catalog = tap_class(now)(config={"api_key": "bp_x"}).catalog_dict
+    for stream in catalog["streams"]:
+        for entry in stream["metadata"]:
+            if not entry["breadcrumb"]:
+                entry["metadata"]["selected"] = stream["tap_stream_id"] in streams
+    return catalog
+
+
+def expected(
+    project: Project, stream: str, name: str | None = None
+) -> dict[tuple[str, ...], Row]:
+    """Give what a warehouse should hold of a project that has no misfits."""
+    if stream == "events":
+        rows: list[Mapping[str, t.Any]] = [
+            {"sessionId": session, **event}
+            for session, events in project.events.items()
+            for event in events
+        ]
+    else:
+        rows = list(project.table(stream).values())
+    extra = {"_extra": None} | ({"project": name} if name else {})
+    keys = PRIMARY_KEYS[stream]
+    return {tuple(row[key] for key in keys): {**row, **extra} for row in rows}
+
+
+def counted(sandbox: Sandbox) -> Counter[str]:
+    """Give how many requests a sandbox has had, by path."""
+    return Counter(request.path for request in sandbox.requests)
+
+
+def wait_until(condition: t.Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for a condition, and fail when it does not come about in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)

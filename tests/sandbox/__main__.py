@@ -1,0 +1,193 @@
+"""Run a sandbox: `python -m tests.sandbox`, explained by `--help`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tests.sandbox.options import Options
+from tests.sandbox.project import generate
+from tests.sandbox.server import Sandbox
+
+DESCRIPTION = """\
+A local BugsPulse Export API over real HTTP with made-up, believable data: sessions,
+crashes, events and network calls. The same options give the same data. It listens on
+127.0.0.1 only, prints one line of JSON when it is ready (url, api_key, row counts) and
+serves until SIGTERM or SIGINT.
+"""
+OPEN = """\
+The API reference says nothing about the order of rows, what a date as `to` includes,
+whether `from` and `to` take a time of day, their time zone and the field they filter on,
+whether /events honours page and limit, what a limit above 1,000 does, whether event ids
+are unique beyond their session, how the minute is counted and what a 429 carries. Each is
+an option above, so that a client can be tried against every reading.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sandbox",
+        description=DESCRIPTION,
+        epilog=OPEN,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--seed", type=int, default=1, help="all that is random follows")
+    data.add_argument("--sessions", type=int, default=500, help="number of sessions")
+    data.add_argument("--days", type=float, default=30, help="days they are spread over")
+    data.add_argument("--until", default="now", help="end of the data, ISO 8601, UTC")
+    data.add_argument("--events-per-session", type=float, default=12, help="average")
+    data.add_argument("--network-per-session", type=float, default=1.5, help="average")
+    data.add_argument(
+        "--crash-groups",
+        type=int,
+        help="exact number of crash groups; None: as many as the sessions cause",
+    )
+    data.add_argument(
+        "--lying-clocks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="2 sessions in 300 have a clock that is months ahead or years behind",
+    )
+    data.add_argument(
+        "--event-ids",
+        choices=("session", "global"),
+        default="session",
+        help="whether event ids are unique in their session or in the project",
+    )
+    run = parser.add_argument_group("server")
+    run.add_argument("--port", type=int, default=0, help="port, 0 for a free one")
+    run.add_argument("--log", type=Path, help="file for one line of JSON per request")
+    run.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="also stop when standard input ends, as it does when the parent is gone",
+    )
+    behaviour = parser.add_argument_group("behaviour and faults")
+    hints = get_type_hints(Options)
+    for option in dataclasses.fields(Options):
+        if "doc" in option.metadata:
+            _add(behaviour, option, hints[option.name])
+    return parser
+
+
+def _add(
+    group: argparse._ArgumentGroup,
+    option: "dataclasses.Field[Any]",
+    kind: Any,  # noqa: ANN401 - a type as get_type_hints gives it
+) -> None:
+    """Add the command-line option of one field of `Options`."""
+    how: dict[str, Any] = {"default": option.default}
+    if option.default is dataclasses.MISSING:
+        how["default"] = argparse.SUPPRESS
+    if kind is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    elif get_origin(kind) is Literal:
+        how["choices"] = get_args(kind)
+    elif get_origin(kind) in {tuple, set}:
+        how |= {"nargs": "+", "metavar": "ID"}
+    elif get_origin(kind) is dict:
+        how |= {"nargs": "+", "metavar": "KIND=PROBABILITY", "type": _fault}
+    elif kind in {int, float, str}:
+        how |= {"type": kind, "metavar": kind.__name__.upper()}
+    else:
+        how |= {"type": _number_or_none, "metavar": "INT|none"}
+    help_text = option.metadata["doc"].replace("%", "%%")
+    group.add_argument("--" + option.name.replace("_", "-"), help=help_text, **how)
+
+
+def _fault(text: str) -> tuple[str, float]:
+    kind, _, probability = text.partition("=")
+    return kind, float(probability)
+
+
+def _as_it_is(value: Any) -> Any:  # noqa: ANN401 - of any type
+    return value
+
+
+def _number_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Options:
+    shapes = {
+        "api_keys": tuple,
+        "broken_sessions": set,
+        "vanished_sessions": set,
+        "faults": dict,
+    }
+    values = {
+        option.name: shapes.get(option.name, _as_it_is)(getattr(arguments, option.name))
+        for option in dataclasses.fields(Options)
+        if hasattr(arguments, option.name)
+    }
+    try:
+        return Options(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _wait_for_end_of_input(stop: Event) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    stop.set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop; `argv` defaults to the command line."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    options = _options(arguments, parser)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        now = datetime.now(UTC).replace(microsecond=0)
+        until = now if arguments.until == "now" else datetime.fromisoformat(arguments.until)
+    except ValueError:
+        parser.error("--until must be an ISO 8601 date or date-time")
+    project = generate(
+        arguments.seed,
+        arguments.sessions,
+        arguments.days,
+        until,
+        events_per_session=arguments.events_per_session,
+        network_per_session=arguments.network_per_session,
+        crash_groups=arguments.crash_groups,
+        lying_clocks=arguments.lying_clocks,
+        event_ids=arguments.event_ids,
+    )
+    with ExitStack() as stack:
+        log = None
+        if arguments.log:
+            log = stack.enter_context(arguments.log.open("a", encoding="utf-8"))
+        try:
+            sandbox = Sandbox(project, options, port=arguments.port, log=log)
+        except OSError as error:
+            parser.error(f"--port {arguments.port}: {error.strerror}")
+        stack.enter_context(sandbox)
+        ready = {
+            "ready": True,
+            "url": sandbox.url,
+            "api_key": sandbox.api_key,
+            "sessions": len(project.sessions),
+            "crashes": len(project.crashes),
+            "network": len(project.network),
+            "events": sum(map(len, project.events.values())),
+        }
+        print(json.dumps(ready), flush=True)
+        if arguments.until_stdin_closes:
+            Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
+        stop.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,387 @@
+"""A project's data as the Export API returns it, and the ways it changes."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from threading import RLock
+
+from tests.sandbox.world import (
+    DAY,
+    HOUR,
+    HOURS,
+    MESSAGES,
+    MINUTE,
+    SECOND,
+    Crash,
+    Draft,
+    EventIds,
+    Row,
+    World,
+    iso,
+    millis,
+)
+
+# The field that says when a row happened.
+TIME_FIELDS = {"sessions": "startedAt", "crashes": "lastSeenAt", "network": "timestamp"}
+_ISO_LENGTH = len("2026-01-15T10:00:00.000Z")
+
+
+class Project:
+    """The rows of one project; made by `generate`, or empty.
+
+    `sessions`, `crashes` and `network` map ids to rows exactly as the API returns them,
+    in order of arrival; `events` maps a session's id to its events in sequence order.
+    `received` maps ids of sessions and network rows to the instant they arrived, and
+    `devices` ids of sessions to their device: neither is part of a row. `now` is the
+    project's own clock, which arrivals are stamped with.
+
+    Methods may be called from any thread, while a sandbox serves the project. Who edits
+    the dictionaries directly holds `lock` and calls `changed` afterwards.
+    """
+
+    def __init__(self, now: datetime, world: World) -> None:
+        """Start with no rows; `world` makes up those that are asked for later."""
+        self.sessions: dict[str, Row] = {}
+        self.crashes: dict[str, Row] = {}
+        self.network: dict[str, Row] = {}
+        self.events: dict[str, list[Row]] = {}
+        self.received: dict[str, str] = {}
+        self.devices: dict[str, str] = {}
+        self.now = now
+        self.lock = RLock()
+        self.revision: Counter[str] = Counter()
+        self._world = world
+        self._groups: dict[tuple[str, str, str], str] = {}
+        self._crashed_devices: dict[str, set[str]] = {}
+
+    def table(self, name: str) -> dict[str, Row]:
+        """The rows of `sessions`, `crashes` or `network` by id."""
+        if name == "sessions":
+            return self.sessions
+        return self.crashes if name == "crashes" else self.network
+
+    def when(self, table: str, row_id: str, field: str | None = None) -> str:
+        """The instant that a row is ordered and filtered by, as ISO text.
+
+        A field that holds no instant gives the time of the row, else its arrival.
+        """
+        row = self.table(table)[row_id]
+        usual = TIME_FIELDS[table]
+        return (
+            _instant(row.get(field or usual))
+            or _instant(row.get(usual))
+            or self.received.get(row_id, "")
+        )
+
+    def changed(self, *tables: str) -> None:
+        """Say that rows were edited directly, so that a sandbox sorts them afresh."""
+        with self.lock:
+            self.revision.update(tables or tuple(TIME_FIELDS))
+
+    def grow(self, session_id: str, events: int = 3) -> None:
+        """Give a session more events after its last; without an end it is active.
+
+        In a session that has ended they come before its end: it was uploaded in parts.
+        """
+        with self.lock:
+            row, rows = self.sessions[session_id], self.events[session_id]
+            stamps = [self._next_instant(session_id)]
+            while len(stamps) < events:
+                stamps.append(stamps[-1] + self._world.rng.randrange(SECOND, 9 * SECOND))
+            if row["endedAt"] is None:
+                row["status"] = "active"
+            else:
+                end = millis(row["endedAt"])
+                stamps = [min(stamp, end) for stamp in stamps]
+            self._world.journey(rows, stamps[:events])
+            row["eventCount"] = len(rows)
+
+    def end(self, session_id: str, status: str = "completed") -> None:
+        """End a session a moment after its last event; one that has ended keeps its end."""
+        with self.lock:
+            row = self.sessions[session_id]
+            row["status"] = status
+            if row["endedAt"] is None:
+                self._end_at(row, self._next_instant(session_id))
+            self.changed("sessions")
+
+    def crash(self, session_id: str) -> str:
+        """Crash a session: its end, a crash event, and one more occurrence of a group.
+
+        Returns:
+            The id of the crash group.
+        """
+        with self.lock:
+            row, rows = self.sessions[session_id], self.events[session_id]
+            at = self._next_instant(session_id)
+            if row["endedAt"] is None:
+                self._end_at(row, at)
+            else:
+                at = min(at, millis(row["endedAt"]))
+            drawn = self._world.draw_crash(row["platform"], row["appVersion"], at)
+            message = drawn.message if drawn else MESSAGES[0][0]
+            crash = Crash(message, fatal=True, at=at)
+            self._world.crash_event(rows, crash)
+            row.update(status="crashed", hasCrash=True, eventCount=len(rows))
+            self.changed("sessions")
+            return self._count_crash(row, crash)
+
+    def add(
+        self,
+        session_row: Row,
+        events: Iterable[Row],
+        network_rows: Iterable[Row] = (),
+        *,
+        received: datetime | None = None,
+    ) -> str:
+        """Add rows just as they are, arriving at `received` (default: `now`).
+
+        Returns:
+            The session's id.
+        """
+        with self.lock:
+            session_id = str(session_row["id"])
+            arrival = iso(millis(received or self.now))
+            self.sessions[session_id] = session_row
+            self.events[session_id] = list(events)
+            self.received[session_id] = arrival
+            for row in network_rows:
+                self.network[str(row["id"])] = row
+                self.received[str(row["id"])] = arrival
+            self.changed("sessions", "network")
+            return session_id
+
+    def new_session(self, started_at: datetime, *, active: bool = False) -> str:
+        """Make up a session with events that began at `started_at`, and add it.
+
+        It is whole unless `active`, and arrives when it has ended, at `now` the
+        earliest; `now` moves there.
+
+        Returns:
+            Its id.
+        """
+        with self.lock:
+            draft = self._world.session(millis(started_at), endless=active)
+            arrival = max(draft.last_instant, millis(self.now))
+            self.now += timedelta(milliseconds=arrival - millis(self.now))
+            return self._store(draft, arrival)
+
+    def new_network(self, timestamp: datetime) -> str:
+        """Make up a successful call at `timestamp` by some session, arriving at `now`.
+
+        Returns:
+            Its id.
+        """
+        with self.lock:
+            rng = self._world.rng
+            session_id = rng.choice(list(self.sessions)) if self.sessions else "sess_0_gone"
+            row = self._world.call(session_id, "Home", millis(timestamp), fails=False)
+            self.network[row["id"]] = row
+            self.received[row["id"]] = iso(millis(self.now))
+            self.changed("network")
+            return str(row["id"])
+
+    def purge(self, before: datetime) -> int:
+        """Delete sessions, their events and network rows older than `before`.
+
+        Crash groups stay, with their counts.
+
+        Returns:
+            How many sessions and network rows were deleted.
+        """
+        with self.lock:
+            limit = iso(millis(before))
+            deleted = 0
+            for name in ("sessions", "network"):
+                table = self.table(name)
+                for row_id in [i for i in table if self.when(name, i) < limit]:
+                    del table[row_id]
+                    for extra in (self.events, self.received, self.devices):
+                        extra.pop(row_id, None)
+                    deleted += 1
+            self.changed("sessions", "network")
+            return deleted
+
+    def step(self, kind: str) -> None:
+        """Change by itself, as a running server's project does.
+
+        `kind` is `grow` (one active session grows, sometimes ends), `late` (a session
+        of the last days arrives), `purge` (the oldest day goes) or `new`.
+        """
+        with self.lock:
+            rng = self._world.rng
+            if kind == "grow":
+                active = [i for i, row in self.sessions.items() if row["endedAt"] is None]
+                if active:
+                    chosen = rng.choice(active)
+                    self.grow(chosen)
+                    if rng.random() < 0.3:
+                        self.end(chosen)
+            elif kind == "late":
+                self.new_session(self.now - timedelta(hours=rng.uniform(3, 100)))
+            elif kind == "purge" and self.sessions:
+                oldest = min(self.when("sessions", i) for i in self.sessions)
+                self.purge(
+                    datetime.fromisoformat(f"{oldest[:10]}T00:00:00Z") + timedelta(days=1)
+                )
+            elif kind == "new":
+                began = self.now - timedelta(minutes=10)
+                self.new_session(began, active=rng.random() < 0.5)
+
+    def _next_instant(self, session_id: str) -> int:
+        rows = self.events[session_id]
+        last = rows[-1]["timestamp"] if rows else self.sessions[session_id]["startedAt"]
+        return millis(last) + self._world.rng.randrange(SECOND, 9 * SECOND)
+
+    @staticmethod
+    def _end_at(row: Row, end: int) -> None:
+        row["endedAt"] = iso(end)
+        row["duration"] = end - millis(row["startedAt"])
+
+    def _store(self, draft: Draft, arrival: int) -> str:
+        session_id = str(draft.row["id"])
+        self.sessions[session_id] = draft.row
+        self.events[session_id] = draft.events
+        self.devices[session_id] = draft.device
+        self.received[session_id] = text = iso(arrival)
+        for row in draft.network:
+            self.network[row["id"]] = row
+            self.received[row["id"]] = text
+        if draft.crash:
+            self._count_crash(draft.row, draft.crash)
+        self.changed("sessions", "network")
+        return session_id
+
+    def _count_crash(self, session: Row, crash: Crash) -> str:
+        """Add one occurrence to the group of its message, platform and version."""
+        key = (crash.message, session["platform"], session["appVersion"])
+        group_id, text = self._groups.get(key), iso(crash.at)
+        if group_id is None:
+            group_id = self._groups[key] = self._world.name("crash")
+            self._crashed_devices[group_id] = set()
+            self.crashes[group_id] = {
+                "id": group_id,
+                "message": crash.message,
+                "status": self._world.group_status(session["appVersion"]),
+                "isFatal": crash.fatal,
+                "handled": not crash.fatal,
+                "occurrenceCount": 0,
+                "affectedDevices": 0,
+                "platform": session["platform"],
+                "appVersion": session["appVersion"],
+                "osVersion": session["osVersion"],
+                "firstSeenAt": text,
+                "lastSeenAt": text,
+            }
+        row, devices = self.crashes[group_id], self._crashed_devices[group_id]
+        devices.add(self.devices.get(session["id"]) or str(session["id"]))
+        row["occurrenceCount"] += 1
+        row["affectedDevices"] = len(devices)
+        row["firstSeenAt"] = min(row["firstSeenAt"], text)
+        row["lastSeenAt"] = max(row["lastSeenAt"], text)
+        self.changed("crashes")
+        return group_id
+
+    def fill_crash_groups(self) -> None:
+        """Let each crash that can happen and has not have happened before the data.
+
+        Such groups stem from sessions that retention has deleted since.
+        """
+        with self.lock:
+            world = self._world
+            for (platform, version), crashes in world.pool.items():
+                for crash in crashes:
+                    if (crash.message, platform, version) in self._groups:
+                        continue
+                    for _ in range(world.rng.randint(1, 5)):
+                        at = world.start - world.rng.randrange(120 * DAY)
+                        draft = world.session(at, clock_error=0, empty=True)
+                        gone = draft.row | {"platform": platform, "appVersion": version}
+                        self._count_crash(gone, crash._replace(at=at))
+
+
+def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defaults
+    seed: int = 1,
+    sessions: int = 500,
+    days: float = 30,
+    until: datetime | None = None,
+    *,
+    events_per_session: float = 12,
+    network_per_session: float = 1.5,
+    crash_groups: int | None = None,
+    lying_clocks: bool = True,
+    event_ids: EventIds = "session",
+) -> Project:
+    """Make up a project; the same arguments give the same rows.
+
+    Args:
+        seed: whatever is random follows from it.
+        sessions: how many sessions.
+        days: over how many days before `until` they are spread.
+        until: the end of the data, its "now" (default: 2026-03-01 UTC).
+        events_per_session: the average; 0 for none at all. One session in 25 has none.
+        network_per_session: the average number of network rows of a session.
+        crash_groups: exactly so many crash groups; those that no session belongs to
+            were seen before the data. None: as many as the sessions cause.
+        lying_clocks: two sessions in 300 have a clock that is wrong, one that is ahead
+            by up to a year and one that is years behind. They never crash.
+        event_ids: `session` counts evt_001, evt_002, ... within each session, `global`
+            over the whole project.
+    """
+    end = millis(until or "2026-03-01T00:00:00Z")
+    start = end - round(days * DAY)
+    rng = random.Random(f"bugspulse {seed}")
+    world = World(
+        rng,
+        max(5, sessions // 8),
+        start,
+        end,
+        events_per_session=events_per_session,
+        network_per_session=network_per_session,
+        event_ids=event_ids,
+        crash_groups=crash_groups,
+    )
+    drafts: list[tuple[int, int, Draft]] = []
+    for number, begin in enumerate(_starts(rng, sessions, start, end)):
+        error = 0
+        if lying_clocks and number % 300 == 150:
+            error = rng.randrange(2 * DAY, 365 * DAY)
+        elif lying_clocks and number % 300 == 299:
+            error = -rng.randrange(2 * 365 * DAY, 9 * 365 * DAY)
+        draft = world.session(
+            begin,
+            until=end,
+            clock_error=error,
+            empty=number % 25 == 7,
+            endless=number % 33 == 20,
+        )
+        late = rng.randrange(2 * HOUR, 5 * DAY) if number % 50 == 31 else 0
+        arrival = draft.last_instant + late + rng.randrange(20 * SECOND)
+        drafts.append((min(arrival, end), number, draft))
+    project = Project(datetime.fromisoformat(iso(end)), world)
+    for arrival, _, draft in sorted(drafts, key=lambda item: item[:2]):
+        project._store(draft, arrival)  # noqa: SLF001 - generate is its constructor
+    if crash_groups is not None:
+        project.fill_crash_groups()
+    return project
+
+
+def _instant(value: object) -> str | None:
+    """A field's value as ISO text with milliseconds in UTC, None where it is no instant."""
+    if not isinstance(value, str):
+        return None
+    if len(value) == _ISO_LENGTH and value[-1] == "Z":
+        return value
+    try:
+        return iso(millis(value))
+    except ValueError:
+        return None
+
+
+def _starts(rng: random.Random, sessions: int, start: int, end: int) -> list[int]:
+    """Instants between `start` and `end`, more of them by day than by night."""
+    hours = range(start, max(end, start + 1), HOUR)
+    shares = [HOURS[hour // HOUR % 24] for hour in hours]
+    chosen = rng.choices(hours, shares, k=sessions) if sessions else []
+    return sorted(min(hour + rng.randrange(60 * MINUTE), end - 1) for hour in chosen)

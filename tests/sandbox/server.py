@@ -1,0 +1,584 @@
+"""The Export API over HTTP, with everything its reference leaves open as an option."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import random
+import socket
+import struct
+import sys
+import time
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Condition, Event, Lock, Thread
+from typing import Self, TextIO
+from urllib.parse import parse_qsl, urlsplit
+from zlib import crc32
+
+from tests.sandbox.options import Options, Request, check_fault
+from tests.sandbox.project import Project
+from tests.sandbox.world import Row, iso, millis
+
+BASE_PATH = "/export"
+# The columns of a CSV file.
+COLUMNS = {
+    "sessions": "id userId status platform osVersion appVersion networkType eventCount "
+    "hasCrash hasNetworkErrors duration startedAt endedAt",
+    "crashes": "id message status isFatal handled occurrenceCount affectedDevices platform "
+    "appVersion osVersion firstSeenAt lastSeenAt",
+    "events": "id type timestamp sequenceNumber data",
+    "network": "id sessionId method url statusCode duration error timestamp",
+}
+_BEGINNING, _END_OF_TIME = "", "~"  # sort before and after every ISO instant
+
+
+def misfit(table: str, row: Row, session_id: str = "") -> Row:
+    """The row as it is served with `misfits`: most are left alone.
+
+    `table` is `sessions`, `crashes`, `events` (with their `session_id`) or `network`.
+    """
+    row = dict(row)
+    choice = crc32(f"{table}{session_id}{row.get('id')}".encode()) % 12
+    number, text = {
+        "sessions": ("duration", "networkType"),
+        "crashes": ("affectedDevices", "osVersion"),
+        "events": ("sequenceNumber", "type"),
+        "network": ("statusCode", "method"),
+    }[table]
+    if choice == 0:
+        row["experiment"] = {"name": "checkout", "arm": "b"}
+    elif choice == 1:
+        row[number] = "abc"
+    elif choice == 2:
+        row.pop(text, None)
+    elif choice == 3:
+        row[text] = 7
+    elif choice == 4 and table == "sessions":
+        row["eventCount"] = None
+    elif choice in {4, 5} and table == "events":
+        row["data"] = "low memory" if choice == 4 else ["low memory", 2]
+    return row
+
+
+class Sandbox:
+    """Serves a project on a free loopback port, from entering to leaving `with`.
+
+    `requests` holds every request received, `options` may be changed while it runs. An
+    exception in a hook or in the sandbox itself is answered with 500 and raised again
+    when the `with` block is left.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        options: Options | None = None,
+        *,
+        port: int = 0,
+        log: TextIO | None = None,
+    ) -> None:
+        """Bind the port (0: a free one); `log` gets one line of JSON for each request."""
+        self.project = project
+        self.options = options or Options()
+        self.requests: list[Request] = []
+        self.closing = Event()
+        self._log = log
+        self._lock = Lock()
+        self._errors: list[Exception] = []
+        self._random = random.Random(self.options.fault_seed)
+        self._allowances: dict[str, Allowance] = {}
+        self._answered = 0
+        self._tables: dict[str, _Table] = {}
+        self._began = time.monotonic()
+        self._server = _Server(self, port)
+        self._thread = Thread(
+            target=self._server.serve_forever, args=(0.02,), name="sandbox", daemon=True
+        )
+
+    @property
+    def url(self) -> str:
+        """The base URL, what a tap takes as `api_url`."""
+        return f"http://127.0.0.1:{self._server.server_port}{BASE_PATH}"
+
+    @property
+    def api_key(self) -> str:
+        """The first key that is accepted."""
+        return self.options.api_keys[0]
+
+    def __enter__(self) -> Self:
+        """Start to serve."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Stop at once, cutting requests in progress, and raise what went wrong."""
+        self.closing.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.close_all()
+        if self._errors and kind is None:
+            raise self._errors[0]
+
+    def reset(self) -> None:
+        """Forget the requests; what they used of the allowance stays used."""
+        with self._lock:
+            self.requests.clear()
+
+    def failed(self, error: Exception) -> None:
+        """Keep an error of the sandbox itself until the `with` block is left."""
+        self._errors.append(error)
+
+    def spend(self, requests: int, api_key: str | None = None) -> None:
+        """Use up that much of a key's allowance, as another user of the key does."""
+        with self._lock:
+            allowance = self._allowances.setdefault(api_key or self.api_key, Allowance())
+            for _ in range(requests):
+                allowance.take(self.options, time.monotonic())
+
+    def answer(self, target: str, authorization: str) -> "_Answer":
+        """Answer a GET of `target`, path and query, and note the request."""
+        parts = urlsplit(target)
+        key = authorization[7:] if authorization[:7].lower() == "bearer " else ""
+        request = Request(
+            time.monotonic(),
+            parts.path.removeprefix(BASE_PATH),
+            dict(parse_qsl(parts.query, keep_blank_values=True)),
+            key_ok=key in self.options.api_keys,
+        )
+        with self._lock:
+            self.requests.append(request)
+        try:
+            answer = self._answer(request, parts.path, key)
+        except _Refusal as refusal:
+            answer = refusal.answer
+        except Exception as error:  # noqa: BLE001 - raised when the `with` block is left
+            self.failed(error)
+            answer = _error(500, f"the sandbox failed: {error!r}")
+        request.fault = answer.fault
+        request.status = 0 if answer.fault in {"timeout", "reset"} else answer.status
+        if self._log:
+            line = {"at": request.at, "path": request.path, "query": request.query}
+            with self._lock:
+                print(json.dumps(line | {"status": request.status}), file=self._log)
+                self._log.flush()
+        return answer
+
+    def _answer(self, request: Request, path: str, key: str) -> "_Answer":
+        options = self.options
+        endpoint = request.path.removeprefix("/")
+        if endpoint not in COLUMNS or path != f"{BASE_PATH}/{endpoint}":
+            raise _Refusal(_error(404, "No such endpoint"))
+        if not request.key_ok:
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise _Refusal(_error(401, "Missing or invalid API key", headers))
+        with self._lock:
+            allowance = self._allowances.setdefault(key, Allowance())
+            wait = allowance.take(options, request.at)
+        if wait:
+            raise _Refusal(self._too_many(wait))
+        if options.on_request:
+            options.on_request(request, self.project)
+        fault = options.script(request) if options.script else None
+        with self._lock:
+            fault = fault or self._draw_fault()
+            delay = options.latency + options.jitter * self._random.random()
+        self.closing.wait(delay)
+        if fault:
+            check_fault(fault)
+            if fault.isdigit() or fault == "html":
+                return self._instead(fault, path)
+        answer = self._listing(endpoint, request.query, fault)
+        self._change()
+        return answer
+
+    def _instead(self, fault: str, path: str) -> "_Answer":
+        """What a fault answers in the place of rows."""
+        if fault == "html":
+            page = b"<!doctype html><title>Please wait</title><p>Maintenance.</p>"
+            return _Answer(200, page, {"Content-Type": "text/html"}, fault)
+        if fault == "429":
+            answer = self._too_many(self.options.minute / 60)
+        else:
+            location = {"Location": self.options.redirect_to or path}
+            headers = location if fault.startswith("3") else None
+            answer = _error(int(fault), "This fault was asked for", headers)
+        answer.fault = fault
+        return answer
+
+    def _listing(
+        self, endpoint: str, query: dict[str, str], fault: str | None
+    ) -> "_Answer":
+        """A page of an endpoint, as JSON or CSV."""
+        options = self.options
+        page, limit = _natural(query, "page", 1), _natural(query, "limit", 100)
+        limit = min(limit, options.max_limit)
+        form = query.get("format", "json")
+        if form not in {"json", "csv"}:
+            raise _Refusal(_error(400, "format must be json or csv"))
+        with self.project.lock:
+            if endpoint == "events":
+                rows = self._events(query)
+            else:
+                rows = self._window(endpoint, query)
+            total = len(rows)
+            pages = math.ceil(total / limit) if total else options.empty_pages
+            if endpoint == "events" and options.events_paging == "all":
+                page, limit, pages = 1, total, 1
+            if not (form == "csv" and options.csv_rows == "all"):
+                first = 0 if options.repeat_page else (page - 1) * limit
+                rows = rows[first : first + limit]
+            if options.misfits:
+                session_id = query.get("sessionId", "")
+                rows = [misfit(endpoint, row, session_id) for row in rows]
+            if form == "csv":
+                return _csv(endpoint, rows, fault)
+            envelope: Row = {"data": rows, "total": total, "page": page, "limit": limit}
+            if not options.omit_pages:
+                envelope["pages"] = max(pages, page + 1) if options.repeat_page else pages
+            return _json(envelope, fault)
+
+    def _events(self, query: dict[str, str]) -> list[Row]:
+        options, project = self.options, self.project
+        session_id = query.get("sessionId")
+        if not session_id:
+            raise _Refusal(_error(400, "sessionId is required"))
+        if session_id in options.broken_sessions:
+            raise _Refusal(_error(500, "Internal Server Error"))
+        known = session_id in project.sessions or session_id in project.events
+        gone = session_id in options.vanished_sessions
+        if gone or not (known or options.unknown_session == "empty"):
+            raise _Refusal(_error(404, "Session not found"))
+        return project.events.get(session_id, [])
+
+    def _window(self, name: str, query: dict[str, str]) -> list[Row]:
+        """All rows that `from` and `to` ask for, in order; kept until rows change."""
+        options = self.options
+        low, high = _BEGINNING, _END_OF_TIME
+        if name != "crashes":
+            low, high = self._bound(query, "from"), self._bound(query, "to")
+        on = options.filter_on if name != "crashes" else None
+        state = (self.project.revision[name], options.order, on)
+        table = self._tables.get(name)
+        if table is None or table.state != state:
+            table = self._tables[name] = _Table(self.project, name, state)
+        return table.window(low, high)
+
+    def _bound(self, query: dict[str, str], name: str) -> str:
+        """The first instant inside (`from`) or after (`to`) what a parameter asks for."""
+        options = self.options
+        text = query.get(name)
+        if text is None:
+            return _END_OF_TIME if name == "to" else _BEGINNING
+        try:
+            moment, is_date = datetime.fromisoformat(text), _is_date(text)
+            if moment.tzinfo is None:
+                zone = timezone(timedelta(hours=options.utc_offset_hours))
+                moment = moment.replace(tzinfo=zone)
+            if name == "to" and is_date and options.to_means == "end":
+                moment += timedelta(days=1)
+            elif name == "to" and options.to_means != "before":
+                moment += timedelta(milliseconds=1)
+            bound = iso(millis(moment))
+        except (ValueError, OverflowError):
+            raise _Refusal(_error(400, f"{name} must be an ISO 8601 date")) from None
+        if options.dates_only and not is_date:
+            raise _Refusal(_error(400, f"{name} must be a date without a time of day"))
+        return bound
+
+    def _too_many(self, wait: float) -> "_Answer":
+        """A 429 that tells to wait at least that many seconds, as `retry_after` says."""
+        seconds, instant = str(math.ceil(wait)), math.ceil(time.time() + wait)
+        headers = {
+            "seconds": {"Retry-After": seconds},
+            "date": {"Retry-After": formatdate(instant, usegmt=True)},
+            "reset": {"RateLimit-Reset": seconds},
+            "x-reset": {"X-RateLimit-Reset": str(instant)},
+            "none": {},
+        }
+        return _error(429, "Too many requests", headers[self.options.retry_after])
+
+    def _draw_fault(self) -> str | None:
+        if not self.options.faults:
+            return None
+        chance = self._random.random()
+        for kind, probability in self.options.faults.items():
+            chance -= probability
+            if chance < 0:
+                return kind
+        return None
+
+    def _change(self) -> None:
+        """Let the project change by itself after every so many answers."""
+        options = self.options
+        with self._lock:
+            self._answered += 1
+            answered = self._answered
+        for kind, every in (
+            ("grow", options.grow_every),
+            ("late", options.late_every),
+            ("purge", options.purge_every),
+            ("new", options.new_every),
+        ):
+            if every and answered % every == 0:
+                with self.project.lock:
+                    passed = time.monotonic() - self._began
+                    self._began += passed
+                    self.project.now += timedelta(seconds=passed)
+                    self.project.step(kind)
+
+
+class _Table:
+    """Rows of one table sorted once, and the windows of it that were asked for."""
+
+    def __init__(
+        self, project: Project, name: str, state: tuple[int, str, str | None]
+    ) -> None:
+        self.state = state
+        _, self._order, on = state
+        rows = project.table(name)
+        times = sorted((project.when(name, row_id), row_id) for row_id in rows)
+        self._rows = [rows[row_id] for _, row_id in times]
+        self._ids = [row_id for _, row_id in times]
+        self._times = [instant for instant, _ in times]
+        self._filter = self._times
+        if on == "received":
+            self._filter = [project.received.get(i, t) for t, i in times]
+        elif on == "endedAt" and name == "sessions":
+            self._filter = [project.when(name, i, on) for i in self._ids]
+        self._windows: dict[tuple[str, str], list[Row]] = {}
+
+    def window(self, low: str, high: str) -> list[Row]:
+        """The rows from `low` to before `high`, in the order that is set."""
+        known = self._windows.get((low, high))
+        if known is not None:
+            return known
+        if self._filter is self._times:
+            first, end = bisect_left(self._times, low), bisect_left(self._times, high)
+            places = list(range(first, end))
+        else:
+            places = [i for i, at in enumerate(self._filter) if low <= at < high]
+        if self._order == "newest":
+            places.reverse()
+        elif self._order == "arbitrary":
+            places.sort(key=lambda i: (crc32(self._ids[i].encode()), self._ids[i]))
+        rows = self._windows[low, high] = [self._rows[place] for place in places]
+        return rows
+
+
+class Allowance:
+    """What one key may still ask for, counted as the options say."""
+
+    def __init__(self) -> None:
+        """Nothing is taken yet."""
+        self._taken: deque[float] = deque()
+        self._tokens = math.inf  # a full bucket, whatever the limit will be
+        self._filled_at = 0.0
+
+    def take(self, options: Options, now: float) -> float:
+        """Take one request: 0, or the seconds to wait where there is none to take."""
+        limit, minute = options.requests_per_minute, options.minute
+        if limit is None:
+            return 0.0
+        if options.counting == "bucket":
+            gained = (now - self._filled_at) * limit / minute
+            self._tokens = min(limit, self._tokens + gained)
+            self._filled_at = now
+            if self._tokens < 1:
+                return (1 - self._tokens) * minute / limit
+            self._tokens -= 1
+            return 0.0
+        taken = self._taken
+        while taken and now - taken[0] >= minute:
+            if options.counting == "fixed":
+                taken.clear()
+            else:
+                taken.popleft()
+        if len(taken) >= limit:
+            return taken[0] + minute - now
+        taken.append(now)
+        return 0.0
+
+
+@dataclass
+class _Answer:
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+    fault: str | None = None
+
+
+class _Refusal(Exception):  # noqa: N818 - an answer of the API, no error of ours
+    """Ends a request with that answer."""
+
+    def __init__(self, answer: _Answer) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+_Connection = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, sandbox: Sandbox, port: int) -> None:
+        self.sandbox = sandbox
+        self._open: set[_Connection] = set()
+        self._closed = Condition()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without the reverse look-up of http.server, which may take seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = self.socket.getsockname()
+
+    def process_request(self, request: _Connection, client_address: object) -> None:
+        with self._closed:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: _Connection) -> None:
+        """Close without saying so first, so that the fault `reset` is just that."""
+        self.close_request(request)
+        with self._closed:
+            self._open.discard(request)
+            self._closed.notify_all()
+
+    def handle_error(self, request: _Connection, client_address: object) -> None:
+        """A client may go away; whatever else happens is the sandbox's own error."""
+        del request, client_address
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception) and not isinstance(error, ConnectionError):
+            self.sandbox.failed(error)
+
+    def close_all(self) -> None:
+        """Close the port and every connection, and wait until their threads let go."""
+        self.server_close()
+        with self._closed:
+            for connection in self._open:
+                if isinstance(connection, socket.socket):
+                    with contextlib.suppress(OSError):  # the client may be faster
+                        connection.shutdown(socket.SHUT_RDWR)
+            self._closed.wait_for(lambda: not self._open, timeout=5)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    # Nagle's algorithm and unbuffered small writes cost 40 ms a request.
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def do_GET(self) -> None:
+        answer = self.server.sandbox.answer(
+            self.path, self.headers.get("Authorization", "")
+        )
+        self._send(answer)
+
+    def do_other(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        answer = _error(405, "Export endpoints are read-only", {"Allow": "GET"})
+        if self.command == "HEAD":
+            answer.body = b""
+        self._send(answer)
+
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_other  # noqa: N815 - http.server looks for these
+
+    def _send(self, answer: _Answer) -> None:
+        sandbox, options = self.server.sandbox, self.server.sandbox.options
+        if answer.fault in {"timeout", "reset"}:
+            self.close_connection = True
+            if answer.fault == "timeout":
+                sandbox.closing.wait(options.hang_seconds)
+            else:
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+            return
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if answer.fault == "cut":
+            self.wfile.write(answer.body[: len(answer.body) // 2])
+            self.close_connection = True
+        elif answer.fault == "drip":
+            for place in range(len(answer.body)):
+                self.wfile.write(answer.body[place : place + 1])
+                self.wfile.flush()
+                if sandbox.closing.wait(options.drip_seconds):
+                    break
+        else:
+            self.wfile.write(answer.body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+        """Say nothing: `Sandbox.requests` and its `log` are the log."""
+
+
+def _natural(query: dict[str, str], name: str, default: int) -> int:
+    """A whole number from 1."""
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise _Refusal(_error(400, f"{name} must be a whole number from 1"))
+    return int(text)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json(envelope: Row, fault: str | None) -> _Answer:
+    """The envelope as JSON, spoiled as the fault says."""
+    if fault == "no_data":
+        del envelope["data"]
+    elif fault == "data_not_list":
+        envelope["data"] = {"rows": envelope["data"]}
+    elif fault == "row_not_object":
+        envelope["data"] = [*envelope["data"], "row"]
+    body = json.dumps(envelope, separators=(",", ":")).encode()
+    if fault == "not_json":
+        body = b"{data: " + body[8:]
+    return _Answer(200, body, {"Content-Type": "application/json; charset=utf-8"}, fault)
+
+
+def _csv(endpoint: str, rows: list[Row], fault: str | None) -> _Answer:
+    """Rows as a CSV download: objects as JSON, null as nothing."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS[endpoint].split(), extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                name: json.dumps(value) if isinstance(value, bool | dict | list) else value
+                for name, value in row.items()
+            }
+        )
+    headers = {
+        "Content-Type": "text/csv; charset=utf-8",
+        "Content-Disposition": f'attachment; filename="{endpoint}.csv"',
+    }
+    return _Answer(200, text.getvalue().encode(), headers, fault)
+
+
+def _error(
+    status: int,
+    message: str,
+    headers: dict[str, str] | None = None,
+) -> _Answer:
+    """An error as JSON; 502 and 503 as the HTML page of a proxy."""
+    kind, body = "application/json; charset=utf-8", json.dumps({"error": message})
+    if status in {502, 503}:
+        kind, body = "text/html", f"<html><h1>{status}</h1></html>"
+    return _Answer(status, body.encode(), {"Content-Type": kind} | (headers or {}))
