@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import typing as t
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,8 +16,8 @@ import requests
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
-from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.helpers.conform import TypeConformanceLevel
+from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
@@ -26,12 +25,12 @@ from tap_bugspulse import schemas
 from tap_bugspulse.replication import format_instant, parse_instant
 
 if t.TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from backoff.types import Details
-    from tap_bugspulse.run import Clock
     from singer_sdk.streams.rest import HTTPRequest
 
+    from tap_bugspulse.run import Clock
     from tap_bugspulse.tap import TapBugsPulse
 
     Row = dict[str, t.Any]

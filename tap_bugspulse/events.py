@@ -31,6 +31,7 @@ if t.TYPE_CHECKING:
 
     from tap_bugspulse.client import Row
     from tap_bugspulse.replication import Plan
+    from tap_bugspulse.tap import TapBugsPulse
 
 COMPLETE_TO = "complete_to"
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before their mark moves
@@ -50,9 +51,9 @@ class Events(BugsPulseStream):
     parent_stream_type = Sessions
     state_partitioning_keys = ()  # one bookmark: the default is one for each session
 
-    def __init__(self, *args: t.Any) -> None:
+    def __init__(self, tap: TapBugsPulse) -> None:
         """Set up what one run knows of the sessions whose events are due."""
-        super().__init__(*args)
+        super().__init__(tap)
         self.marks: Marks | None = None
         self.set_aside: dict[str, str | None] = {}
         self._failed: list[Candidate] = []  # in a row, most recent last

@@ -27,6 +27,7 @@ if t.TYPE_CHECKING:
     from datetime import date, datetime
 
     from tap_bugspulse.client import Page, Row
+    from tap_bugspulse.tap import TapBugsPulse
 
 PAGES_PER_WINDOW = 20
 MARK = "replication_key_value"
@@ -40,9 +41,9 @@ class IncrementalStream(BugsPulseStream):
     marks: Marks
     box_share = 1.0  # part of the time box that history may use
 
-    def __init__(self, *args: t.Any) -> None:
+    def __init__(self, tap: TapBugsPulse) -> None:
         """Set up what one run knows of the stream's marks."""
-        super().__init__(*args)
+        super().__init__(tap)
         self.near: set[str] = set()  # ids met in the window read before this one
         self.in_history = False
         self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
@@ -71,7 +72,6 @@ class IncrementalStream(BugsPulseStream):
     @override
     def get_replication_key_signpost(self, context: t.Any = None) -> None:
         """Give none: the marks never pass the start of the run anyway."""
-        return None
 
     # --- One run ---------------------------------------------------------------------
 
@@ -86,6 +86,11 @@ class IncrementalStream(BugsPulseStream):
             yield from self._read_history()
         except OutOfTime:
             self.logger.info("%s: time is up, the next run goes on", self.name)
+        if self.marks.stretch is not None:
+            marks = write_stretch(self.marks.stretch, MARK)
+            self.logger.info(
+                "%s: complete from %s to %s", self.name, marks["complete_from"], marks[MARK]
+            )
 
     def begin(self) -> None:
         """Read the state and plan the run."""

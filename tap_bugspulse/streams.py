@@ -37,6 +37,7 @@ if t.TYPE_CHECKING:
 
     from tap_bugspulse.client import Page, Row
     from tap_bugspulse.events import Events
+    from tap_bugspulse.tap import TapBugsPulse
 
 MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
 
@@ -234,9 +235,9 @@ class Sessions(IncrementalStream):
 
     ledger: Ledger
 
-    def __init__(self, *args: t.Any) -> None:
+    def __init__(self, tap: TapBugsPulse) -> None:
         """Set up what one run knows of the sessions it lists."""
-        super().__init__(*args)
+        super().__init__(tap)
         self.listed: list[Listed] = []
         self._remembered = 0
 
@@ -300,10 +301,12 @@ class Sessions(IncrementalStream):
 
     def _remembers(self, day: date) -> bool:
         """Tell whether a session of a day may still change in a later run."""
-        stretch = self.marks.stretch
-        return stretch is None or day >= self._kept_from(stretch)
+        return day >= self._kept_from(self.marks.stretch)
 
-    def _kept_from(self, stretch: Stretch) -> date:
+    def _kept_from(self, stretch: Stretch | None) -> date:
+        """Give the first day that a lookback may ask for, with a day for time zones."""
+        if stretch is None:
+            return date.min
         return (stretch.complete_to - self.lookback).date() - 2 * DAY
 
     def list_again(self, window: Window, pages: Iterator[Page]) -> Listed:
@@ -345,28 +348,24 @@ class Sessions(IncrementalStream):
 
     def prune(self) -> None:
         """Forget the sessions that no later run asks for again."""
-        stretches = []
-        if self.selected:
-            stretches.append(self.marks.stretch)
-        complete = self.events.stretch()
-        if self.events.selected:
-            stretches.append(complete)
+        fetched = self.events.stretch()
         start = self.tap.need.start
-        kept_from = (
-            date.min
-            if None in stretches
-            else min(self._kept_from(stretch) for stretch in stretches if stretch)
-        )
+        emitted_from = self._kept_from(self.marks.stretch) if self.selected else None
+        fetched_from = self._kept_from(fetched) if self.events.selected else None
 
         def keep(day: date, entry: Entry) -> bool:
             if start is not None and day + 2 * DAY < start.date():
                 return False
-            if day >= kept_from:
+            if emitted_from is not None and day >= emitted_from:
                 return True
-            return entry.events != NOTHING and not (
-                complete is not None
-                and complete.holds(midnight(day - DAY))
-                and complete.holds(midnight(day + 2 * DAY))
+            if entry.events == NOTHING:
+                return False
+            if fetched_from is not None and day >= fetched_from:
+                return True
+            # Outside of what is complete, the ledger alone knows what is fetched.
+            return fetched is None or not (
+                fetched.holds(midnight(day - DAY))
+                and fetched.holds(midnight(day + 2 * DAY))
             )
 
         self.ledger.prune(keep)

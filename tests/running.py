@@ -9,13 +9,13 @@ import time
 import typing as t
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from tap_bugspulse.run import Clock
 from tap_bugspulse.tap import TapBugsPulse
 
 if t.TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from tests.sandbox import Project, Sandbox
 

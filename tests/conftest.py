@@ -1,0 +1,29 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.sandbox import Options, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def now() -> datetime:
+    """The instant that the tap's clock shows."""
+    return NOW
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A small project of 20 days, without a rate limit."""
+    project = generate(seed=7, sessions=120, days=20, until=NOW - timedelta(hours=1))
+    with Sandbox(project, Options(requests_per_minute=None)) as running:
+        yield running

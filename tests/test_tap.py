@@ -1,0 +1,259 @@
+"""The tap against the sandbox: everything it emits, its catalog, its command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+from singer_sdk.singerlib.encoding import SimpleSingerWriter
+from singer_sdk.testing import get_tap_test_class
+
+from tap_bugspulse.settings import CONFIG_SCHEMA
+from tap_bugspulse.tap import TapBugsPulse
+from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.sandbox import Options, Sandbox, generate, misfit
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    Order = t.Literal["newest", "oldest", "arbitrary"]
+    ToMeans = t.Literal["before", "midnight", "end"]
+    EventsPaging = t.Literal["all", "pages"]
+
+SNAPSHOT = Path(__file__).parent / "snapshots" / "catalog.json"
+CONFIG = {"api_key": "bp_sandbox_key", "requests_per_minute": 1_000_000}
+
+
+@pytest.fixture(scope="module")
+def standard_sandbox() -> Iterator[Sandbox]:
+    """The project that the SDK's own tests run against."""
+    with Sandbox(
+        generate(sessions=60, days=5), Options(requests_per_minute=None)
+    ) as running:
+        CONFIG["api_url"] = running.url
+        yield running
+
+
+# _extra is null where the API sends nothing new, and the suite warns of empty columns.
+@pytest.mark.filterwarnings("ignore:No records were available to test")
+@pytest.mark.usefixtures("standard_sandbox")
+class TestStandard(  # type: ignore[misc]  # its base is made by a function
+    get_tap_test_class(
+        TapBugsPulse,
+        config=CONFIG,
+        parse_env_config=False,
+        # The runner captures text; the tap's own writer writes bytes.
+        message_writer=SimpleSingerWriter(),
+    )
+):
+    """The SDK's tests of any tap."""
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "arbitrary"])
+@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
+@pytest.mark.parametrize("events_paging", ["all", "pages"])
+def test_emits_every_row_of_every_stream_once(
+    sandbox: Sandbox,
+    now: datetime,
+    order: Order,
+    to_means: ToMeans,
+    events_paging: EventsPaging,
+) -> None:
+    """All the sandbox holds arrives field by field and once, however the API reads."""
+    sandbox.options.order = order
+    sandbox.options.to_means = to_means
+    sandbox.options.events_paging = events_paging
+    output = sync(sandbox, now, page_size=5)
+    for stream in PRIMARY_KEYS:
+        assert output.table(stream) == expected(sandbox.project, stream)
+        assert output.repeated(stream) == []
+
+
+def test_asks_for_no_page_too_many(sandbox: Sandbox, now: datetime) -> None:
+    """A listing of one page takes one request, and each session's events take one."""
+    output = sync(sandbox, now, catalog=select(now, "crashes", "sessions", "events"))
+    requests = counted(sandbox)
+    with_events = {key[0] for key in output.table("events")}
+    finished_empty = {
+        key[0]
+        for key, row in output.table("sessions").items()
+        if row["eventCount"] == 0 and row["status"] != "active"
+    }
+    assert requests["/crashes"] == 1
+    assert requests["/sessions"] == 2  # the newest days, then all before
+    assert requests["/events"] == len(sandbox.project.sessions) - len(finished_empty)
+    assert with_events.isdisjoint(finished_empty)
+
+
+def test_a_lowered_limit_and_missing_pages_are_followed(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """The limit that the API echoes counts, and pages are derived where they lack."""
+    sandbox.options.max_limit = 7
+    sandbox.options.omit_pages = True
+    output = sync(sandbox, now)
+    for stream in PRIMARY_KEYS:
+        assert output.table(stream) == expected(sandbox.project, stream)
+
+
+def test_a_second_run_with_nothing_new_emits_only_crashes(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """With the state of the first run, the second asks for no events."""
+    first = sync(sandbox, now)
+    sandbox.reset()
+    second = sync(sandbox, now, first.state)
+    assert {stream: len(second.rows(stream)) for stream in PRIMARY_KEYS} == {
+        "crashes": len(sandbox.project.crashes),
+        "events": 0,
+        "network": 0,
+        "sessions": 0,
+    }
+    assert "/events" not in counted(sandbox)
+    assert counted(sandbox).total() <= 14
+
+
+def test_misfits_are_kept_and_break_nothing(sandbox: Sandbox, now: datetime) -> None:
+    """What does not fit its column, or has none, is kept raw in _extra."""
+    sandbox.options.misfits = True
+    output = sync(sandbox, now)
+    for stream in ("sessions", "crashes", "network"):
+        columns = set(output.rows(stream)[0]) - {"_extra"}
+        odd = 0
+        for key, row in output.table(stream).items():
+            served = misfit(stream, sandbox.project.table(stream)[key[0]])
+            for name, value in served.items():
+                kept = row.get(name) if name in columns else None
+                extra = (row["_extra"] or {}).get(name)
+                assert value in (kept, extra)
+                odd += extra is not None
+            assert columns - served.keys() == {
+                name for name in columns if name not in served and row[name] is None
+            }
+        assert odd > 0
+    data = [row["data"] for row in output.rows("events")]
+    assert all(value is None or isinstance(value, dict) for value in data)
+    assert any(value is not None and value.keys() == {"value"} for value in data)
+
+
+def test_the_project_is_first_in_every_key(sandbox: Sandbox, now: datetime) -> None:
+    """With project set, every row has the column and every table its key."""
+    output = sync(sandbox, now, project="ios-app")
+    for stream, keys in PRIMARY_KEYS.items():
+        assert output.table(stream) == expected(sandbox.project, stream, "ios-app")
+        schema = next(
+            message
+            for message in output.messages
+            if message["type"] == "SCHEMA" and message["stream"] == stream
+        )
+        assert tuple(schema["key_properties"]) == ("project", *keys)
+        assert schema["schema"]["properties"]["project"]["type"] == "string"
+
+
+def test_a_state_of_another_project_is_refused(sandbox: Sandbox, now: datetime) -> None:
+    """A state that belongs to one project does not serve another."""
+    state = sync(sandbox, now, project="ios-app").state
+    with pytest.raises(Exception, match=r"project is 'android-app'.*belongs to 'ios-app'"):
+        sync(sandbox, now, state, project="android-app")
+
+
+def test_the_catalog_is_the_one_users_have(now: datetime) -> None:
+    """A change of the catalog shows itself; write the snapshot anew when it is meant."""
+    catalog = json.dumps(select(now, *PRIMARY_KEYS), indent=2, sort_keys=True) + "\n"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        SNAPSHOT.parent.mkdir(exist_ok=True)
+        SNAPSHOT.write_text(catalog)
+    assert catalog == SNAPSHOT.read_text()
+
+
+def test_every_column_says_what_it_is(now: datetime) -> None:
+    """Each property has a description, and only key columns are not nullable."""
+    for stream in select(now, *PRIMARY_KEYS)["streams"]:
+        for name, column in stream["schema"]["properties"].items():
+            assert column["description"].endswith(".")
+            assert ("null" in column["type"]) == (name not in stream["key_properties"])
+            assert "enum" not in column
+
+
+# --- The command line ----------------------------------------------------------------
+
+
+def run_tap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the tap as a process with nothing but the given environment."""
+    path = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "tap_bugspulse", *arguments],
+        env=path | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_about_describes_every_setting() -> None:
+    """--about names each setting with a title, a description and no value of its own."""
+    about = json.loads(run_tap("--about", "--format", "json").stdout)
+    settings = about["settings"]["properties"]
+    assert list(settings)[: len(CONFIG_SCHEMA["properties"])]
+    for name in CONFIG_SCHEMA["properties"]:
+        assert settings[name]["title"]
+        assert settings[name]["description"].endswith(".")
+    assert settings["api_key"]["secret"] is True
+    assert "batch" not in about["capabilities"]
+    assert "activate-version" not in about["capabilities"]
+
+
+def test_discover_needs_no_settings() -> None:
+    """--discover works before there is a key."""
+    done = run_tap("--discover")
+    assert done.returncode == 0
+    assert {stream["stream"] for stream in json.loads(done.stdout)["streams"]} == set(
+        PRIMARY_KEYS
+    )
+
+
+def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
+    """--test asks each endpoint once and emits a row of each stream."""
+    done = run_tap(
+        "--config=ENV",
+        "--test",
+        TAP_BUGSPULSE_API_KEY=sandbox.api_key,
+        TAP_BUGSPULSE_API_URL=sandbox.url,
+    )
+    assert done.returncode == 0, done.stderr
+    records = [line for line in done.stdout.splitlines() if '"type":"RECORD"' in line]
+    assert {json.loads(line)["stream"] for line in records} == set(PRIMARY_KEYS)
+    assert set(counted(sandbox)) == {"/crashes", "/events", "/network", "/sessions"}
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (None, "api_key is missing"),
+        ("", "api_key is missing"),
+        ("bp_wrong_key", "401 Unauthorized for /crashes"),
+        ("bp wrong key", "api_key must be a text without spaces"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["--config=ENV"], ["--config=ENV", "--test"]])
+def test_a_wrong_key_is_one_clear_line(
+    sandbox: Sandbox, key: str | None, says: str, arguments: list[str]
+) -> None:
+    """A key that is missing or wrong ends the run with a line that says what to do."""
+    given = {} if key is None else {"TAP_BUGSPULSE_API_KEY": key}
+    done = run_tap(*arguments, TAP_BUGSPULSE_API_URL=sandbox.url, **given)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert says in last
+    assert "it begins with bp_" in last
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "" or key == "bp_wrong_key"
+    if key:
+        assert key not in done.stderr + done.stdout
