@@ -146,7 +146,12 @@ class IncrementalStream(BugsPulseStream):
             yield from self.choose(row, instant, window)
         self.near = met
 
-    def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
+    def choose(
+        self,
+        row: Row,
+        instant: datetime | None,
+        window: Window,  # noqa: ARG002 - sessions are filed under one of its days
+    ) -> Iterator[Row]:
         """Give the row if it is new or changed."""
         if not self.was_met(row, instant):
             yield row

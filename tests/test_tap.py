@@ -43,8 +43,8 @@ def standard_sandbox() -> Iterator[Sandbox]:
 # _extra is null where the API sends nothing new, and the suite warns of empty columns.
 @pytest.mark.filterwarnings("ignore:No records were available to test")
 @pytest.mark.usefixtures("standard_sandbox")
-class TestStandard(  # type: ignore[misc]  # its base is made by a function
-    get_tap_test_class(
+class TestStandard(
+    get_tap_test_class(  # type: ignore[misc]  # its base is made by a function
         TapBugsPulse,
         config=CONFIG,
         parse_env_config=False,
