@@ -6,13 +6,10 @@ import sys
 import typing as t
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http import HTTPStatus
 
 import msgspec
-import requests
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
@@ -22,24 +19,22 @@ from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
+from tap_bugspulse.patience import Patience, reason
 from tap_bugspulse.replication import format_instant, parse_instant
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
+    import requests
     from backoff.types import Details
     from singer_sdk.streams.rest import HTTPRequest
 
-    from tap_bugspulse.run import Clock
     from tap_bugspulse.tap import TapBugsPulse
 
     Row = dict[str, t.Any]
     Query = Mapping[str, str]
     Key = tuple[str, ...]
 
-RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
-MOST_FAILING = 5  # minutes
-SECONDS_1970_TO_2001 = 1e9
 LISTINGS = 3  # times a listing is read before rows that do not turn up are given up
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
@@ -98,100 +93,6 @@ def page_of(response: requests.Response) -> Page:
 
 class NotFoundError(FatalAPIError):
     """The API does not know what was asked for."""
-
-
-class PatienceError(FatalAPIError):
-    """A request failed again and again, for longer than a rate window lasts."""
-
-
-class Patience:
-    """How long to wait after each failure of one request, and when to give up.
-
-    Waits double up to a minute. Eight failures, or five minutes of them, are enough;
-    an answer 429 is waited out for as long as it tells and does not count.
-    """
-
-    def __init__(self, path: str, tries: int, minute: float, clock: Clock) -> None:
-        """Begin before the first failure of a request to a path."""
-        self._path = path
-        self._tries = tries
-        self._minute = minute
-        self._clock = clock
-        self._failures = 0
-        self._failing_since: float | None = None
-
-    def wait_after(self, error: Exception) -> float:
-        """Give the seconds to wait after a failure.
-
-        Raises:
-            PatienceError: If it was the last one that is tolerated.
-        """
-        response = error.response if isinstance(error, RetriableAPIError) else None
-        if response is not None and response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            told = told_wait(response, self._clock.now())
-            return self._minute * RATE_WINDOW if told is None else told
-        now = self._clock.seconds()
-        if self._failing_since is None:
-            self._failing_since = now
-        self._failures += 1
-        failing = now - self._failing_since
-        if self._failures >= self._tries or failing >= MOST_FAILING * self._minute:
-            msg = (
-                f"gave up on {self._path} after {self._failures} failures in "
-                f"{failing:.0f} s, the last one: {reason(error)}"
-            )
-            raise PatienceError(msg) from None
-        return self._minute / 60 * min(60.0, 2.0**self._failures)
-
-
-def told_wait(response: requests.Response, now: datetime) -> float | None:
-    """Give the seconds that an answer 429 tells to wait, None where it does not.
-
-    ``Retry-After`` holds seconds or an HTTP date; a reset header holds seconds or the
-    instant as seconds since 1970.
-    """
-    headers = response.headers
-    told = headers.get("Retry-After", "")
-    if told:
-        try:
-            return max(0.0, float(told))
-        except ValueError:
-            date = parsedate_to_datetime_or_none(told)
-            if date is not None:
-                return max(0.0, (date - now).total_seconds())
-    for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
-        try:
-            reset = float(headers.get(name, ""))
-        except ValueError:
-            continue
-        is_instant = reset > SECONDS_1970_TO_2001
-        return max(0.0, reset - now.timestamp() if is_instant else reset)
-    return None
-
-
-def parsedate_to_datetime_or_none(text: str) -> datetime | None:
-    """Read an HTTP date; None if it is none."""
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
-
-
-def reason(error: object) -> str:
-    """Say in a few words why a request failed, without its address."""
-    for kind, words in (
-        (requests.exceptions.ProxyError, "no way through the proxy"),
-        (requests.exceptions.SSLError, "a TLS error"),
-        (requests.exceptions.Timeout, "no answer in time"),
-        (requests.exceptions.ChunkedEncodingError, "an answer cut short"),
-        (requests.exceptions.ContentDecodingError, "an answer that cannot be decoded"),
-        (requests.exceptions.ConnectionError, "no connection"),
-        (ConnectionResetError, "no connection"),
-    ):
-        if isinstance(error, kind):
-            return words
-    return str(error)
 
 
 class Listing:

@@ -9,7 +9,8 @@ from datetime import timedelta
 from singer_sdk.exceptions import FatalAPIError
 from typing_extensions import override
 
-from tap_bugspulse.client import BugsPulseStream, NotFoundError, PatienceError
+from tap_bugspulse.client import BugsPulseStream, NotFoundError
+from tap_bugspulse.patience import PatienceError
 from tap_bugspulse.replication import (
     Candidate,
     Marks,

@@ -23,9 +23,9 @@ from singer_sdk.exceptions import (
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
 from typing_extensions import override
 
-from tap_bugspulse.client import RATE_WINDOW
 from tap_bugspulse.events import COMPLETE_TO, Events
 from tap_bugspulse.incremental import MARK
+from tap_bugspulse.patience import RATE_WINDOW
 from tap_bugspulse.replication import clean_state, format_instant
 from tap_bugspulse.run import Clock, Run
 from tap_bugspulse.settings import CONFIG_SCHEMA, KEY_PREFIX, Settings, SettingsError
