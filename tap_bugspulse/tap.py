@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -64,7 +65,7 @@ class TapBugsPulse(Tap):
     """Singer tap for BugsPulse: mobile app sessions, crashes, events, network calls."""
 
     name = "tap-bugspulse"
-    config_jsonschema = CONFIG_SCHEMA
+    config_jsonschema = copy.deepcopy(CONFIG_SCHEMA)  # the SDK adds settings to it
     message_writer_class = WholeMessageWriter
     # No BATCH, which bypasses stream maps, and no ACTIVATE_VERSION: the warehouse
     # keeps the rows that BugsPulse's retention deletes.
