@@ -84,11 +84,9 @@ class TapBugsPulse(Tap):
     clock = Clock()
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
-        """Set the tap up; metrics, a line for each request, are for DEBUG."""
+        """Set the tap up; metrics, a line for each request, are for LOGLEVEL=DEBUG."""
         super().__init__(*args, **kwargs)
-        if not (
-            self.logger.isEnabledFor(logging.DEBUG) or "SINGER_SDK_LOG_CONFIG" in os.environ
-        ):
+        if self.metrics_logger.level > logging.DEBUG:
             self.metrics_logger.setLevel(logging.WARNING)
 
     @property

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Set up the checkout and run the demo; exits with the exit code of `meltano run`.
+set -eu
+
+cd "$(dirname "$0")/.."
+if [ ! -f .venv/.stamp ] || [ ! -f .venv-meltano/.stamp ] || [ ! -f .meltano/.stamp ]; then
+    cat <<'END'
+The first run installs, inside this checkout: the tap and an emulated Snowflake (.venv),
+Meltano (.venv-meltano), and Meltano's plugins (.meltano). That is about 1 GB and takes
+one to five minutes, depending on the network. `make clean` removes it all.
+
+END
+fi
+sh scripts/setup.sh tap meltano
+exec .venv/bin/python -m tests.pipeline.demo

@@ -1,0 +1,1 @@
+"""Running the real Meltano against local stand-ins of BugsPulse and Snowflake."""

@@ -1,0 +1,171 @@
+"""Programs that tests and the demo start: what they may see, and how they end.
+
+A person who runs these has settings for real accounts: `TARGET_SNOWFLAKE_*`,
+`SNOWFLAKE_*`, `MELTANO_*`, proxies, files in the home directory. No child gets any of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The checkout that this file belongs to."""
+
+ALLOWED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR")
+"""What a child sees of the environment of the person who runs it; nothing else."""
+
+STOP_SECONDS = 10
+"""How long a child has to end by itself before it is killed."""
+
+
+class ChildError(Exception):
+    """A child did not start, or took longer than it may."""
+
+
+def environment(home: Path, settings: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Say what a child may see: `ALLOWED`, a home of its own, and `settings`.
+
+    Args:
+        home: A directory that stands for the home directory; it is made.
+        settings: What else to set, by name.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    kept = {name: os.environ[name] for name in ALLOWED if name in os.environ}
+    # Proxies come from system settings as well; nothing here may go through one.
+    own = {"HOME": str(home), "NO_PROXY": "127.0.0.1,localhost"}
+    return {**kept, **own, **(settings or {})}
+
+
+@contextlib.contextmanager
+def serving(
+    module: str, *arguments: str, home: Path, seconds: float = 60
+) -> Iterator[dict[str, Any]]:
+    """Run a server of the checkout while the block runs.
+
+    It ends when its standard input closes, so also when this process is killed.
+
+    Args:
+        module: A module that takes `--until-stdin-closes` and prints a line of JSON when
+            it is ready.
+        arguments: Its arguments.
+        home: The directory that stands for its home directory.
+        seconds: How long it may take to get ready.
+
+    Yields:
+        What it printed.
+
+    Raises:
+        ChildError: It ended, or printed nothing in time.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *arguments, "--until-stdin-closes"],
+        cwd=CHECKOUT,
+        env=environment(home),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Ctrl-C reaches a whole group; this server is stopped last, by closing its input.
+        start_new_session=True,
+    ) as child:
+        try:
+            yield ready_line(child, module, seconds)
+        finally:
+            stop(child)
+
+
+def ready_line(child: subprocess.Popen[str], module: str, seconds: float) -> dict[str, Any]:
+    """Wait for the line of JSON that a server prints when it is ready."""
+    timer = threading.Timer(seconds, child.kill)
+    timer.start()
+    try:
+        line = pipe(child.stdout).readline()
+    finally:
+        timer.cancel()
+    if not line:
+        msg = f"{module} did not start within {seconds:g} seconds"
+        raise ChildError(msg)
+    ready: dict[str, Any] = json.loads(line)
+    return ready
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """Close the input of a server and wait for its end; kill it when it takes too long."""
+    # A server that is gone already has closed the other end.
+    with contextlib.suppress(BrokenPipeError):
+        pipe(child.stdin).close()
+    try:
+        child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def pipe(stream: IO[str] | None) -> IO[str]:
+    """Narrow the type of a stream that was opened as a pipe."""
+    if stream is None:
+        msg = "no pipe was asked for"
+        raise ValueError(msg)
+    return stream
+
+
+def run_group(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    seconds: float,
+    output: IO[str] | None = None,
+) -> int:
+    """Run a command and all that it starts, and leave none of it behind.
+
+    Args:
+        command: The program and its arguments.
+        cwd: The directory to run it in.
+        env: All that it sees of the environment.
+        seconds: How long it may take.
+        output: Where its output goes, both kinds; to the terminal where that is `None`.
+
+    Returns:
+        Its exit code, 128 + n where signal n ended it.
+
+    Raises:
+        ChildError: It took longer than it may.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+    ) as child:
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            msg = f"{Path(command[0]).name} took longer than {seconds:g} seconds"
+            raise ChildError(msg) from None
+        finally:
+            end_group(child)
+    return 128 - code if code < 0 else code
+
+
+def end_group(child: subprocess.Popen[Any]) -> None:
+    """End a child and everything in its group, first politely."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_SECONDS)
+    # The group is empty where everything ended in time.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)

@@ -1,0 +1,164 @@
+"""The demo: a made-up BugsPulse project into an emulated Snowflake, by the real Meltano.
+
+`make demo` sets up the checkout and runs it. It writes to `.demo/` and `.meltano/` in the
+checkout and talks to nothing but 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from tests.pipeline.children import CHECKOUT, ChildError, serving
+from tests.pipeline.meltano import (
+    DATABASE,
+    MeltanoProject,
+    NotLoopbackError,
+    NotSetUpError,
+    emulated_account,
+    query,
+    snowflake_settings,
+)
+from tests.pipeline.report import QUESTIONS, show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import FrameType
+    from typing import NoReturn
+
+INTRODUCTION = """\
+This demo needs no account. BugsPulse is a local sandbox with made-up data, Snowflake a
+local emulator (fakesnow); Meltano, tap-bugspulse and target-snowflake are the real ones.
+"""
+OWN_PROJECT = """\
+For your own project, with the real BugsPulse and the real Snowflake:
+
+  export TAP_BUGSPULSE_API_KEY=bp_...             # your project's API key
+  export TAP_BUGSPULSE_START_DATE=2026-01-01      # how far back
+  export TARGET_SNOWFLAKE_ACCOUNT=myorg-account   # and where to
+  export TARGET_SNOWFLAKE_USER=... TARGET_SNOWFLAKE_PRIVATE_KEY_PATH=...
+  export TARGET_SNOWFLAKE_DATABASE=... TARGET_SNOWFLAKE_WAREHOUSE=...
+  .venv-meltano/bin/meltano --environment prod run tap-bugspulse target-snowflake
+
+There the API allows 60 requests a minute, and the events of a session cost one; the
+sandbox of this demo has no limit.
+"""
+# More than the sandbox can answer, so that nothing waits.
+UNLIMITED = "60000"
+SIGTERM_EXIT = 128 + signal.SIGTERM
+SIGINT_EXIT = 128 + signal.SIGINT
+
+
+def demo(directory: Path, data: Sequence[str]) -> int:
+    """Run the demo and print its report.
+
+    Args:
+        directory: Where it keeps its files; those of an earlier demo are removed.
+        data: Options of the sandbox that say what data it makes up.
+
+    Returns:
+        The exit code of `meltano run`.
+
+    Raises:
+        ChildError: A server did not start, or something took too long.
+        NotSetUpError: Meltano is not installed in the checkout.
+    """
+    say(INTRODUCTION)
+    databases = directory / "snowflake"
+    home = directory / "home"
+    for old in (databases, home, directory / "project"):
+        shutil.rmtree(old, ignore_errors=True)
+    project = MeltanoProject(directory / "project")
+    with (
+        serving(
+            "tests.sandbox", *data, "--requests-per-minute", "none", home=home
+        ) as bugspulse,
+        serving(
+            "tests.pipeline.snowflake", "--database-dir", str(databases), home=home
+        ) as snowflake,
+    ):
+        held = ", ".join(
+            f"{bugspulse[name]:,} {what}"
+            for name, what in (
+                ("sessions", "sessions"),
+                ("crashes", "crash groups"),
+                ("events", "events"),
+                ("network", "network calls"),
+            )
+        )
+        say(f"BugsPulse sandbox     {bugspulse['url']}, holds {held}")
+        say(f"Emulated Snowflake    127.0.0.1:{snowflake['port']}\n")
+        say("$ meltano run tap-bugspulse target-snowflake")
+        began = time.monotonic()
+        code = load(project, bugspulse, snowflake["port"])
+        if code:
+            say(f"\n`meltano run` failed with exit code {code}; what it said is above.")
+            return code
+        say(f"Loaded in {time.monotonic() - began:.0f} seconds.\n")
+        answers = query(
+            snowflake["port"], [question.sql for question in QUESTIONS], home=home
+        )
+    for question, rows in zip(QUESTIONS, answers, strict=True):
+        say(show(question, rows) + "\n")
+    say(OWN_PROJECT)
+    say(f"The loaded database is a DuckDB file: {databases / DATABASE}.db")
+    return 0
+
+
+def load(project: MeltanoProject, bugspulse: dict[str, Any], port: int) -> int:
+    """Run Meltano once from the sandbox to the emulated Snowflake; return its exit code."""
+    settings = {
+        "TAP_BUGSPULSE_API_URL": bugspulse["url"],
+        "TAP_BUGSPULSE_API_KEY": bugspulse["api_key"],
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": UNLIMITED,
+    }
+    account = emulated_account(port)
+    return project.run(
+        "tap-bugspulse",
+        "target-snowflake",
+        settings=settings | snowflake_settings(account),
+        seconds=300,
+    )
+
+
+def say(text: str) -> None:
+    """Print at once, so that it stands in order with what Meltano prints."""
+    print(text, flush=True)
+
+
+def on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End by way of every `finally`, so that no child is left behind."""
+    sys.exit(SIGTERM_EXIT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; exit with Meltano's exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.pipeline.demo",
+        description="Load a made-up BugsPulse project into an emulated Snowflake.",
+    )
+    parser.add_argument("--sessions", type=int, default=600, help="how many to make up")
+    parser.add_argument("--days", type=int, default=14, help="over how many days")
+    parser.add_argument("--until", help="up to when, ISO 8601 (default: now)")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    data = ["--sessions", str(options.sessions), "--days", str(options.days)]
+    if options.until:
+        data += ["--until", options.until]
+    try:
+        return demo(CHECKOUT / ".demo", data)
+    except (ChildError, NotLoopbackError, NotSetUpError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return SIGINT_EXIT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

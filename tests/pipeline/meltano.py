@@ -1,0 +1,187 @@
+"""Running the real Meltano in a project of its own, against local stand-ins only."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+from tests.pipeline.children import CHECKOUT, ChildError, environment, run_group
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+DATABASE = "ANALYTICS"
+SCHEMA = "BUGSPULSE"
+"""Where the tables are, in the emulated Snowflake; the schema comes from meltano.yml."""
+
+PLUGINS = ("extractors", "loaders")
+ACCOUNT = re.compile(
+    r"127\.0\.0\.1:[0-9]{1,5}/[A-Z]+\?protocol=http&account=fakesnow&passcode="
+)
+
+
+class NotLoopbackError(Exception):
+    """An account is not the emulated Snowflake of this machine."""
+
+
+class NotSetUpError(Exception):
+    """Meltano or its plugins are not installed in the checkout."""
+
+
+def emulated_account(port: int) -> str:
+    """Say the `account` setting that takes target-snowflake to the emulated Snowflake.
+
+    snowflake-sqlalchemy builds `snowflake://user:password@ACCOUNT/DATABASE?…` from it, so
+    an account that is a host, a database and parameters reaches any server; with
+    `SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS` its parameters are heard.
+    """
+    return f"127.0.0.1:{port}/{DATABASE}?protocol=http&account=fakesnow&passcode="
+
+
+def loopback_only(account: str) -> str:
+    """Return an account of the emulated Snowflake on this machine; refuse any other.
+
+    Raises:
+        NotLoopbackError: The account has any other form, so it could be a real one.
+    """
+    if not ACCOUNT.fullmatch(account):
+        msg = f"refused: the Snowflake account {account!r} is not the emulated one"
+        raise NotLoopbackError(msg)
+    return account
+
+
+def snowflake_settings(account: str) -> dict[str, str]:
+    """Say the environment variables of target-snowflake for the emulated Snowflake.
+
+    Raises:
+        NotLoopbackError: The account is not on this machine.
+    """
+    return {
+        "TARGET_SNOWFLAKE_ACCOUNT": loopback_only(account),
+        "TARGET_SNOWFLAKE_DATABASE": DATABASE,
+        "TARGET_SNOWFLAKE_USER": "emulated",
+        "TARGET_SNOWFLAKE_PASSWORD": "emulated",
+        "SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS": "1",
+        # Else the connector asks the metadata servers of three clouds where it runs.
+        "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",
+    }
+
+
+class MeltanoProject:
+    """A Meltano project with the checkout's `meltano.yml` and plugins, and nothing else.
+
+    It has its own system database, so its own state, its own home and its own output. An
+    `.env` file in the checkout is not read.
+
+    Args:
+        directory: Where to put it. What is there already is used again.
+
+    Raises:
+        NotSetUpError: Meltano or a plugin is not installed in the checkout.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Make the project, or take up the one that is there."""
+        self.directory = directory
+        self.home = directory / "home"
+        self.meltano = CHECKOUT / ".venv-meltano" / "bin" / "meltano"
+        installed = [CHECKOUT / ".meltano" / kind for kind in PLUGINS]
+        for needed in (self.meltano, *installed):
+            if not needed.exists():
+                msg = f"Meltano is not set up, {needed} is missing: run `make setup`"
+                raise NotSetUpError(msg)
+        (directory / ".meltano").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CHECKOUT / "meltano.yml", directory / "meltano.yml")
+        for plugins in installed:
+            link = directory / ".meltano" / plugins.name
+            if not link.is_symlink():
+                link.symlink_to(plugins)
+
+    def run(
+        self,
+        *blocks: str,
+        settings: Mapping[str, str],
+        seconds: float = 120,
+        output: IO[str] | None = None,
+    ) -> int:
+        """Run `meltano run` and return its exit code.
+
+        Args:
+            blocks: What to run, such as `tap-bugspulse target-jsonl`, after options.
+            settings: The settings of the plugins, as environment variables.
+            seconds: How long it may take.
+            output: Where Meltano's output goes; to the terminal where that is `None`.
+
+        Raises:
+            ChildError: It took longer than it may.
+        """
+        return self.call(
+            "--log-format",
+            "plain",
+            "run",
+            *blocks,
+            settings=settings,
+            seconds=seconds,
+            output=output,
+        )
+
+    def call(
+        self,
+        *arguments: str,
+        settings: Mapping[str, str],
+        seconds: float = 120,
+        output: IO[str] | None = None,
+    ) -> int:
+        """Run any Meltano command in the project and return its exit code."""
+        own = {
+            # Plugins are those of the checkout, `make setup` alone installs them.
+            "MELTANO_AUTO_INSTALL": "false",
+            "NO_COLOR": "1",
+        }
+        return run_group(
+            [self.meltano, *arguments],
+            cwd=self.directory,
+            env=environment(self.home, own | dict(settings)),
+            seconds=seconds,
+            output=output,
+        )
+
+
+def query(
+    port: int, statements: Sequence[str], *, home: Path, seconds: float = 60
+) -> list[list[list[Any]]]:
+    """Ask the emulated Snowflake, through Snowflake's own connector in a child.
+
+    Args:
+        port: Where it listens.
+        statements: Statements to run, tables need no qualification.
+        home: The directory that stands for the child's home directory.
+        seconds: How long all of them may take.
+
+    Returns:
+        For each statement its rows, times as ISO 8601 strings.
+
+    Raises:
+        ChildError: A statement failed.
+    """
+    account = snowflake_settings(emulated_account(port))
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.pipeline.query", str(port)],
+        cwd=CHECKOUT,
+        env=environment(home, account),
+        input=json.dumps(list(statements)),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    if child.returncode:
+        msg = f"the emulated Snowflake could not be asked: {child.stderr[-1000:]}"
+        raise ChildError(msg)
+    rows: list[list[list[Any]]] = json.loads(child.stdout)
+    return rows

@@ -1,0 +1,375 @@
+"""An emulated Snowflake on loopback, for tests and the demo; nothing here is Snowflake.
+
+`fakesnow` speaks the connector's HTTP protocol over DuckDB. What it does not know is
+how target-snowflake loads: files put on the user's own stage (`@~`) and read back by
+`merge` or `copy`. This module puts a layer before it that turns those statements into
+ones it knows, and corrects two of its answers, so that the unmodified target works.
+
+    python -m tests.pipeline.snowflake --database-dir DIR
+
+keeps its databases in DIR, where a later start finds them again. It prints one JSON line
+when it is ready, `{"ready": true, "host": "127.0.0.1", "port": N}`, and serves until it
+gets SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import gzip
+import json
+import logging
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa  # type: ignore[import-untyped] # it has no types
+import uvicorn
+from fakesnow.server import app as fakesnow_app
+from fakesnow.server import shared_fs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping, Sequence
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOST = "127.0.0.1"
+QUERY_PATH = "/queries/v1/query-request"
+
+# target-snowflake 0.20.4 writes its statements in exactly these forms. One that names
+# the user's stage and has none of them is refused, so that a change shows itself.
+PUT = re.compile(r"put\s+'?file://(?P<file>.+?)'?\s+'@~/(?P<stage>[^']+)'\s*", re.DOTALL)
+REMOVE = re.compile(r"remove\s+'@~/(?P<stage>[^']+?)/?'\s*", re.DOTALL)
+MERGE = re.compile(
+    r"merge into (?P<table>\S+) d using \(select (?P<casts>.+) from '@~/(?P<stage>[^']+)'"
+    r"\(file_format => .+?\) QUALIFY (?P<qualify>.+)\) s on (?P<rest>.+)",
+    re.DOTALL,
+)
+COPY = re.compile(
+    r"copy into (?P<table>\S+) (?P<columns>\(.+?\)) from \(select (?P<casts>.+) from "
+    r"'@~/(?P<stage>[^']+)'\)\s*file_format = .+",
+    re.DOTALL,
+)
+DROP_FILE_FORMAT = re.compile(r"drop file format if exists .+", re.DOTALL)
+DONE = "select 'Statement executed successfully.' as \"status\""
+# The temporary view of the rows that were uploaded.
+STAGED = "temp.main.staged"
+# The target adds up the fourth column of the answer to `copy`.
+COPIED = f"""
+    select 'staged' as "file", 'LOADED' as "status",
+        count(*) as "rows_parsed", count(*) as "rows_loaded"
+    from {STAGED}
+"""  # noqa: S608 - only a name of our own
+
+
+class NotEmulatedError(Exception):
+    """A statement uses the user's stage in a way that is not emulated."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A PUT: the client is to copy `file` into the directory `stage`."""
+
+    file: str
+    stage: Path
+
+    def answer(self) -> dict[str, Any]:
+        """Say where to, in the words the connector expects of the server."""
+        return {
+            "data": {
+                "command": "UPLOAD",
+                "src_locations": [self.file],
+                "stageInfo": {
+                    "locationType": "LOCAL_FS",
+                    "location": f"{self.stage}/",
+                    "creds": {},
+                },
+                "autoCompress": True,
+                "sourceCompression": "auto_detect",
+                "overwrite": False,
+                "parallel": 1,
+            },
+            "success": True,
+        }
+
+
+def rewrite(sql: str, stages: Path) -> Upload | list[str]:
+    """Say a statement of the target in statements that fakesnow runs.
+
+    Args:
+        sql: One statement, as the client sent it.
+        stages: The directory that stands for the user's stage.
+
+    Returns:
+        The upload that the client is to make, or the statements to run; the client gets
+        the answer to the last one.
+
+    Raises:
+        NotEmulatedError: The statement uses the user's stage in an unknown form.
+    """
+    if match := PUT.fullmatch(sql):
+        return Upload(match["file"], directory(stages, match["stage"]))
+    if match := REMOVE.fullmatch(sql):
+        shutil.rmtree(directory(stages, match["stage"]), ignore_errors=True)
+        return [DONE]
+    if DROP_FILE_FORMAT.fullmatch(sql):
+        return [DONE]
+    if match := MERGE.fullmatch(sql):
+        files = directory(stages, match["stage"])
+        return [
+            use_schema_of(match["table"]),
+            staged(match["casts"], files, match["qualify"]),
+            f"merge into {match['table']} d using {STAGED} s on {match['rest']}",
+        ]
+    if match := COPY.fullmatch(sql):
+        files = directory(stages, match["stage"])
+        columns = match["columns"].strip("()")
+        return [
+            use_schema_of(match["table"]),
+            staged(match["casts"], files),
+            # What runs is what the target sent, in another form; there is nobody to guard
+            # against on loopback, here and below.
+            f"insert into {match['table']} ({columns}) select {columns} from {STAGED}",  # noqa: S608
+            COPIED,
+        ]
+    if "'@~" in sql:
+        msg = f"The emulated Snowflake does not know this statement: {sql[:200]}"
+        raise NotEmulatedError(msg)
+    return [sql]
+
+
+def use_schema_of(table: str) -> str:
+    """Say which schema to be in; fakesnow wants one even where names are qualified."""
+    return f"use schema {table.rpartition('.')[0]}"
+
+
+def staged(casts: str, files: Path, qualify: str | None = None) -> str:
+    """Say how to read the uploaded rows through the temporary view `STAGED`.
+
+    Args:
+        casts: The select list of the target, `$1:name::type as alias, …`.
+        files: The directory of the uploaded files, gzipped JSON lines.
+        qualify: Which of several rows of a key to keep, where that matters.
+    """
+    # SEQ8() numbers the rows in the order they were uploaded.
+    columns = re.sub(r"\$1:", "json:", casts)
+    pattern = str(files / "*").replace("'", "''")
+    rows = (
+        f"select {columns}, row_number() over () as staged_seq "  # noqa: S608 - as above
+        f"from read_ndjson_objects('{pattern}')"
+    )
+    chosen = f" qualify {qualify.replace('SEQ8()', 'staged_seq')}" if qualify else ""
+    chosen_rows = f"select * from ({rows}){chosen}"  # noqa: S608 - as above
+    return f"create or replace temporary view {STAGED} as {chosen_rows}"
+
+
+def directory(stages: Path, name: str) -> Path:
+    """Say which directory holds a path of the user's stage; never one outside it."""
+    path = (stages / name).resolve()
+    if not path.is_relative_to(stages.resolve()):
+        msg = f"{name} lies outside the stage"
+        raise NotEmulatedError(msg)
+    return path
+
+
+def null_timestamps(rowset: str) -> str:
+    """Make NULL timestamps NULL; fakesnow sends them as a struct of two NULLs.
+
+    Args:
+        rowset: The rows as the connector gets them, Arrow IPC in base64.
+    """
+    if not rowset:
+        return rowset
+    with pa.ipc.open_stream(base64.b64decode(rowset)) as reader:
+        table = reader.read_all()
+    columns = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_struct(field.type) and field.type.get_field_index("epoch") == 0:
+            struct = column.combine_chunks()
+            parts = struct.flatten()
+            columns.append(
+                pa.StructArray.from_arrays(
+                    parts, fields=list(field.type), mask=parts[0].is_null()
+                )
+            )
+        else:
+            columns.append(column)
+    corrected = pa.Table.from_arrays(columns, schema=table.schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, corrected.schema) as writer:
+        writer.write_table(corrected)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+class Emulator:
+    """The layer before fakesnow's server, an ASGI application.
+
+    Args:
+        app: fakesnow's server.
+        stages: The directory that stands for the user's stage.
+        sql_log: A file that gets each statement as one JSON line, `{"sql": …}`.
+    """
+
+    def __init__(self, app: ASGIApp, stages: Path, sql_log: Path | None = None) -> None:
+        """Put the layer before `app`."""
+        self.app = app
+        self.stages = stages
+        self.sql_log = sql_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] != QUERY_PATH:
+            await self.app(scope, receive, send)
+            return
+        request = json.loads(await read_body(scope, receive))
+        answer = await self.answer(scope, request)
+        body = json.dumps(answer).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def answer(self, scope: Scope, request: dict[str, Any]) -> dict[str, Any]:
+        """Run one statement of the client, as the statements it takes."""
+        sql = request["sqlText"]
+        if self.sql_log:
+            with self.sql_log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"sql": sql}) + "\n")
+        try:
+            statements = rewrite(sql, self.stages)
+        except NotEmulatedError as error:
+            return refusal(str(error))
+        if isinstance(statements, Upload):
+            statements.stage.mkdir(parents=True, exist_ok=True)
+            return statements.answer()
+        answer: dict[str, Any] = {}
+        for statement in statements:
+            answer = await self.ask(scope, request | {"sqlText": statement})
+            if not answer["success"]:
+                break
+        return answer
+
+    async def ask(self, scope: Scope, request: dict[str, Any]) -> dict[str, Any]:
+        """Have fakesnow run one statement."""
+        body = json.dumps(request).encode()
+        status = 0
+        parts: list[bytes] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                parts.append(message.get("body", b""))
+
+        headers = [
+            header
+            for header in scope["headers"]
+            if header[0].lower() not in {b"content-encoding", b"content-length"}
+        ]
+        await self.app({**scope, "headers": headers}, receive, send)
+        answer: dict[str, Any] = json.loads(b"".join(parts))
+        if status >= 500:
+            # The connector repeats a 500 for minutes; a refusal ends the run at once.
+            return refusal(f"The emulated Snowflake cannot run this: {answer['message']}")
+        if answer["success"] and "rowsetBase64" in answer["data"]:
+            answer["data"]["rowsetBase64"] = null_timestamps(answer["data"]["rowsetBase64"])
+        return answer
+
+
+def refusal(message: str) -> dict[str, Any]:
+    """Refuse a statement as Snowflake does, with an SQL compilation error."""
+    return {
+        "data": {"errorCode": "001003", "sqlState": "42000"},
+        "code": "001003",
+        "message": message,
+        "success": False,
+    }
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the whole body of a request."""
+    body = b""
+    more = True
+    while more:
+        message: MutableMapping[str, Any] = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    if (b"content-encoding", b"gzip") in scope["headers"]:
+        return gzip.decompress(body)
+    return body
+
+
+@contextlib.contextmanager
+def listening(port: int) -> Iterator[socket.socket]:
+    """Listen on loopback, on a free port where `port` is 0."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        listener.listen(128)
+        yield listener
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.pipeline.snowflake",
+        description="An emulated Snowflake on loopback. Any user and password will do.",
+    )
+    parser.add_argument("--port", type=int, default=0, help="0 is a free one (default)")
+    parser.add_argument(
+        "--database-dir", type=Path, required=True, help="where databases are kept"
+    )
+    parser.add_argument(
+        "--sql-log", type=Path, help="a file that gets every statement, JSON lines"
+    )
+    parser.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="also stop when standard input ends, as it does when the parent is gone",
+    )
+    options = parser.parse_args(arguments)
+    options.database_dir.mkdir(parents=True, exist_ok=True)
+    shared_fs.db_path = str(options.database_dir.resolve())
+    logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)
+    # fakesnow warns of its own use of DuckDB, on every query.
+    warnings.filterwarnings("ignore", module="fakesnow")
+    with (
+        tempfile.TemporaryDirectory(prefix="stage-") as stages,
+        listening(options.port) as listener,
+    ):
+        app = Emulator(fakesnow_app, Path(stages), options.sql_log)
+        uvicorn_server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+            )
+        )
+
+        def stop_with_parent() -> None:
+            sys.stdin.read()
+            uvicorn_server.should_exit = True
+
+        if options.until_stdin_closes:
+            threading.Thread(target=stop_with_parent, daemon=True).start()
+        ready = {"ready": True, "host": HOST, "port": listener.getsockname()[1]}
+        print(json.dumps(ready), flush=True)
+        uvicorn_server.run(sockets=[listener])
+        # Whatever is only in the write-ahead log goes into the database file.
+        shared_fs.duck_conn.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""`make demo` and the set-up before it, as the person sees them who runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from tests.pipeline.children import ALLOWED, CHECKOUT
+from tests.pipeline.meltano import MeltanoProject
+from tests.sandbox import Project, generate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SESSIONS, DAYS = 80, 5
+REAL_SECRET = "bp_real_secret"  # noqa: S105 - made up, and must never be used
+SECONDS = 120
+
+
+class Trap:
+    """A listener on loopback that stands for everything real and counts who calls."""
+
+    def __init__(self) -> None:
+        """Listen; calls are counted from `__enter__` on."""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.calls = 0
+        self.called = threading.Condition()
+        self.thread = threading.Thread(target=self.accept)
+
+    def accept(self) -> None:
+        """Count calls until the listener is shut down."""
+        with suppress(OSError):
+            while True:
+                self.listener.accept()[0].close()
+                with self.called:
+                    self.calls += 1
+                    self.called.notify()
+
+    def __enter__(self) -> Self:
+        """Start to count."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Copy what the demo needs, with its plugins linked, into a path with a space."""
+    # It fails with a clear message where the checkout is not set up.
+    MeltanoProject(tmp_path / "unused")
+    copy = tmp_path / "a checkout"
+    shutil.copytree(
+        CHECKOUT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(CHECKOUT / "scripts", copy / "scripts")
+    shutil.copyfile(CHECKOUT / "meltano.yml", copy / "meltano.yml")
+    (copy / ".meltano").mkdir()
+    for name in (".venv-meltano", ".meltano/extractors", ".meltano/loaders"):
+        (copy / name).symlink_to(CHECKOUT / name)
+    return copy
+
+
+@pytest.fixture
+def stub(checkout: Path) -> Path:
+    """Put a program in Meltano's place that does what the file it returns says."""
+    (checkout / ".venv-meltano").unlink()
+    meltano = checkout / ".venv-meltano" / "bin" / "meltano"
+    meltano.parent.mkdir(parents=True)
+    meltano.touch(0o755)
+    return meltano
+
+
+def demo_command(*arguments: str) -> list[str]:
+    """Say the command that `make demo` ends with, for a small project."""
+    return [
+        sys.executable,
+        "-m",
+        "tests.pipeline.demo",
+        "--sessions",
+        str(SESSIONS),
+        "--days",
+        str(DAYS),
+        *arguments,
+    ]
+
+
+def recorded(path: Path) -> dict[str, str]:
+    """Read what `env` wrote."""
+    return dict(line.split("=", 1) for line in path.read_text("utf-8").splitlines())
+
+
+def assert_closed(settings: dict[str, str]) -> None:
+    """Check that neither the sandbox nor the emulated Snowflake listens any more."""
+    addresses = (settings["TAP_BUGSPULSE_API_URL"], settings["TARGET_SNOWFLAKE_ACCOUNT"])
+    for address in addresses:
+        match = re.search(r"127\.0\.0\.1:(\d+)", address)
+        assert match
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(match[1])), timeout=5)
+
+
+def hostile(trap: str, home: Path) -> dict[str, str]:
+    """Say the settings of somebody who has a real account of everything."""
+    return {
+        "TARGET_SNOWFLAKE_ACCOUNT": f"{trap}/REAL?protocol=http&account=real&passcode=",
+        "TARGET_SNOWFLAKE_USER": "real",
+        "TARGET_SNOWFLAKE_PASSWORD": REAL_SECRET,
+        "TARGET_SNOWFLAKE_DATABASE": "REAL",
+        "TARGET_SNOWFLAKE_DEFAULT_TARGET_SCHEMA": "REAL",
+        "TARGET_SNOWFLAKE_PRIVATE_KEY": REAL_SECRET,
+        "TAP_BUGSPULSE_API_URL": f"http://{trap}/export",
+        "TAP_BUGSPULSE_API_KEY": REAL_SECRET,
+        "TAP_BUGSPULSE_START_DATE": "2999-01-01",
+        "TAP_BUGSPULSE__SELECT": '["!*.*"]',
+        "SNOWFLAKE_ACCOUNT": "real",
+        "SNOWFLAKE_HOST": trap,
+        "SNOWFLAKE_HOME": str(home / ".snowflake"),
+        "SNOWFLAKE_DEFAULT_CONNECTION_NAME": "real",
+        "MELTANO_DATABASE_URI": f"postgresql://real:{REAL_SECRET}@{trap}/meltano",
+        "MELTANO_STATE_BACKEND_URI": f"s3://{REAL_SECRET}@{trap}/state",
+        "MELTANO_ENVIRONMENT": "prod",
+        "MELTANO_PROJECT_ROOT": str(home),
+        "MELTANO_HUB_URL": f"http://{trap}",
+        "MELTANO_SEND_ANONYMOUS_USAGE_STATS": "true",
+        "MELTANO_SNOWPLOW_COLLECTOR_ENDPOINTS": f'["http://{trap}"]',
+        **dict.fromkeys(
+            (
+                "HTTP_PROXY",
+                "HTTPS_PROXY",
+                "ALL_PROXY",
+                "http_proxy",
+                "https_proxy",
+                "all_proxy",
+            ),
+            f"http://{trap}",
+        ),
+    }
+
+
+def section(output: str, title: str) -> list[list[str]]:
+    """Return the rows of one table of the report, without its headings."""
+    lines = output.partition(title)[2].split("\n\n")[0].splitlines()[2:]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
+def test_the_demo_loads_the_sandbox_and_touches_nothing_real(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """The report shows the sandbox's data, whatever real accounts are set up around it."""
+    home = tmp_path / "home"
+    (home / ".snowflake").mkdir(parents=True)
+    until = datetime.now(UTC).replace(microsecond=0).isoformat()
+    with Trap() as trap:
+        settings = hostile(trap.address, home)
+        dotenv = "".join(f"{name}='{value}'\n" for name, value in settings.items())
+        (checkout / ".env").write_text(dotenv, "utf-8")
+        connections = f'[real]\naccount = "real"\nhost = "{trap.address}"\n'
+        (home / ".snowflake" / "connections.toml").write_text(connections, "utf-8")
+        (home / ".snowflake" / "connections.toml").chmod(0o600)
+        before = sorted(home.rglob("*"))
+
+        demo = subprocess.run(
+            demo_command("--until", until),
+            cwd=checkout,
+            env=os.environ | settings | {"HOME": str(home)},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+        output = demo.stdout + demo.stderr
+        assert demo.returncode == 0, output
+        assert trap.calls == 0
+        # The trap does count.
+        socket.create_connection(("127.0.0.1", int(trap.address.partition(":")[2]))).close()
+        with trap.called:
+            assert trap.called.wait_for(lambda: trap.calls == 1, timeout=10)
+    assert REAL_SECRET not in output
+    assert (checkout / ".env").read_text("utf-8") == dotenv
+    assert sorted(home.rglob("*")) == before
+    assert (checkout / ".demo" / "snowflake" / "ANALYTICS.db").is_file()
+    assert f"{checkout}/.demo/snowflake/ANALYTICS.db" in demo.stdout
+    assert_report(demo.stdout, generate(1, SESSIONS, DAYS, datetime.fromisoformat(until)))
+
+
+def assert_report(report: str, project: Project) -> None:
+    """Compare the tables of a report with what the sandbox holds, computed directly."""
+    events = sum(map(len, project.events.values()))
+    assert section(report, "Rows per table") == [
+        ["sessions", str(len(project.sessions))],
+        ["crashes", str(len(project.crashes))],
+        ["events", str(events)],
+        ["network", str(len(project.network))],
+    ]
+
+    versions: dict[str, list[bool]] = defaultdict(list)
+    for session in project.sessions.values():
+        versions[session["appVersion"]].append(session["hasCrash"])
+    assert [
+        [version, int(total), int(crashed), float(rate)]
+        for version, total, crashed, rate in section(
+            report, "Crash-free sessions by app version"
+        )
+    ] == [
+        [
+            version,
+            len(crashed),
+            sum(crashed),
+            round(100 * (1 - sum(crashed) / len(crashed)), 2),
+        ]
+        for version, crashed in sorted(versions.items())
+    ]
+
+    calls: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for call in project.network.values():
+        endpoint = re.sub(r"/\d+", "/:id", call["url"].partition("?")[0])
+        calls[call["method"], endpoint].append(call)
+    slowest = section(report, "Slowest endpoints")
+    assert {(row[0], row[1]): (int(row[2]), int(row[5])) for row in slowest}.items() <= {
+        key: (len(some), max(call["duration"] for call in some))
+        for key, some in calls.items()
+    }.items()
+    medians = sorted(
+        (
+            statistics.median(call["duration"] for call in some)
+            for some in calls.values()
+            if len(some) >= 5
+        ),
+        reverse=True,
+    )
+    assert [int(row[4]) for row in slowest] == pytest.approx(medians[:5], abs=0.5)
+
+    crashes = sorted(
+        project.crashes.values(),
+        key=lambda row: (-row["affectedDevices"], -row["occurrenceCount"], row["id"]),
+    )
+    assert [
+        (row[0], int(row[-2]), int(row[-1])) for row in section(report, "Top crashes")
+    ] == [
+        (crash["message"], crash["occurrenceCount"], crash["affectedDevices"])
+        for crash in crashes[:5]
+    ]
+
+    journey = section(report, "One user's journey")
+    crashed = [
+        row for row in project.sessions.values() if row["hasCrash"] and row["userId"]
+    ]
+    session = max(crashed, key=lambda row: row["startedAt"])
+    assert [row[:3] for row in journey] == [
+        [session["userId"], event["timestamp"].removesuffix("Z"), event["type"]]
+        for event in project.events[session["id"]][-12:]
+    ]
+
+
+def test_the_demo_exits_with_meltanos_code(checkout: Path, stub: Path) -> None:
+    """A failed load is the demo's failure, with no report and no server left behind."""
+    stub.write_text('#!/bin/sh\nenv >"$HOME/seen"\nexit 7\n', "utf-8")
+
+    demo = subprocess.run(
+        demo_command(),
+        cwd=checkout,
+        env=os.environ | hostile("127.0.0.1:1", checkout),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+    assert demo.returncode == 7
+    assert "`meltano run` failed with exit code 7" in demo.stdout
+    assert "Rows per table" not in demo.stdout
+    seen = recorded(checkout / ".demo" / "project" / "home" / "seen")
+    assert_closed(seen)
+    own = {
+        *ALLOWED,
+        *(
+            "HOME",
+            "NO_PROXY",
+            "NO_COLOR",
+            "MELTANO_AUTO_INSTALL",
+            "PWD",
+            "OLDPWD",
+            "SHLVL",
+            "_",
+        ),
+        *(
+            "TAP_BUGSPULSE_API_URL",
+            "TAP_BUGSPULSE_API_KEY",
+            "TAP_BUGSPULSE_REQUESTS_PER_MINUTE",
+        ),
+        *("TARGET_SNOWFLAKE_ACCOUNT", "TARGET_SNOWFLAKE_DATABASE"),
+        *("TARGET_SNOWFLAKE_USER", "TARGET_SNOWFLAKE_PASSWORD"),
+        *("SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS", "SNOWFLAKE_DISABLE_PLATFORM_DETECTION"),
+    }
+    assert set(seen) <= own
+    assert REAL_SECRET not in seen.values()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_demo_stops_what_it_started(
+    checkout: Path, stub: Path, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C or a kill in the middle of the load ends Meltano and both servers."""
+    stub.write_text(
+        "#!/bin/sh\nenv >seen.tmp\necho $$ >pid\nmv seen.tmp seen\nexec sleep 100\n",
+        "utf-8",
+    )
+    project = checkout / ".demo" / "project"
+    with subprocess.Popen(demo_command(), cwd=checkout, stdout=subprocess.DEVNULL) as demo:
+        try:
+            wait_for(project / "seen", demo)
+            demo.send_signal(number)
+            assert demo.wait(30) == code
+        finally:
+            demo.kill()
+
+    assert_closed(recorded(project / "seen"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((project / "pid").read_text("ascii")), 0)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a running process has made a file."""
+    deadline = time.monotonic() + SECONDS
+    while not path.exists():
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.05)
+
+
+PYTHON_TOO_OLD = (
+    '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.18" && exit 0\nexit 1\n'
+)
+PYTHON_NOT_RUNNING = "#!/bin/sh\necho 'pyenv: python3: command not found' >&2\nexit 127\n"
+PYTHON_WITHOUT_VENV = '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\nexit 0\n'
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (None, "Python 3.11 or later is needed, none was found."),
+        (PYTHON_NOT_RUNNING, "Python 3.11 or later is needed, none was found."),
+        (PYTHON_TOO_OLD, "Python 3.11 or later is needed, Python 3.9.18 was found."),
+        (PYTHON_WITHOUT_VENV, "python3 has no venv module, which sets up the checkout."),
+    ],
+)
+def test_set_up_says_what_to_install(
+    program: str | None, says: str, tmp_path: Path
+) -> None:
+    """Without a usable Python, one line says what to install on Debian and macOS."""
+    copy = tmp_path / "a checkout"
+    shutil.copytree(CHECKOUT / "scripts", copy / "scripts")
+    shutil.copytree(CHECKOUT / "constraints", copy / "constraints")
+    shutil.copyfile(CHECKOUT / "pyproject.toml", copy / "pyproject.toml")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "cat", "cksum", "dirname", "env", "grep", "mkdir", "rm", "sed"):
+        tool = shutil.which(name)
+        assert tool
+        (tools / name).symlink_to(tool)
+    if program:
+        (tools / "python3").write_text(program, "utf-8")
+        (tools / "python3").chmod(0o755)
+
+    setup = subprocess.run(
+        [tools / "sh", copy / "scripts" / "setup.sh", "tap"],
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+    assert setup.returncode == 1
+    assert setup.stderr == (
+        f"{says} Debian, Ubuntu: apt install python3 python3-venv; "
+        "macOS: brew install python@3.12\n"
+    )
+    assert not (copy / ".venv").exists()
