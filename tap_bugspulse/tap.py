@@ -186,7 +186,7 @@ class TapBugsPulse(Tap):
             )
         if stream.selected:
             self.logger.info(
-                "%s: %s rows, %s requests, %s retries, %.0f s, %s%s",
+                "%s: rows %s, requests %s, retries %s, seconds %.0f, %s%s",
                 stream.name,
                 f"{counts.rows:,}",
                 f"{counts.requests:,}",
