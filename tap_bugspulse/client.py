@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import typing as t
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
 
+import backoff
 import msgspec
+import requests
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
@@ -25,7 +26,6 @@ from tap_bugspulse.replication import format_instant, parse_instant
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
-    import requests
     from backoff.types import Details
     from singer_sdk.streams.rest import HTTPRequest
 
@@ -416,12 +416,16 @@ class BugsPulseStream(RESTStream[int]):
     # --- Retries -----------------------------------------------------------------------
 
     @override
-    def backoff_max_tries(self) -> int:
-        return sys.maxsize  # patience counts: an answer 429 is no failure of its own
-
-    @override
-    def backoff_jitter(self, value: float) -> float:
-        return value  # one tap is no herd, and a told time is waited as told
+    def request_decorator(self, func: t.Any) -> t.Any:
+        # As the SDK's own, but patience counts the tries, one tap is no herd that needs
+        # jitter, and what is logged of a failure is up to backoff_handler alone.
+        return backoff.on_exception(
+            self.backoff_wait_generator,
+            (RetriableAPIError, ConnectionResetError, requests.RequestException),
+            on_backoff=self.backoff_handler,
+            jitter=None,
+            logger=None,
+        )(func)
 
     @override
     def backoff_wait_generator(self) -> Generator[float, t.Any, None]:

@@ -10,10 +10,11 @@ from http import HTTPStatus
 import requests
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
+from tap_bugspulse.session import RATE_WINDOW
+
 if t.TYPE_CHECKING:
     from tap_bugspulse.run import Clock
 
-RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 MOST_FAILING = 5  # minutes
 SECONDS_1970_TO_2001 = 1e9
 
@@ -97,15 +98,28 @@ def _http_date(text: str) -> datetime | None:
 
 def reason(error: object) -> str:
     """Say in a few words why a request failed, without its address."""
-    for kind, words in (
-        (requests.exceptions.ProxyError, "no way through the proxy"),
-        (requests.exceptions.SSLError, "a TLS error"),
-        (requests.exceptions.Timeout, "no answer in time"),
-        (requests.exceptions.ChunkedEncodingError, "an answer cut short"),
-        (requests.exceptions.ContentDecodingError, "an answer that cannot be decoded"),
-        (requests.exceptions.ConnectionError, "no connection"),
-        (ConnectionResetError, "no connection"),
-    ):
+    for kind, words in REASONS:
         if isinstance(error, kind):
             return words
+    if isinstance(error, requests.exceptions.ConnectionError):
+        text = repr(error)
+        for sign, words in SIGNS:
+            if sign in text:
+                return words
+        return "the connection broke"
     return str(error)
+
+
+REASONS = (
+    (requests.exceptions.ProxyError, "no way through the proxy: check HTTPS_PROXY"),
+    (requests.exceptions.SSLError, "the TLS connection broke"),
+    (requests.exceptions.Timeout, "no answer in time"),
+    (requests.exceptions.ChunkedEncodingError, "the answer was cut short"),
+    (requests.exceptions.ContentDecodingError, "the answer cannot be decoded"),
+    (ConnectionResetError, "the connection broke"),
+)
+# What urllib3 wraps in an error of no kind of its own.
+SIGNS = (
+    ("NameResolutionError", "the host's name is not known: check api_url"),
+    ("NewConnectionError", "the host does not answer: check api_url and the network"),
+)

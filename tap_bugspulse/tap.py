@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import os
@@ -13,7 +14,6 @@ import typing as t
 from functools import cached_property
 
 import requests
-from requests_ratelimiter import InMemoryBucket, Limiter, LimiterAdapter, Rate
 from singer_sdk import Tap
 from singer_sdk.contrib.msgspec import MsgSpecWriter
 from singer_sdk.exceptions import (
@@ -26,9 +26,9 @@ from typing_extensions import override
 
 from tap_bugspulse.events import COMPLETE_TO, Events
 from tap_bugspulse.incremental import MARK
-from tap_bugspulse.patience import RATE_WINDOW
 from tap_bugspulse.replication import clean_state, format_instant
 from tap_bugspulse.run import Clock, Run
+from tap_bugspulse.session import ApiSession
 from tap_bugspulse.settings import CONFIG_SCHEMA, KEY_PREFIX, Settings, SettingsError
 from tap_bugspulse.streams import Crashes, Network, Sessions
 
@@ -85,7 +85,12 @@ class TapBugsPulse(Tap):
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         """Set the tap up; metrics, a line for each request, are for LOGLEVEL=DEBUG."""
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError:
+            # The SDK turns text from the environment into numbers without saying which.
+            _check_environment()
+            raise
         if self.metrics_logger.level > logging.DEBUG:
             self.metrics_logger.setLevel(logging.WARNING)
 
@@ -110,17 +115,10 @@ class TapBugsPulse(Tap):
         return Settings.from_config(self.config)
 
     @cached_property
-    def session(self) -> requests.Session:
+    def session(self) -> ApiSession:
         """The one HTTP session of the tap: the limit counts per key."""
-        session = requests.Session()
-        window = round(self.minute_seconds * RATE_WINDOW * 1000)
-        rate = Rate(self.settings.requests_per_minute, window)
-        adapter = LimiterAdapter(
-            limiter=Limiter(InMemoryBucket([rate])), per_host=False, limit_statuses=()
-        )
-        session.mount("https://", adapter)
-        session.mount("http://", adapter)
-        return session
+        pace = self.settings.requests_per_minute
+        return ApiSession(pace, self.minute_seconds, self.clock)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
@@ -230,11 +228,7 @@ class TapBugsPulse(Tap):
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if not raise_errors:
             return []
-        try:
-            settings = Settings.from_config(self.config)
-        except SettingsError as exc:
-            msg = "; ".join(exc.problems)
-            raise ConfigValidationError(msg, errors=exc.problems, schema={}) from None
+        settings = _checked(self.config)
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         return super()._validate_config(raise_errors=raise_errors)
@@ -259,13 +253,62 @@ class TapBugsPulse(Tap):
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
         with _errors_as_one_line(cls.logger):
+            for name in ("state", "catalog"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = _json_file(name, kwargs[name])
             super().invoke(**kwargs)
+
+    @classmethod
+    @override
+    def cb_config(
+        cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]
+    ) -> t.Any:
+        try:
+            return super().cb_config(ctx, param, value)
+        except (OSError, ValueError) as error:
+            # Not the error's own text, which may hold what stands in the file.
+            cls.logger.critical(
+                "the file given with --config cannot be read as JSON (%s): %s",
+                type(error).__name__,
+                ", ".join(name for name in value if name != "ENV"),
+            )
+            sys.exit(1)
 
     @classmethod
     @override
     def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:
         with _errors_as_one_line(cls.logger):
             super().cb_test(ctx, param, value)
+
+
+def _json_file(name: str, file: t.IO[str]) -> t.IO[str]:
+    """Give the file back if it holds JSON; the SDK would end with a traceback."""
+    text = file.read()
+    try:
+        json.loads(text)
+    except ValueError:
+        msg = f"the file given with --{name} is not JSON: restore it, or run without it"
+        if name == "state":
+            msg += " to load everything again"
+        raise ConfigurationError(msg) from None
+    return io.StringIO(text)
+
+
+def _checked(config: t.Mapping[str, t.Any]) -> Settings:
+    try:
+        return Settings.from_config(config)
+    except SettingsError as exc:
+        raise ConfigValidationError(str(exc), errors=exc.problems, schema={}) from None
+
+
+def _check_environment() -> None:
+    prefix = "TAP_BUGSPULSE_"
+    config = {
+        name.removeprefix(prefix).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(prefix)
+    }
+    _checked({"api_key": "bp_", **config})
 
 
 class RowsWithoutKeyError(SingerSDKError):
@@ -277,11 +320,6 @@ def _errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     """End the process with one line for a person instead of a traceback."""
     try:
         yield
-    except json.JSONDecodeError:
-        logger.critical(
-            "the state is not JSON: restore it, or run without --state to load "
-            "everything again"
-        )
     except BrokenPipeError:
         logger.critical("the target has closed its input: look for its own error above")
         # Python would complain once more when it flushes what is left.
