@@ -1,0 +1,338 @@
+"""Rows that change, come late or vanish, while a run reads and between runs."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+
+if t.TYPE_CHECKING:
+    from tests.sandbox import Project, Request, Sandbox
+
+Order = t.Literal["newest", "oldest", "arbitrary"]
+ORDERS: list[Order] = ["newest", "oldest", "arbitrary"]
+
+
+def asked_for_events(sandbox: Sandbox) -> list[str]:
+    """Give the sessions whose events were asked for, in order."""
+    return [
+        request.query["sessionId"]
+        for request in sandbox.requests
+        if request.path == "/events"
+    ]
+
+
+# --- While pages are read --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_growth_while_pages_are_read_asks_for_nothing_twice(
+    sandbox: Sandbox, now: datetime, order: Order
+) -> None:
+    """Sessions that come while the pages are read cost no second listing."""
+    settled = counted_run(sandbox, now, order)
+    before = set(sandbox.project.sessions)
+    count = 0
+
+    def grow(request: Request, project: Project) -> None:
+        nonlocal count
+        if request.path == "/sessions" and request.query["page"] == "2":
+            count += 1
+            project.new_session(now - timedelta(minutes=30))
+
+    sandbox.options.on_request = grow
+    output = sync(sandbox, now, page_size=20, catalog=select(now, "sessions"))
+    assert count > 0
+    assert before <= {key[0] for key in output.table("sessions")}
+    assert counted(sandbox)["/sessions"] <= settled + 1  # the page that growth adds
+
+
+def counted_run(sandbox: Sandbox, now: datetime, order: Order) -> int:
+    """Set the order and count the requests of a run in which nothing changes."""
+    sandbox.options.order = order
+    sync(sandbox, now, page_size=20, catalog=select(now, "sessions"))
+    requests = counted(sandbox)["/sessions"]
+    sandbox.reset()
+    return requests
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("stream", ["sessions", "network", "crashes"])
+def test_no_row_is_lost_while_others_are_deleted(
+    sandbox: Sandbox, now: datetime, order: Order, stream: str
+) -> None:
+    """Rows that are there all the time arrive though others vanish between pages."""
+    sandbox.options.order = order
+    deleted = 0
+
+    def delete(request: Request, project: Project) -> None:
+        nonlocal deleted
+        if request.path == f"/{stream}" and int(request.query["page"]) in {2, 3}:
+            rows = project.table(stream)
+            # From either end, so that the pages that follow shift in every order.
+            for row_id in (next(iter(rows)), next(reversed(rows))):
+                del rows[row_id]
+                deleted += 1
+            project.changed(stream)
+
+    sandbox.options.on_request = delete
+    output = sync(sandbox, now, page_size=3, catalog=select(now, stream))
+    assert deleted > 0
+    assert expected(sandbox.project, stream).items() <= output.table(stream).items()
+    assert output.repeated(stream) == []
+
+
+def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox, now: datetime) -> None:
+    """Events over several pages are listed again when they shift."""
+    sandbox.options.events_paging = "pages"
+    session_id, events = max(
+        sandbox.project.events.items(), key=lambda entry: len(entry[1])
+    )
+
+    def delete(request: Request, project: Project) -> None:
+        asked = (request.query.get("sessionId"), request.query["page"])
+        if asked == (session_id, "2") and len(events) == count:
+            del events[0]
+            project.changed()
+
+    count = len(events)
+    assert count > 10
+    sandbox.options.on_request = delete
+    output = sync(sandbox, now, page_size=5)
+    assert len(events) == count - 1
+    assert expected(sandbox.project, "events").items() <= output.table("events").items()
+
+
+def test_a_listing_that_stays_short_is_told(
+    sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the API counts more rows than it gives, a warning has both numbers."""
+
+    def shrink(request: Request, project: Project) -> None:
+        if request.path == "/sessions" and request.query["page"] == "2":
+            del project.sessions[next(iter(project.sessions))]
+            project.changed("sessions")
+
+    sandbox.options.on_request = shrink
+    sync(sandbox, now, page_size=5, catalog=select(now, "sessions"))
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING
+    ]
+    assert any("rows arrived where the API counts" in warning for warning in warnings)
+    first_pages = [one.query["page"] for one in sandbox.requests].count("1")
+    assert first_pages <= 3 * len(warnings) + 4  # three listings, and a few to cut windows
+
+
+# --- Between runs ----------------------------------------------------------------------
+
+
+def test_only_what_changed_is_loaded_again(sandbox: Sandbox, now: datetime) -> None:
+    """Sessions that grew, ended, crashed, are new or came late, and no others."""
+    project = sandbox.project
+    first = sync(sandbox, now)
+    recent = [
+        session_id
+        for session_id, row in project.sessions.items()
+        if now - timedelta(days=5) < datetime.fromisoformat(row["startedAt"]) < now
+    ]
+    active = [one for one in recent if project.sessions[one]["status"] == "active"]
+    finished = [one for one in recent if project.sessions[one]["status"] == "completed"]
+    changed = {finished[0], finished[1], active[0]}
+    project.grow(finished[0])
+    project.crash(finished[1])
+    project.end(active[0])
+    changed.add(project.new_session(now - timedelta(minutes=5)))
+    changed.add(project.new_session(now - timedelta(days=6)))
+    sandbox.reset()
+    second = sync(sandbox, now + timedelta(hours=1), first.state)
+    assert {key[0] for key in second.table("sessions")} == changed
+    assert second.repeated("sessions") == []
+    assert set(asked_for_events(sandbox)) == changed
+    assert len(asked_for_events(sandbox)) == len(changed)
+    for stream in PRIMARY_KEYS:
+        together = first.table(stream) | second.table(stream)
+        assert together == expected(project, stream)
+
+
+def test_late_network_calls_are_found_by_their_number(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A call that comes late is loaded, and unchanged days take a request each."""
+    first = sync(sandbox, now, catalog=select(now, "network"), page_size=3)
+    late = sandbox.project.new_network(now - timedelta(days=3))
+    sandbox.reset()
+    second = sync(sandbox, now, first.state, catalog=select(now, "network"), page_size=3)
+    day = (now - timedelta(days=3)).date().isoformat()
+    assert (late,) in second.table("network")
+    assert {row["timestamp"][:10] for row in second.rows("network")} == {day}
+    assert second.repeated("network") == []
+    unchanged = {
+        request.query["from"]: request.query["page"]
+        for request in sandbox.requests
+        if request.query["from"] != day
+    }
+    mark = first.state["bookmarks"]["network"]["replication_key_value"]
+    edge = datetime.fromisoformat(mark) - timedelta(days=7 + 1)  # a day for time zones
+    assert len(unchanged) == (now.date() - edge.date()).days  # today, too, less the day
+    assert set(unchanged.values()) == {"1"}
+
+
+def test_new_network_calls_come_without_the_old_ones(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A day that only goes on is loaded from where it was."""
+    first = sync(sandbox, now, catalog=select(now, "network"))
+    new = sandbox.project.new_network(now + timedelta(minutes=1))
+    second = sync(
+        sandbox, now + timedelta(hours=1), first.state, catalog=select(now, "network")
+    )
+    assert set(second.table("network")) == {(new,)}
+
+
+def test_clocks_that_are_ahead_move_no_mark(sandbox: Sandbox, now: datetime) -> None:
+    """A session and a call in the future are loaded once and hold nothing up."""
+    project = sandbox.project
+    project.new_session(now + timedelta(days=300))
+    project.new_network(now + timedelta(days=300))
+    first = sync(sandbox, now)
+    new = {project.new_session(now + timedelta(minutes=5))}
+    calls = {project.new_network(now + timedelta(minutes=6))}
+    second = sync(sandbox, now + timedelta(hours=1), first.state)
+    assert first.state["bookmarks"]["sessions"]["replication_key_value"] <= now.isoformat()
+    assert first.state["bookmarks"]["network"]["replication_key_value"] <= now.isoformat()
+    assert {key[0] for key in second.table("sessions")} == new
+    assert calls <= {key[0] for key in second.table("network")}
+    third = sync(sandbox, now + timedelta(hours=1), second.state)
+    assert third.rows("sessions") == third.rows("network") == third.rows("events") == []
+
+
+# --- Which events are fetched ------------------------------------------------------------
+
+
+def test_events_can_be_loaded_alone_and_incrementally(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """With sessions deselected, events are complete and the next run asks for none."""
+    alone = select(now, "events")
+    first = sync(sandbox, now, catalog=alone)
+    assert first.rows("sessions") == []
+    assert first.table("events") == expected(sandbox.project, "events")
+    sandbox.reset()
+    sync(sandbox, now, first.state, catalog=alone)
+    assert asked_for_events(sandbox) == []
+
+
+def test_events_selected_later_are_fetched_for_all_sessions(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """What was left out while events were deselected is fetched afterwards."""
+    first = sync(sandbox, now, catalog=select(now, "sessions"))
+    second = sync(sandbox, now, first.state)
+    assert second.rows("sessions") == []
+    assert second.table("events") == expected(sandbox.project, "events")
+
+
+def test_widening_events_for_fetches_what_was_left_out(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """From crashed to all, only the sessions that did not crash are asked for."""
+    first = sync(sandbox, now, events_for="crashed")
+    crashed = set(asked_for_events(sandbox))
+    assert crashed == {
+        session_id
+        for session_id, row in sandbox.project.sessions.items()
+        if row["hasCrash"]
+    }
+    sandbox.reset()
+    second = sync(sandbox, now, first.state, events_for="all")
+    assert second.rows("sessions") == []
+    together = first.table("events") | second.table("events")
+    assert together == expected(sandbox.project, "events")
+    recent = (now - timedelta(days=8)).isoformat()
+    again = crashed.intersection(asked_for_events(sandbox))
+    assert all(sandbox.project.sessions[one]["startedAt"] < recent for one in again)
+    sandbox.reset()
+    third = sync(sandbox, now, second.state, events_for="errors")
+    assert asked_for_events(sandbox) == []
+    assert third.rows("events") == []
+
+
+def test_a_filter_on_sessions_spares_their_events(sandbox: Sandbox, now: datetime) -> None:
+    """Events of sessions that a stream map filters out are not asked for."""
+    output = sync(
+        sandbox,
+        now,
+        stream_maps={"sessions": {"__filter__": "platform == 'ios'"}},
+    )
+    ios = {
+        session_id
+        for session_id, row in sandbox.project.sessions.items()
+        if row["platform"] == "ios"
+    }
+    assert {key[0] for key in output.table("sessions")} == ios
+    assert set(asked_for_events(sandbox)) <= ios
+    assert {row["sessionId"] for row in output.rows("events")} == {
+        one for one in ios if sandbox.project.events[one]
+    }
+
+
+def test_a_session_that_vanished_does_not_hold_others_up(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A 404 for one session's events is passed over, for good."""
+    gone = next(one for one, events in sandbox.project.events.items() if events)
+    sandbox.options.vanished_sessions = {gone}
+    first = sync(sandbox, now)
+    table = expected(sandbox.project, "events")
+    assert first.table("events") == {key: table[key] for key in table if key[0] != gone}
+    sandbox.reset()
+    sync(sandbox, now, first.state)
+    assert asked_for_events(sandbox) == []
+
+
+def test_ten_vanished_sessions_in_a_row_are_an_error(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """When no session is known any more the run ends, and none counts as done."""
+    first = sync(sandbox, now, catalog=select(now, "sessions"))
+    every = set(sandbox.project.sessions)
+    sandbox.options.vanished_sessions = every
+    with pytest.raises(Exception, match="knows none of the last 10 sessions"):
+        sync(sandbox, now, first.state)
+    sandbox.options.vanished_sessions = set()
+    second = sync(sandbox, now, first.state)
+    assert second.table("events") == expected(sandbox.project, "events")
+
+
+def test_a_session_that_always_fails_is_set_aside(sandbox: Sandbox, now: datetime) -> None:
+    """It is named, tried once in each later run, and fetched when it works again."""
+    project = sandbox.project
+    broken = [one for one, events in project.events.items() if events][3]
+    sandbox.options.broken_sessions = {broken}
+    first = sync(sandbox, now, minute=0.01)
+    assert list(first.state["bookmarks"]["events"]["set_aside"]) == [broken]
+    assert broken not in {key[0] for key in first.table("events")}
+    sandbox.reset()
+    second = sync(sandbox, now, first.state, minute=0.01)
+    assert asked_for_events(sandbox) == [broken]
+    assert list(second.state["bookmarks"]["events"]["set_aside"]) == [broken]
+    sandbox.options.broken_sessions = set()
+    sandbox.reset()
+    third = sync(sandbox, now, second.state, minute=0.01)
+    assert asked_for_events(sandbox) == [broken]
+    assert third.state["bookmarks"]["events"]["set_aside"] == {}
+    together = first.table("events") | third.table("events")
+    assert together == expected(project, "events")
+
+
+def test_too_many_failing_sessions_are_an_error(sandbox: Sandbox, now: datetime) -> None:
+    """When the events of ten sessions in a row fail, the API is to blame."""
+    sandbox.options.broken_sessions = set(sandbox.project.sessions)
+    with pytest.raises(Exception, match="fails for too many sessions"):
+        sync(sandbox, now, minute=0.01)
