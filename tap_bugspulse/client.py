@@ -35,6 +35,7 @@ if t.TYPE_CHECKING:
     Query = Mapping[str, str]
     Key = tuple[str, ...]
 
+MOST_BARREN = 20  # pages in a row without a new row, however many the API says there are
 LISTINGS = 3  # times a listing is read before rows that do not turn up are given up
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
@@ -102,8 +103,9 @@ class Listing:
         """Begin before the first page."""
         self.first_total = 0
         self.without_key = 0
-        self.repeated = False
+        self.leads_nowhere = False
         self._pages = 0
+        self._barren = 0  # pages in a row without a new row
         self._shrank = False
         self._total = 0
         self._keys: set[Key] = set()
@@ -114,24 +116,31 @@ class Listing:
         """Number of distinct rows that arrived."""
         return len(self._keys) + self.without_key
 
-    def add(self, page: Page, keys: list[Key | None]) -> None:
-        """Note a page and the keys of its rows."""
+    def add(self, page: Page, keys: list[Key | None]) -> bool:
+        """Note a page and the keys of its rows; False if there is no use in going on."""
         if self._pages == 0:
             self.first_total = page.total
         self._pages += 1
         self._shrank = self._shrank or page.total < self._total
         self._total = page.total
-        self.repeated = self.repeated or (bool(keys) and keys == self._before)
-        self._before = keys
+        known = self.rows
         self.without_key += keys.count(None)
         self._keys.update(key for key in keys if key is not None)
+        self._barren = 0 if self.rows > known else self._barren + 1
+        self.leads_nowhere = self._barren >= MOST_BARREN or (
+            bool(keys) and keys == self._before
+        )
+        self._before = keys
+        return not self.leads_nowhere
 
     def is_complete(self) -> bool:
         """Tell whether no row that was there all the time can have been missed.
 
         One page is one answer, in which nothing can drift.
         """
-        return self._pages == 1 or (not self._shrank and self.rows >= self.first_total)
+        return not self.leads_nowhere and (
+            self._pages == 1 or (not self._shrank and self.rows >= self.first_total)
+        )
 
 
 class PagePaginator(PageNumberPaginator):
@@ -305,7 +314,8 @@ class BugsPulseStream(RESTStream[int]):
             for page in pages or self.request_pages(query):
                 rows = [self.shape(raw, query) for raw in page.rows]
                 keys = [self._key(row) for row in rows]
-                seen.add(page, keys)
+                if not seen.add(page, keys):
+                    break
                 for row, key in zip(rows, keys, strict=True):
                     if row is not None and key is not None and key not in known:
                         known.add(key)
@@ -314,8 +324,8 @@ class BugsPulseStream(RESTStream[int]):
             if seen.is_complete():
                 return
             pages = None
-        if seen.repeated:
-            msg = f"{self.path} answers one page again and again: nothing to go on with"
+        if seen.leads_nowhere:
+            msg = f"{self.path} answers pages without new rows again and again"
             raise FatalAPIError(msg)
         self.tap.run.counts[self.name].disagreements += 1
         self.logger.warning(

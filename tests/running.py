@@ -84,9 +84,7 @@ class Output:
     @property
     def states(self) -> list[Row]:
         """All states, in order."""
-        return [
-            message["value"] for message in self.messages if message["type"] == "STATE"
-        ]
+        return [message["value"] for message in self.messages if message["type"] == "STATE"]
 
     @property
     def state(self) -> Row:
@@ -94,18 +92,20 @@ class Output:
         return self.states[-1] if self.states else {}
 
 
-def sync(
+def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
     sandbox: Sandbox,
     now: datetime,
     state: Row | None = None,
     catalog: Row | None = None,
     *,
     minute: float = 60.0,
+    running_clock: bool = False,
     **settings: object,
 ) -> Output:
     """Run the tap to its end in this process and give what it wrote.
 
-    Settings are those of the tap; pacing is off unless they say otherwise.
+    Settings are those of the tap; pacing is off unless they say otherwise. The clock
+    stands still at ``now``, or is the real one.
     """
     written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     config = {
@@ -115,7 +115,10 @@ def sync(
         **settings,
     }
     with contextlib.redirect_stdout(t.cast("t.TextIO", written)):
-        tap = tap_class(now, minute)(
+        kind = tap_class(now, minute)
+        if running_clock:
+            kind.clock = Clock()
+        tap = kind(
             config=config,
             state=json.loads(json.dumps(state)) if state else None,
             catalog=catalog,

@@ -1,0 +1,353 @@
+"""Pacing, waiting, retries, errors, and a key that stays where it belongs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import typing as t
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.sandbox import Options, Sandbox, generate
+
+if t.TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from tests.sandbox import Request
+
+Counting = t.Literal["fixed", "sliding", "bucket"]
+Telling = t.Literal["seconds", "date", "reset", "x-reset", "none"]
+
+
+def refused(sandbox: Sandbox) -> int:
+    """Give how many requests were answered with 429."""
+    return [request.status for request in sandbox.requests].count(429)
+
+
+# --- Pacing and waiting --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counting", ["fixed", "sliding", "bucket"])
+def test_the_limit_is_used_and_never_passed(
+    sandbox: Sandbox, now: datetime, counting: Counting
+) -> None:
+    """However the API counts, 120 requests at 60 a minute meet no 429 and waste little."""
+    minute = 3.0
+    sandbox.options.requests_per_minute = 60
+    sandbox.options.minute = minute
+    sandbox.options.counting = counting
+    sandbox.options.jitter = 0.01
+    began = time.monotonic()
+    sync(sandbox, now, minute=minute, requests_per_minute=60)
+    took = time.monotonic() - began
+    requests = len(sandbox.requests)
+    assert requests >= 120
+    assert refused(sandbox) == 0
+    # The first 60 are free, and each later minute has 60; it may take a tenth longer
+    # with a minute this short.
+    assert took <= (requests - 60) / 60 * minute * 1.1 + minute
+
+
+def test_requests_per_minute_leaves_room_for_others(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """With a lower pace than the API allows, others of the key get the rest."""
+    sandbox.options.requests_per_minute = 60
+    sandbox.options.minute = 3.0
+    sandbox.options.counting = "sliding"
+    sandbox.spend(30)
+    sync(
+        sandbox,
+        now,
+        minute=3.0,
+        requests_per_minute=30,
+        catalog=select(now, "sessions", "network", "crashes"),
+        page_size=20,
+    )
+    assert len(sandbox.requests) > 20
+    assert refused(sandbox) == 0
+
+
+@pytest.mark.parametrize("telling", ["seconds", "date", "reset", "x-reset", "none"])
+def test_a_full_minute_is_waited_out_as_told(
+    sandbox: Sandbox, now: datetime, telling: Telling
+) -> None:
+    """When others use up the limit, the tap waits and then loads everything."""
+    sandbox.options.requests_per_minute = 60
+    sandbox.options.minute = 2.0
+    sandbox.options.retry_after = telling
+    sandbox.spend(60)
+    # The date in a header is real time, whatever the tap's clock shows otherwise.
+    output = sync(
+        sandbox, now, minute=2.0, catalog=select(now, "crashes"), running_clock=True
+    )
+    assert output.table("crashes") == expected(sandbox.project, "crashes")
+    # Seconds in a header are whole: one that is told too early is told once more.
+    assert 1 <= refused(sandbox) <= 3
+
+
+def test_a_refusal_alone_never_exhausts_patience(sandbox: Sandbox, now: datetime) -> None:
+    """More answers 429 than a request has tries are waited out."""
+    count = 0
+
+    def script(request: Request) -> str | None:
+        nonlocal count
+        count += request.path == "/crashes"
+        return "429" if count <= 20 and request.path == "/crashes" else None
+
+    sandbox.options.script = script
+    sandbox.options.retry_after = "none"
+    output = sync(sandbox, now, minute=0.02, catalog=select(now, "crashes"))
+    assert output.table("crashes") == expected(sandbox.project, "crashes")
+    assert refused(sandbox) == 20
+
+
+# --- Retries -------------------------------------------------------------------------
+
+FAULTS = [
+    "408",
+    "429",
+    "500",
+    "502",
+    "503",
+    "cut",
+    "data_not_list",
+    "drip",
+    "html",
+    "no_data",
+    "not_json",
+    "reset",
+    "timeout",
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_passing_fault_costs_a_retry_and_no_row(
+    sandbox: Sandbox, now: datetime, fault: str
+) -> None:
+    """One fault in each endpoint is tried again, and everything arrives once."""
+    hit: set[str] = set()
+
+    def script(request: Request) -> str | None:
+        if request.path in hit:
+            return None
+        hit.add(request.path)
+        return fault
+
+    sandbox.options.script = script
+    sandbox.options.hang_seconds = 2.0
+    sandbox.options.drip_seconds = 0.05
+    sandbox.options.retry_after = "none"
+    output = sync(sandbox, now, minute=0.1, request_timeout=0.5)
+    for stream in PRIMARY_KEYS:
+        assert output.table(stream) == expected(sandbox.project, stream)
+        assert output.repeated(stream) == []
+    assert hit == {"/crashes", "/events", "/network", "/sessions"}
+    asked = Counter(
+        (request.path, *sorted(request.query.items())) for request in sandbox.requests
+    )
+    assert sorted(count for count in asked.values() if count > 1) == [2, 2, 2, 2]
+
+
+def test_a_soak_of_faults_loses_nothing_and_names_three(now: datetime) -> None:
+    """With a tenth of all answers faulty and three sessions broken, all else arrives."""
+    project = generate(
+        seed=5,
+        sessions=2000,
+        days=30,
+        until=now - timedelta(hours=1),
+        events_per_session=3,
+    )
+    whole = [one for one, events in project.events.items() if len(events) > 1]
+    broken = {whole[0], whole[len(whole) // 2], whole[-1]}
+    kinds = ("429", "500", "502", "503", "reset", "cut", "html")
+    options = Options(
+        requests_per_minute=None,
+        faults=dict.fromkeys(kinds, 0.1 / len(kinds)),
+        retry_after="none",
+        broken_sessions=broken,
+    )
+    with Sandbox(project, options) as sandbox:
+        first = sync(sandbox, now, minute=0.01)
+        assert len(sandbox.requests) >= 2000
+        assert set(first.state["bookmarks"]["events"]["set_aside"]) == broken
+        table = expected(project, "events")
+        assert first.table("events") == {
+            key: table[key] for key in table if key[0] not in broken
+        }
+        for stream in ("sessions", "network", "crashes"):
+            assert first.table(stream) == expected(project, stream)
+        for stream in PRIMARY_KEYS:
+            assert first.repeated(stream) == []
+        options.broken_sessions, options.faults = set(), {}
+        sandbox.reset()
+        second = sync(sandbox, now, first.state, minute=0.01)
+        asked = [
+            one.query["sessionId"] for one in sandbox.requests if one.path == "/events"
+        ]
+        assert sorted(asked) == sorted(broken)
+        assert {row["sessionId"] for row in second.rows("events")} == broken
+        assert second.rows("sessions") == second.rows("network") == []
+
+
+def test_a_page_that_repeats_for_ever_is_refused(sandbox: Sandbox, now: datetime) -> None:
+    """An API that answers one page again and again ends the run with an error."""
+    sandbox.options.repeat_page = True
+    with pytest.raises(
+        Exception, match="/crashes answers pages without new rows again and again"
+    ):
+        sync(sandbox, now, page_size=2)
+    assert len(sandbox.requests) <= 3 * (len(sandbox.project.crashes) // 2 + 2)
+
+
+# --- Errors a person can act on --------------------------------------------------------
+
+
+def run_tap(
+    url: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the tap as a process, with debug logs and a short minute."""
+    path = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    program = (
+        "from datetime import datetime, UTC; from tests.running import tap_class; "
+        "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.01).cli()"
+    )
+    settings = {
+        "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
+        "TAP_BUGSPULSE_API_URL": url,
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "100000",
+        "TAP_BUGSPULSE_LOGLEVEL": "DEBUG",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", program, "--config=ENV"],
+        env=path | settings | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    """Expect a failed run whose last line says what happened, and no traceback."""
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert "CRITICAL" in last
+    for words in says:
+        assert words in last
+    assert "Traceback" not in done.stderr
+    assert "bp_sandbox_key" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("401", "401 Unauthorized for /crashes"),
+        ("403", "403 Forbidden for /crashes"),
+        ("404", "404 Not Found for /crashes"),
+        ("400", "400 Bad Request for /crashes"),
+        ("301", "301 Moved Permanently for /crashes"),
+        ("500", "gave up on /crashes after 8 failures"),
+        ("html", "200 without the documented JSON body"),
+        ("reset", "the connection broke"),
+    ],
+)
+def test_an_error_of_the_api_is_one_line(sandbox: Sandbox, fault: str, says: str) -> None:
+    """What the API refuses is said with path, status and reason, never with the body."""
+    sandbox.options.script = lambda _: fault
+    done = run_tap(sandbox.url)
+    assert_one_line(done, says)
+    assert "<html" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://nowhere.invalid/export", "the host's name is not known: check api_url"),
+        ("http://127.0.0.1:9/export", "the host does not answer: check api_url"),
+    ],
+)
+def test_an_address_that_does_not_answer_is_one_line(url: str, says: str) -> None:
+    """Wrong names and closed ports are tried again like any dead endpoint, then said."""
+    assert_one_line(run_tap(url), "gave up on /crashes", says)
+
+
+def test_a_redirect_is_not_followed(sandbox: Sandbox, now: datetime) -> None:
+    """The key goes to no other host, even when the API says so."""
+    with Sandbox(generate(sessions=1, days=1), Options()) as other:
+        sandbox.options.script = lambda _: "302"
+        sandbox.options.redirect_to = other.url + "/crashes"
+        with pytest.raises(Exception, match="302 Found for /crashes"):
+            sync(sandbox, now)
+        assert other.requests == []
+    assert len(sandbox.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("page_size", "0", "page_size must be a whole number from 1 to 1000, not 0"),
+        ("page_size", "5000", "page_size must be a whole number from 1 to 1000, not 5000"),
+        ("page_size", "many", "page_size must be a whole number from 1 to 1000"),
+        ("start_date", "yesterday", "start_date must be a date or date-time"),
+        ("end_date", "2025-01-01", "end_date must be after start_date"),
+        ("lookback_days", "-1", "lookback_days must be a whole number of 0 or more"),
+        ("requests_per_minute", "0", "requests_per_minute must be a whole number of 1"),
+        ("events_for", "some", "events_for must be one of all, errors, crashed"),
+        ("api_url", "ftp://example.com", "api_url must be an https URL"),
+        ("api_url", "http://example.com/export", "api_url must be an https URL"),
+        ("max_runtime_minutes", "0", "max_runtime_minutes must be a number above 0"),
+        ("request_timeout", "soon", "request_timeout must be a number above 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_any_request(
+    sandbox: Sandbox, name: str, value: str, says: str
+) -> None:
+    """Each names the setting, its rule and the value."""
+    given = {"start_date": "2026-01-01", name: value}
+    environment = {f"TAP_BUGSPULSE_{key.upper()}": text for key, text in given.items()}
+    done = run_tap(sandbox.url, environment)
+    assert_one_line(done, says, value)
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("key", [123456789012, ["bp_secret_list"], {"bp": "secret_object"}])
+def test_a_key_of_the_wrong_type_is_not_repeated(tmp_path: Path, key: object) -> None:
+    """Even a key that is no text stays out of the messages."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"api_key": key}))
+    done = subprocess.run(
+        [sys.executable, "-m", "tap_bugspulse", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "api_key must be a text" in done.stderr.splitlines()[-1]
+    assert not re.search("123456789012|bp_secret_list|secret_object", done.stderr)
+
+
+def test_the_key_is_in_no_log_of_a_whole_run(sandbox: Sandbox) -> None:
+    """A run with debug logs, retries and a state keeps the key to itself."""
+    count = 0
+
+    def script(_: Request) -> str | None:
+        nonlocal count
+        count += 1
+        return "reset" if count % 7 == 0 else None
+
+    sandbox.options.script = script
+    done = run_tap(sandbox.url)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "METRIC" in done.stderr
+    assert "bp_sandbox_key" not in done.stderr + done.stdout
+    assert counted(sandbox)["/events"] > 100
