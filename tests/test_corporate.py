@@ -1,0 +1,185 @@
+"""Networks with a proxy and a certificate authority of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import typing as t
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+
+from tests.running import PRIMARY_KEYS, Output, expected
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.sandbox import Sandbox
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass on bytes until one side ends."""
+    try:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    except OSError:
+        pass  # the other direction has ended the connection
+    finally:
+        for end in (source, sink):
+            end.close()
+
+
+def join(one: socket.socket, other: socket.socket) -> None:
+    """Connect two sockets in both directions."""
+    threading.Thread(target=pump, args=(one, other), daemon=True).start()
+    pump(other, one)
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Serve each connection to a free loopback port in a thread; give the port."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        # Closing alone leaves the accepting thread where it is.
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """A certificate authority that no system knows."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def https_url(sandbox: Sandbox, authority: trustme.CA) -> Iterator[str]:
+    """The sandbox behind TLS, with a certificate of the private authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    port = urlsplit(sandbox.url).port
+
+    def serve(connection: socket.socket) -> None:
+        try:
+            secure = context.wrap_socket(connection, server_side=True)
+        except OSError:
+            connection.close()  # the client did not like the certificate
+            return
+        join(secure, socket.create_connection(("127.0.0.1", port)))
+
+    with listening(serve) as tls_port:
+        yield f"https://localhost:{tls_port}/export"
+
+
+@pytest.fixture
+def authority_file(authority: trustme.CA, tmp_path: Path) -> str:
+    """The file that a company gives its people."""
+    path = tmp_path / "company.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+def run_tap(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the tap as a process that knows only the given environment."""
+    program = (
+        "from datetime import datetime, UTC; from tests.running import tap_class; "
+        "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.01).cli()"
+    )
+    base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    settings = {
+        "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
+        "TAP_BUGSPULSE_API_URL": url,
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "100000",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", program, "--config=ENV"],
+        env=base | settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_whole(done: subprocess.CompletedProcess[str], sandbox: Sandbox) -> None:
+    """Expect a run that has loaded everything."""
+    assert done.returncode == 0, done.stderr
+    output = Output.read(done.stdout)
+    for stream in PRIMARY_KEYS:
+        assert output.table(stream) == expected(sandbox.project, stream)
+
+
+def test_a_private_authority_is_trusted_when_it_is_given(
+    sandbox: Sandbox, https_url: str, authority_file: str
+) -> None:
+    """REQUESTS_CA_BUNDLE makes a company's certificates work."""
+    assert_whole(run_tap(https_url, REQUESTS_CA_BUNDLE=authority_file), sandbox)
+
+
+def test_an_unknown_authority_stops_at_once(sandbox: Sandbox, https_url: str) -> None:
+    """A certificate that cannot be verified is one line, not eight tries."""
+    done = run_tap(https_url)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert "TLS certificate cannot be verified" in last
+    assert "REQUESTS_CA_BUNDLE" in last
+    assert "trying again" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sandbox.requests == []
+
+
+def test_a_proxy_is_used_unless_it_is_ruled_out(
+    sandbox: Sandbox, https_url: str, authority_file: str
+) -> None:
+    """HTTPS_PROXY carries every connection, NO_PROXY none."""
+    calls: list[str] = []
+
+    def serve(connection: socket.socket) -> None:
+        request = connection.recv(1 << 16).decode()
+        calls.append(request.split(" ")[1])
+        host, port = calls[-1].split(":")
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        join(connection, socket.create_connection((host, int(port))))
+
+    with listening(serve) as port:
+        proxy = {
+            "HTTPS_PROXY": f"http://127.0.0.1:{port}",
+            "REQUESTS_CA_BUNDLE": authority_file,
+        }
+        assert_whole(run_tap(https_url, **proxy), sandbox)
+        assert set(calls) == {urlsplit(https_url).netloc}
+        calls.clear()
+        assert_whole(run_tap(https_url, NO_PROXY="localhost", **proxy), sandbox)
+        assert calls == []
+
+
+def test_a_proxy_that_is_not_there_is_one_line(https_url: str, authority_file: str) -> None:
+    """A dead proxy is tried again like a dead endpoint, then said."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    done = run_tap(
+        https_url,
+        HTTPS_PROXY=f"http://127.0.0.1:{port}",
+        REQUESTS_CA_BUNDLE=authority_file,
+    )
+    assert done.returncode == 1
+    assert "no way through the proxy: check HTTPS_PROXY" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
