@@ -65,6 +65,7 @@ class Network(IncrementalStream):
 
     days: dict[date, DayReading]
     ahead: set[bytes]
+    _bulk_ids: set[str]  # ids met in the last window of many days
 
     @override
     def begin(self) -> None:
@@ -97,23 +98,31 @@ class Network(IncrementalStream):
         """Give the first day that is read on its own, so that its growth shows."""
         return (newest - self.lookback).date() - DAY
 
+    @property
+    def _recent(self) -> date:
+        """The first day that a run reads on its own, whatever it finds."""
+        started, end = self.tap.run.started, self.tap.need.end
+        return self._tracked_from(started if end is None else min(end, started))
+
     @override
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
-        tracked_from = self._tracked_from(self.tap.run.started)
+        stretch = self.plan.stretch
+        known_to = stretch.complete_to.date() if stretch else date.min
+        bulk: Window | None = None
         start, end = days.start, days.end or self.today + DAY
         while start is not None and start < end:
-            if start in self.days or start >= tracked_from:
+            if start <= known_to or start in self.days or start >= self._recent:
                 stop = start + DAY
             else:
-                later = [day for day in self.days if day > start]
-                stop = min(tracked_from, end, *later)
-            last = stop >= end
-            yield from self.cut(
-                Window(start, days.end if last else stop), newest_first=False
-            )
+                stop = min(self._recent, end, *(day for day in self.days if day > start))
+            piece = Window(start, days.end if stop >= end else stop)
+            for window, pages in self.cut(piece, newest_first=False):
+                yield window, pages
+                if stop > start + DAY:
+                    bulk, self._bulk_ids = window, self.near
             start = stop
-        if start is None:
-            yield from self.cut(days, newest_first=False)
+        if bulk is not None:
+            yield from self._track(bulk)
 
     @override
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
@@ -124,7 +133,30 @@ class Network(IncrementalStream):
             while days.end and days.end > first:
                 yield from self.cut(Window(days.end - DAY, days.end), newest_first=True)
                 days = Window(days.start, days.end - DAY)
-        yield from super().history_windows(days)
+        for window, pages in super().history_windows(days):
+            found_nothing = self.marks.stretch is None
+            yield window, pages
+            if found_nothing and self.plan.moves_marks:
+                self._bulk_ids = self.near
+                yield from self._track(window)
+
+    def _track(self, bulk: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
+        """Read again, on their own, the days of a long window that a lookback will ask for.
+
+        Only where the newest row is older than the lookback: its days are not known
+        before. Rows that the long window has brought are not emitted again.
+        """
+        stretch, ids = self.marks.stretch, self._bulk_ids
+        if stretch is None or self.ignores_state:
+            return
+        day = max(self._tracked_from(stretch.complete_to), bulk.start or date.min)
+        last = min(stretch.complete_to.date(), (bulk.end or self.today) - DAY)
+        while day <= last:
+            self.near = ids
+            if day not in self.days:
+                yield from self.cut(Window(day, day + DAY), newest_first=False)
+            day += DAY
+        self.near = ids
 
     @override
     def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
@@ -197,13 +229,15 @@ class Network(IncrementalStream):
 
     @override
     def more_state(self) -> dict[str, t.Any]:
-        edge = self._tracked_from(t.cast("Stretch", self.marks.stretch).complete_to)
+        newest = t.cast("Stretch", self.marks.stretch).complete_to
+        edge = self._tracked_from(newest)
         return {
             "dates": self._dates(),
             "days": {
                 day.isoformat(): self.days[day].write()
                 for day in sorted(self.days)
-                if day >= edge
+                # Between the newest row and the recent days, whatever comes is new.
+                if day >= edge and (day <= newest.date() or day >= self._recent)
             },
             "ahead": b64encode(b"".join(sorted(self.ahead))).decode(),
         }
