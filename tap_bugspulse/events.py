@@ -61,6 +61,7 @@ class Events(BugsPulseStream):
         self._vanished: list[Candidate] = []  # likewise
         self._newly_set_aside = 0
         self._mended: set[str] = set()  # set aside before, fetched in this run
+        self._lists_anew = False  # history, which this run's listing does not cover
         self._left = self._done = self._since_state = 0
         self._state_at = 0.0
 
@@ -162,14 +163,21 @@ class Events(BugsPulseStream):
                 for instant in listed.seen:
                     self.marks.saw(instant)
         forward = self._due(forward)
+        self._left = len(forward)
         history = self._history(plan)
-        first = next(history, None)
-        self._tell_what_is_ahead(forward, first, plan)
+        # What this run remembers, and the first window that has to be listed anew.
+        ahead: list[Listed] = []
+        for listed in history:
+            ahead.append(listed)
+            if self._lists_anew:
+                break
+        found = [session for listed in ahead for session in listed.candidates]
+        self._tell_what_is_ahead(forward, self._due(found, plan))
         yield from self._fetch(forward)
         if forward_days:
             self.marks.forward_done(forward_days)
             self.checkpoint()
-        for listed in itertools.chain([first] if first else (), history):
+        for listed in itertools.chain(ahead, history):
             for instant in listed.seen:
                 self.marks.saw(instant)
             yield from self._fetch(self._due(listed.candidates, plan))
@@ -210,6 +218,7 @@ class Events(BugsPulseStream):
             if is_known:
                 yield from self._remembered(piece)
                 continue
+            self._lists_anew = newest_first
             for window, pages in self.parent.cut(
                 piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW
             ):
@@ -243,24 +252,13 @@ class Events(BugsPulseStream):
         yield Listed(Window(days.start, end), seen, batch)
 
     def _tell_what_is_ahead(
-        self, forward: list[Candidate], first: Listed | None, plan: Plan
+        self, forward: list[Candidate], history: list[Candidate]
     ) -> None:
         """Say before the first request how many sessions need events and how long."""
         run, settings = self.tap.run, self.tap.settings
-        past = plan.history_days(run.started)
-        sure = [*forward]
-        if first is not None and past is not None:
-            sure += self._due(first.candidates, plan)
-            sure += self._due(
-                (
-                    session
-                    for listed in self.parent.listed
-                    for session in listed.candidates
-                    if past.holds(session.day) and not first.window.holds(session.day)
-                ),
-                plan,
-            )
-        self._left = len(sure) + (self.parent.rows_ahead if first else 0)
+        sure = [*forward, *history]
+        # Sessions that are not listed yet are counted by the API's totals.
+        self._left = len(sure) + (self.parent.rows_ahead if self._lists_anew else 0)
         if not self._left:
             return
         crashed = sum(session.crashed for session in sure) * self._left / (len(sure) or 1)

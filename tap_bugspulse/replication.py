@@ -166,26 +166,47 @@ def clean_state(
             if bookmark is not None:
                 problems.append(f"{stream!r} is not a bookmark of this tap")
             continue
-        kept = {key: bookmark[key] for key in OUR_KEYS if bookmark.get(key) is not None}
-        if kept.keys() <= SDK_KEYS and parse_instant(kept.get(marks[stream])):
+        kept = {
+            key: bookmark[key]
+            for key, kind in KEYS.items()
+            if isinstance(bookmark.get(key), kind) and _is_writable(bookmark[key])
+        }
+        ours = bookmark.keys() & KEYS.keys()
+        problems += [
+            f"{key} of {stream} is {str(bookmark[key])[:40]!r}"
+            for key in sorted(ours - kept.keys())
+            if bookmark[key] is not None
+        ]
+        # A key of ours that is damaged tells that the bookmark is not foreign.
+        if ours <= SDK_KEYS and parse_instant(kept.get(marks[stream])):
             kept["complete_from"] = BEGINNING if start is None else format_instant(start)
         bookmarks[stream] = kept
     return bookmarks, problems
 
 
-# The keys a bookmark of ours may have; the SDK's own come first.
+def _is_writable(value: object) -> bool:
+    """Tell whether a value can be sent on; half a surrogate pair cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 SDK_KEYS = {"replication_key", "replication_key_value"}
-OUR_KEYS = (
-    *sorted(SDK_KEYS),
-    "complete_from",
-    "ledger",
-    "dates",
-    "days",
-    "ahead",
-    "complete",
-    "set_aside",
-    "project",
-)
+# The keys a bookmark of ours may have, and the types of their values.
+KEYS = {
+    "replication_key": str,
+    "replication_key_value": str,
+    "complete_from": str,
+    "ledger": dict,
+    "dates": list,
+    "days": dict,
+    "ahead": str,
+    "complete": dict,
+    "set_aside": dict,
+    "project": str,
+}
 
 
 # --- What to read -------------------------------------------------------------------

@@ -22,6 +22,7 @@ from singer_sdk.exceptions import (
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
+from singer_sdk.singerlib.messages import Message, StateMessage
 from typing_extensions import override
 
 from tap_bugspulse.events import COMPLETE_TO, Events
@@ -37,7 +38,6 @@ if t.TYPE_CHECKING:
     from types import FrameType
 
     import click
-    from singer_sdk.singerlib.messages import Message
 
     from tap_bugspulse.client import BugsPulseStream
     from tap_bugspulse.replication import Span
@@ -239,7 +239,8 @@ class TapBugsPulse(Tap):
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
         def end() -> None:
             writer.after = None
-            self.state_writer.write_state(self.state)
+            # Even when it is the last one again: a target acts on what comes last.
+            writer.write_message(StateMessage(value=self.state))
             self.logger.warning("Stopped by %s", signal.Signals(signum).name)
             raise SystemExit(128 + signum)
 
@@ -255,7 +256,7 @@ class TapBugsPulse(Tap):
         with _errors_as_one_line(cls.logger):
             for name in ("state", "catalog"):
                 if kwargs.get(name) is not None:
-                    kwargs[name] = _json_file(name, kwargs[name])
+                    kwargs[name] = _json_file(name, kwargs[name], cls.logger)
             super().invoke(**kwargs)
 
     @classmethod
@@ -281,17 +282,19 @@ class TapBugsPulse(Tap):
             super().cb_test(ctx, param, value)
 
 
-def _json_file(name: str, file: t.IO[str]) -> t.IO[str]:
-    """Give the file back if it holds JSON; the SDK would end with a traceback."""
-    text = file.read()
+def _json_file(name: str, file: t.IO[str], logger: logging.Logger) -> t.IO[str]:
+    """Give the object in a file; without one the SDK would end with a traceback."""
     try:
-        json.loads(text)
+        content = json.loads(file.read(), parse_constant=lambda _: None)
     except ValueError:
         msg = f"the file given with --{name} is not JSON: restore it, or run without it"
         if name == "state":
             msg += " to load everything again"
         raise ConfigurationError(msg) from None
-    return io.StringIO(text)
+    if not isinstance(content, dict):
+        logger.warning("The file given with --%s holds no object: ignored", name)
+        content = {}
+    return io.StringIO(json.dumps(content))
 
 
 def _checked(config: t.Mapping[str, t.Any]) -> Settings:
@@ -320,12 +323,15 @@ def _errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     """End the process with one line for a person instead of a traceback."""
     try:
         yield
-    except BrokenPipeError:
-        logger.critical("the target has closed its input: look for its own error above")
-        # Python would complain once more when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (SingerSDKError, requests.RequestException) as exc:
         logger.critical("%s", exc)
+    except OSError as exc:
+        if isinstance(exc, BrokenPipeError):
+            logger.critical("the target has closed its input: look for its own error above")
+        else:
+            logger.critical("the output cannot be written: %s", exc.strerror)
+        # Python would complain once more when it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         return
     sys.exit(1)
