@@ -253,7 +253,7 @@ class TapBugsPulse(Tap):
     @classmethod
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
-        with _errors_as_one_line(cls.logger):
+        with _errors_as_one_line(cls.logger), _ticking():
             for name in ("state", "catalog"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = _json_file(name, kwargs[name], cls.logger)
@@ -316,6 +316,21 @@ def _check_environment() -> None:
 
 class RowsWithoutKeyError(SingerSDKError):
     """The API sent rows that no table can hold."""
+
+
+@contextlib.contextmanager
+def _ticking() -> Iterator[None]:
+    """Let Python look for signals once a second, also while it waits.
+
+    A signal that comes in the instant before a wait begins does not interrupt it, and
+    would be noticed only when the wait is over.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,172 @@
+"""The real tap in a process of its own, by a clock that the test sets.
+
+``python -m tests.tap_process CLOCK [ARGUMENTS]`` is the tap's command line; ``CLOCK`` is
+JSON: ``now`` the instant it is, ``minute`` the seconds a minute takes, ``stopwatch`` the
+path of a file whose size in bytes is the reading of the stopwatch, or null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import typing as t
+from datetime import datetime
+from pathlib import Path
+
+from tests.running import Output, TestClock, tap_class
+
+if t.TYPE_CHECKING:
+    from tests.sandbox import Project, Request, Sandbox
+
+ENDS_WITHIN = 60.0  # seconds, far more than any of these processes takes
+
+
+class StopwatchClock(TestClock):
+    """A clock whose seconds pass as somebody else adds bytes to a file."""
+
+    def __init__(self, now: datetime, stopwatch: Path) -> None:
+        """Set the wall clock, and the file that the seconds are read from."""
+        super().__init__(now)
+        self._stopwatch = stopwatch
+
+    def seconds(self) -> float:
+        """Give the size of the file."""
+        return float(self._stopwatch.stat().st_size)
+
+
+class TapProcess:
+    """A tap that runs as a process; what it writes goes to files in a folder.
+
+    Args:
+        folder: Where its files are put; every process needs one of its own.
+        sandbox: The API it talks to.
+        now: What its clock says.
+        state: Text of the state file; None runs it without one.
+        minute: Seconds that its minute takes.
+        stopwatch: File whose size in bytes is the reading of its stopwatch.
+        stdout: File descriptor that it writes its messages to instead of a file.
+        settings: Settings of the tap; pacing is off unless they say otherwise.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one fact of the process
+        self,
+        folder: Path,
+        sandbox: Sandbox,
+        now: datetime,
+        state: str | None = None,
+        *,
+        minute: float = 60.0,
+        stopwatch: Path | None = None,
+        stdout: int | None = None,
+        **settings: object,
+    ) -> None:
+        """Write the files and start the process."""
+        folder.mkdir(parents=True)
+        self._written, self._errors = folder / "stdout", folder / "stderr"
+        config = {
+            "api_url": sandbox.url,
+            "api_key": sandbox.api_key,
+            "requests_per_minute": 1_000_000,
+            **settings,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        clock = {
+            "now": now.isoformat(),
+            "minute": minute,
+            "stopwatch": str(stopwatch) if stopwatch else None,
+        }
+        command = [sys.executable, "-m", "tests.tap_process", json.dumps(clock)]
+        command += ["--config", str(folder / "config.json")]
+        if state is not None:
+            (folder / "state.json").write_text(state)
+            command += ["--state", str(folder / "state.json")]
+        with self._written.open("wb") as out, self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out if stdout is None else stdout,
+                stderr=errors,
+                cwd=Path(__file__).parent.parent,
+                # Settings of whoever runs the tests are none of the tap's.
+                env={
+                    name: value
+                    for name, value in os.environ.items()
+                    if not name.startswith(("TAP_BUGSPULSE_", "SINGER_SDK_"))
+                },
+            )
+
+    @property
+    def written(self) -> str:
+        """What it has written to stdout."""
+        return self._written.read_text()
+
+    @property
+    def log(self) -> str:
+        """What it has written to stderr."""
+        return self._errors.read_text()
+
+    def end(self) -> int:
+        """Wait until the process has ended and give its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: If it goes on for a minute; it is then killed.
+        """
+        try:
+            return self.process.wait(ENDS_WITHIN)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def output(self) -> Output:
+        """Give the messages it wrote; a last line that was cut is left out."""
+        return Output.read(self.written)
+
+
+class SignalAt:
+    """Sends a signal to a tap when the sandbox gets one certain request.
+
+    It is a sandbox's ``on_request``: the signal is on its way before the request is
+    answered, so the moment is the same in every run of the test.
+    """
+
+    def __init__(self, signum: int, number: int, path: str | None = None) -> None:
+        """Choose the signal and the request, counted from 1 among those for ``path``."""
+        self._signum = signum
+        self._number = number
+        self._path = path
+        self._count = 0
+        self.sent = False
+        self._tap: TapProcess | None = None
+        self._started = threading.Event()
+
+    def aim(self, tap: TapProcess) -> None:
+        """Say which process is meant; a request waits for that."""
+        self._tap = tap
+        self._started.set()
+
+    def __call__(self, request: Request, project: Project) -> None:
+        """Count a request and send the signal if it is the one."""
+        del project
+        self._count += self._path in {None, request.path}
+        if self._count == self._number and self._path in {None, request.path}:
+            assert self._started.wait(ENDS_WITHIN)
+            assert self._tap is not None
+            self.sent = True
+            self._tap.process.send_signal(self._signum)
+
+
+def main() -> None:
+    """Run the tap's command line by the clock of the first argument."""
+    given = json.loads(sys.argv.pop(1))
+    now = datetime.fromisoformat(given["now"])
+    tap = tap_class(now, given["minute"])
+    if given["stopwatch"]:
+        tap.clock = StopwatchClock(now, Path(given["stopwatch"]))
+    tap.cli()
+
+
+if __name__ == "__main__":
+    main()

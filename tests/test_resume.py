@@ -1,0 +1,802 @@
+"""Stopped runs of the real tap, in processes of their own, and what the next run does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import threading
+import typing as t
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.running import PRIMARY_KEYS, Output, counted, expected, sync, wait_until
+from tests.sandbox import Options, Project, Request, Sandbox, generate
+from tests.tap_process import SignalAt, TapProcess
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    Row = dict[str, t.Any]
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LOOKBACK = timedelta(days=7)
+FORWARD_FROM = "2026-02-21"  # the lookback of NOW, and a day for time zones
+PAGES_PER_WINDOW = 20
+MOST_EVENTS_AGAIN = 100
+# Each is a request that only finds out how many rows a window has.
+PROBES = 4
+
+
+def serve(project: Project) -> Sandbox:
+    """Serve a project without a rate limit."""
+    return Sandbox(project, Options(requests_per_minute=None))
+
+
+def medium() -> Project:
+    """Give a project whose run takes some 300 requests for events, 150 for the rest."""
+    return generate(
+        seed=3,
+        sessions=320,
+        days=60,
+        until=NOW - timedelta(hours=1),
+        events_per_session=3,
+    )
+
+
+def together(outputs: Iterable[Output]) -> Output:
+    """Give what several runs wrote one after the other."""
+    return Output([message for output in outputs for message in output.messages])
+
+
+def assert_whole(written: Output, project: Project) -> None:
+    """Compare the latest row of each key with all that the project holds."""
+    for stream in PRIMARY_KEYS:
+        assert written.table(stream) == expected(project, stream), stream
+
+
+def sessions_asked(requests: Iterable[Request]) -> list[str]:
+    """Give the sessions whose events were asked for, in order."""
+    return [request.query["sessionId"] for request in requests if request.path == "/events"]
+
+
+def history_asked(requests: Iterable[Request]) -> Counter[str]:
+    """Count the requests for rows before the lookback, by path."""
+    return Counter(
+        request.path
+        for request in requests
+        if request.path in {"/sessions", "/network"}
+        and request.query.get("from", "") < FORWARD_FROM
+    )
+
+
+def assert_whole_lines(written: str) -> list[Row]:
+    """Give the messages of a run whose last line has to be whole, too."""
+    assert written.endswith("\n")
+    return [json.loads(line) for line in written.splitlines()]
+
+
+# --- SIGKILL -------------------------------------------------------------------------
+
+
+def test_a_load_killed_in_each_of_its_parts_is_carried_on(tmp_path: Path) -> None:
+    """Killed in each part in turn, a load ends whole and asks for little again."""
+    kills = [
+        ("/network", 5),  # in the forward part, before the first STATE
+        ("/network", 15),  # in the forward part, after some
+        ("/network", 80),  # in history
+        ("/sessions", 7),  # in the forward part
+        ("/sessions", 45),  # in history
+        ("/events", 20),  # in the forward part, before the first STATE
+        ("/events", 160),  # in history
+        ("/events", 130),  # in history that an earlier run has listed
+    ]
+    assert assert_kills_lose_nothing(tmp_path, kills) == len(kills)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_load_killed_at_random_is_carried_on(tmp_path: Path, seed: int) -> None:
+    """Killed at random requests, a load ends whole and asks for little again."""
+    rng = random.Random(f"kills {seed}")
+    most = {"/network": 60, "/sessions": 60, "/events": 150, None: 250}
+    paths = [rng.choice(list(most)) for _ in range(4)]
+    kills = [(path, rng.randint(1, most[path])) for path in paths]
+    assert assert_kills_lose_nothing(tmp_path, kills) > 0
+
+
+def assert_kills_lose_nothing(folder: Path, kills: Sequence[tuple[str | None, int]]) -> int:
+    """Kill a load at each of the given requests in turn, then let it end.
+
+    Returns:
+        How often it was killed: a run may end before it comes to its request.
+    """
+    project = medium()
+    with serve(project) as sandbox:
+        sync(sandbox, NOW, page_size=5)
+        floor = history_asked(sandbox.requests)
+        runs: list[list[Request]] = []
+        outputs: list[Output] = []
+        killed = 0
+        for number, kill in enumerate([*kills, None]):
+            sandbox.reset()
+            state = json.dumps(together(outputs).state) if outputs else None
+            at = SignalAt(signal.SIGKILL, kill[1], kill[0]) if kill else None
+            sandbox.options.on_request = at
+            tap = TapProcess(folder / str(number), sandbox, NOW, state, page_size=5)
+            if at:
+                at.aim(tap)
+            assert tap.end() == (-signal.SIGKILL if at and at.sent else 0), tap.log
+            killed += at is not None and at.sent
+            outputs.append(tap.output())
+            runs.append(list(sandbox.requests))
+    assert_whole(together(outputs), project)
+    for number, run in enumerate(runs):
+        asked = sessions_asked(run)
+        later = {one for other in runs[number + 1 :] for one in sessions_asked(other)}
+        assert len(asked) == len(set(asked))
+        assert len(later.intersection(asked)) <= MOST_EVENTS_AGAIN
+    every = history_asked(request for run in runs for request in run)
+    again = killed * (PAGES_PER_WINDOW + PROBES)
+    assert every["/network"] <= floor["/network"] + again
+    # Events list their window again, too, which here is all of the sessions' history.
+    assert every["/sessions"] <= floor["/sessions"] + again + killed * floor["/sessions"]
+    return killed
+
+
+def test_the_same_kill_twice_in_a_row_makes_progress(tmp_path: Path) -> None:
+    """A load that is killed again and again after 150 events requests comes to its end."""
+    project = medium()
+    outputs: list[Output] = []
+    with serve(project) as sandbox:
+        for number in range(10):
+            state = json.dumps(together(outputs).state) if outputs else None
+            sandbox.options.on_request = at = SignalAt(signal.SIGKILL, 150, "/events")
+            tap = TapProcess(tmp_path / str(number), sandbox, NOW, state)
+            at.aim(tap)
+            code = tap.end()
+            outputs.append(tap.output())
+            if code == 0:
+                break
+        requests = len(sessions_asked(sandbox.requests))
+    due = len(set(sessions_asked(sandbox.requests)))
+    assert code == 0
+    kills = len(outputs) - 1
+    assert kills >= 2
+    assert requests <= due + MOST_EVENTS_AGAIN * kills
+    assert_whole(together(outputs), project)
+
+
+def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path) -> None:
+    """Of 40,000 sessions all are there after 50 events requests, which are the newest."""
+    project = generate(
+        seed=5,
+        sessions=40_000,
+        days=365,
+        until=NOW - timedelta(hours=1),
+        events_per_session=2,
+        network_per_session=0.1,
+    )
+    due = sorted(
+        (
+            row
+            for row in project.sessions.values()
+            if row["eventCount"] or not row["endedAt"]
+        ),
+        key=lambda row: row["startedAt"],
+        reverse=True,
+    )
+    newest = [row["id"] for row in due[:50]]
+    with serve(project) as sandbox:
+        sandbox.options.on_request = at = SignalAt(signal.SIGKILL, 51, "/events")
+        tap = TapProcess(tmp_path / "killed", sandbox, NOW)
+        at.aim(tap)
+        assert tap.end() == -signal.SIGKILL, tap.log
+        first = tap.output()
+        asked = sessions_asked(sandbox.requests)
+        assert set(asked) == {row["id"] for row in due[:51]}
+        sandbox.reset()
+        sandbox.options.on_request = at = SignalAt(signal.SIGKILL, 151, "/events")
+        state = json.dumps(first.state)
+        tap = TapProcess(tmp_path / "resumed", sandbox, NOW, state)
+        at.aim(tap)
+        assert tap.end() == -signal.SIGKILL, tap.log
+        second = tap.output()
+        requests = list(sandbox.requests)
+    for stream in ("sessions", "crashes", "network"):
+        assert first.table(stream) == expected(project, stream)
+    events = expected(project, "events")
+    assert first.table("events") == {key: events[key] for key in events if key[0] in newest}
+    assert second.rows("sessions") == second.rows("network") == []
+    assert set(sessions_asked(requests)) == {row["id"] for row in due[:151]}
+    # The lookback, and the one window whose events come next.
+    assert len([one for one in requests if one.path == "/sessions"]) <= 1 + 5 + PROBES
+
+
+# --- SIGTERM and SIGINT --------------------------------------------------------------
+
+SIGNALS = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+HANGS = 600.0  # seconds, far beyond the time that a process is given to end
+
+
+def assert_ended_by(tap: TapProcess, signum: int, written: str | None = None) -> Output:
+    """Hold what a run that ended by a signal wrote against what it must."""
+    assert tap.end() == 128 + signum, tap.log
+    messages = assert_whole_lines(tap.written if written is None else written)
+    assert messages[-1]["type"] == "STATE"
+    assert "Traceback" not in tap.log
+    assert tap.log.splitlines()[-1].endswith(f"Stopped by {signal.Signals(signum).name}")
+    return Output(messages)
+
+
+@pytest.mark.parametrize(
+    ("signum", "path", "number"),
+    [
+        (signal.SIGTERM, "/crashes", 1),
+        (signal.SIGTERM, "/sessions", 7),
+        (signal.SIGINT, "/sessions", 35),
+        (signal.SIGTERM, "/events", 20),
+        (signal.SIGINT, "/events", 230),
+    ],
+)
+def test_a_signal_while_an_answer_hangs_ends_the_run(
+    tmp_path: Path, signum: int, path: str, number: int
+) -> None:
+    """An answer that does not come holds up no signal, in any part of a run."""
+    project = medium()
+    with serve(project) as sandbox:
+        sandbox.options.hang_seconds = HANGS
+        at = SignalAt(signum, number, path)
+        sandbox.options.on_request = at
+        sandbox.options.script = lambda _: "timeout" if at.sent else None
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5)
+        at.aim(tap)
+        stopped = assert_ended_by(tap, signum)
+        # It ended before the answer would have come.
+        assert sandbox.requests[-1].status == 0
+        assert counted(sandbox)[path] == number
+        sandbox.options.on_request = sandbox.options.script = None
+        assert_whole(
+            together([stopped, sync(sandbox, NOW, stopped.state, page_size=5)]), project
+        )
+
+
+@SIGNALS
+def test_a_signal_while_an_answer_is_late_ends_the_run(
+    tmp_path: Path, sandbox: Sandbox, signum: int
+) -> None:
+    """The first answer is still to come when the run has ended."""
+    sandbox.options.latency = HANGS
+    sandbox.options.on_request = at = SignalAt(signum, 1)
+    tap = TapProcess(tmp_path / "tap", sandbox, NOW)
+    at.aim(tap)
+    assert_ended_by(tap, signum)
+    assert [request.status for request in sandbox.requests] == [0]
+
+
+@SIGNALS
+@pytest.mark.parametrize("fault", ["429", "500"])
+def test_a_signal_while_a_failure_is_waited_out_ends_the_run(
+    tmp_path: Path, sandbox: Sandbox, signum: int, fault: str
+) -> None:
+    """Ten minutes that a 429 tells to wait, or a wait before a retry, are cut short."""
+    sandbox.options.minute = 60 * HANGS  # a 429 tells a sixtieth of it
+    sandbox.options.script = lambda _: (
+        fault if len(sessions_asked(sandbox.requests)) == 30 else None
+    )
+    # Waits before retries begin with two sixtieths of a minute.
+    tap = TapProcess(tmp_path / "tap", sandbox, NOW, minute=30 * HANGS)
+    wait_until(lambda: "trying again in 600 s" in tap.log)
+    tap.process.send_signal(signum)
+    stopped = assert_ended_by(tap, signum)
+    assert len(sessions_asked(sandbox.requests)) == 30
+    sandbox.options.script = None
+    assert_whole(together([stopped, sync(sandbox, NOW, stopped.state)]), sandbox.project)
+
+
+@SIGNALS
+def test_a_signal_while_the_pace_makes_it_wait_ends_the_run(
+    tmp_path: Path, sandbox: Sandbox, signum: int
+) -> None:
+    """With one request a minute, the second is never sent."""
+    tap = TapProcess(tmp_path / "tap", sandbox, NOW, minute=HANGS, requests_per_minute=1)
+    # What follows is the request that has to wait.
+    wait_until(lambda: '"stream":"network"' in tap.written)
+    tap.process.send_signal(signum)
+    stopped = assert_ended_by(tap, signum)
+    assert counted(sandbox) == {"/crashes": 1}
+    assert stopped.table("crashes") == expected(sandbox.project, "crashes")
+
+
+@SIGNALS
+def test_a_signal_while_the_target_is_slow_cuts_no_line(
+    tmp_path: Path, signum: int
+) -> None:
+    """A line that waits for room in the pipe is written to its end, a STATE after it."""
+    project = medium()
+    read, write = os.pipe()
+    with serve(project) as sandbox:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=write)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            # More than a pipe holds: now there is always a line that waits.
+            written = pipe.read(200_000)
+            tap.process.send_signal(signum)
+            written += pipe.read()
+        stopped = assert_ended_by(tap, signum, written.decode())
+        assert_whole(together([stopped, sync(sandbox, NOW, stopped.state)]), project)
+
+
+# --- From any STATE ------------------------------------------------------------------
+
+
+def test_resuming_from_any_state_of_a_run_loses_nothing() -> None:
+    """With the rows before any STATE and a resumed run a day later, all is there."""
+    project = generate(
+        seed=4, sessions=160, days=40, until=NOW - timedelta(hours=1), events_per_session=3
+    )
+    with serve(project) as sandbox:
+        messages = sync(sandbox, NOW, page_size=5).messages
+        change(project)
+        places = [i for i, message in enumerate(messages) if message["type"] == "STATE"]
+        assert len(places) > 20
+        for place in places:
+            before = Output(messages[: place + 1])
+            sandbox.reset()
+            after = sync(sandbox, NOW + timedelta(days=1), before.state)
+            assert_whole(together([before, after]), project)
+            asked = sessions_asked(sandbox.requests)
+            assert len(asked) == len(set(asked))
+
+
+def change(project: Project) -> None:
+    """Let a day pass in a project: sessions grow, end, are new and late."""
+    recent = [
+        row["id"]
+        for row in project.sessions.values()
+        if NOW - LOOKBACK / 2 < datetime.fromisoformat(row["startedAt"]) < NOW
+    ]
+    for session in recent[:3]:
+        project.grow(session)
+    active = [one for one in recent if project.sessions[one]["endedAt"] is None]
+    project.crash(recent[3])
+    project.end(active[0])
+    for hours in (-20, -2, 30, 70):  # new, new, late, late
+        project.new_session(NOW - timedelta(hours=hours))
+        project.new_network(NOW - timedelta(hours=hours))
+
+
+# --- Time box ------------------------------------------------------------------------
+
+
+def test_a_small_time_box_leaves_every_run_current_and_repeats_nothing(
+    tmp_path: Path,
+) -> None:
+    """Box after box, what is new is there at once and no events are fetched twice."""
+    project = generate(
+        seed=2,
+        sessions=4_000,
+        days=90,
+        until=NOW - timedelta(hours=1),
+        events_per_session=2,
+        network_per_session=1,
+    )
+    stopwatch = tmp_path / "stopwatch"
+    stopwatch.touch()
+
+    def pass_a_second(*_: object) -> None:
+        with stopwatch.open("ab") as seconds:
+            seconds.write(b".")
+
+    outputs: list[Output] = []
+    summaries: list[str] = []
+    asked: Counter[tuple[str, object]] = Counter()
+    now = NOW
+    with serve(project) as sandbox:
+        sandbox.options.on_request = pass_a_second
+        while not summaries or "status=incomplete" in summaries[-1]:
+            assert len(summaries) < 20
+            sandbox.reset()
+            tap = TapProcess(
+                tmp_path / str(len(outputs)),
+                sandbox,
+                now,
+                json.dumps(outputs[-1].state) if outputs else None,
+                stopwatch=stopwatch,
+                page_size=100,
+                max_runtime_minutes=15,
+            )
+            assert tap.end() == 0, tap.log
+            outputs.append(tap.output())
+            summaries.append(tap.log.splitlines()[-1])
+            # The request that was under way, a window of 20 pages, what is new.
+            assert len(sandbox.requests) <= 15 * 60 + PAGES_PER_WINDOW + PROBES
+            asked.update(
+                (session, project.sessions[session]["eventCount"])
+                for session in sessions_asked(sandbox.requests)
+            )
+            assert_current(together(outputs), project, now)
+            now += timedelta(hours=1)
+            project.new_session(now - timedelta(minutes=30))
+            project.new_session(now - timedelta(hours=30))  # late
+            project.new_network(now - timedelta(minutes=20))
+            project.crash(project.new_session(now - timedelta(minutes=40)))
+        done = sync(sandbox, now, outputs[-1].state, page_size=100)
+    assert len(summaries) >= 4
+    assert all("summary status=incomplete" in line for line in summaries[:-1])
+    assert "summary status=complete" in summaries[-1]
+    assert "events_left=0 eta_minutes=0" in summaries[-1]
+    left = [int(line.split("events_left=")[1].split()[0]) for line in summaries]
+    assert all(before > after for before, after in pairwise(left)), left
+    assert set(asked.values()) == {1}
+    assert_whole(together([*outputs, done]), project)
+
+
+def assert_current(written: Output, project: Project, now: datetime) -> None:
+    """Hold what is new and what the lookback covers against the project."""
+    assert written.table("crashes") == expected(project, "crashes")
+    since = (now - LOOKBACK).isoformat()
+    for stream, column in (("sessions", "startedAt"), ("network", "timestamp")):
+        table = written.table(stream)
+        for key, row in expected(project, stream).items():
+            if row[column] >= since:
+                assert table.get(key) == row
+
+
+# --- Crashes -------------------------------------------------------------------------
+
+
+def assert_failed(tap: TapProcess, says: str) -> Output:
+    """Hold a run that failed against what a person is to see of it."""
+    assert tap.end() == 1
+    assert "Traceback" not in tap.log
+    last = tap.log.splitlines()[-1]
+    assert "CRITICAL" in last
+    assert says in last
+    return Output(assert_whole_lines(tap.written))
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "says"),
+    [
+        ("/network", 60, "gave up on /network after 8 failures"),
+        ("/sessions", 40, "gave up on /sessions after 8 failures"),
+        ("/events", 250, "/events fails for too many sessions"),
+    ],
+)
+def test_a_network_that_goes_away_is_one_line_and_can_be_resumed(
+    tmp_path: Path, path: str, number: int, says: str
+) -> None:
+    """The API goes away in the middle of a run; the next run carries on."""
+    project = medium()
+    reached = threading.Event()
+
+    def stop(request: Request, _: Project) -> None:
+        if request.path == path and counted(sandbox)[path] == number:
+            reached.set()
+            sandbox.closing.wait(HANGS)
+
+    with serve(project) as sandbox:
+        sandbox.options.on_request = stop
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5, minute=0.06)
+        assert reached.wait(60)
+    failed = assert_failed(tap, says)
+    assert "does not answer" in tap.log.splitlines()[-1]
+    with serve(project) as sandbox:
+        resumed = sync(sandbox, NOW, failed.state, page_size=5)
+        asked = sessions_asked(sandbox.requests)
+    assert_whole(together([failed, resumed]), project)
+    assert resumed.state["bookmarks"]["events"]["set_aside"] == {}
+    repeated = {key[0] for key in failed.table("events")}.intersection(asked)
+    assert len(repeated) <= MOST_EVENTS_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "fault", "says"),
+    [
+        ("/sessions", 7, "403", "403 Forbidden for /sessions"),
+        ("/sessions", 40, "401", "401 Unauthorized for /sessions"),
+        ("/events", 250, "400", "400 Bad Request for /events"),
+    ],
+)
+def test_an_error_is_one_line_and_can_be_resumed(
+    tmp_path: Path, path: str, number: int, fault: str, says: str
+) -> None:
+    """An answer that cannot be retried ends the run; the next run carries on."""
+    project = medium()
+    with serve(project) as sandbox:
+        sandbox.options.script = lambda request: (
+            fault if request.path == path and counted(sandbox)[path] == number else None
+        )
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5)
+        failed = assert_failed(tap, says)
+        sandbox.options.script = None
+        sandbox.reset()
+        resumed = sync(sandbox, NOW, failed.state, page_size=5)
+        asked = sessions_asked(sandbox.requests)
+    assert_whole(together([failed, resumed]), project)
+    repeated = {key[0] for key in failed.table("events")}.intersection(asked)
+    assert len(repeated) <= MOST_EVENTS_AGAIN
+
+
+def test_a_target_that_goes_away_is_one_line_and_can_be_resumed(tmp_path: Path) -> None:
+    """A pipe that nobody reads any more ends the run; what was read counts."""
+    project = medium()
+    read, write = os.pipe()
+    with serve(project) as sandbox:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5, stdout=write)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            written = Output.read(pipe.read(200_000).decode())
+        assert tap.end() == 1
+        assert "Traceback" not in tap.log
+        assert "the target has closed its input" in tap.log.splitlines()[-1]
+        resumed = sync(sandbox, NOW, written.state, page_size=5)
+    assert_whole(together([written, resumed]), project)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+def test_a_full_disk_is_one_line(tmp_path: Path, sandbox: Sandbox) -> None:
+    """Messages that cannot be written end the run."""
+    with Path("/dev/full").open("wb") as full:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=full.fileno())
+    assert tap.end() == 1
+    assert "Traceback" not in tap.log
+    assert "No space left on device" in tap.log.splitlines()[-1]
+
+
+# --- Damaged states ------------------------------------------------------------------
+
+MARK = "replication_key_value"
+FUTURE = "2031-01-01T00:00:00.000Z"
+ALL = {"sessions", "network", "events"}
+
+
+def put(*path: str, value: object) -> Callable[[Row], Row]:
+    """Give what sets one value in a state, reached by keys below ``bookmarks``."""
+
+    def damage(state: Row) -> Row:
+        place = state["bookmarks"]
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        return state
+
+    return damage
+
+
+def drop(*path: str) -> Callable[[Row], Row]:
+    """Give what deletes one value from a state, reached by keys below ``bookmarks``."""
+
+    def damage(state: Row) -> Row:
+        place = state["bookmarks"]
+        for key in path[:-1]:
+            place = place[key]
+        del place[path[-1]]
+        return state
+
+    return damage
+
+
+def of_each_stream(value: object) -> Callable[[Row], Row]:
+    """Give what replaces every bookmark."""
+    return lambda _: {"bookmarks": dict.fromkeys(PRIMARY_KEYS, value)}
+
+
+def cut_ledger(state: Row) -> Row:
+    """Cut the last characters of each day of the ledger, as a torn file does."""
+    ledger = state["bookmarks"]["sessions"]["ledger"]
+    for day in ledger:
+        ledger[day] = ledger[day][:-3]
+    return state
+
+
+def from_stock_tap(state: Row) -> Row:
+    """Add what the SDK's own partitions and progress markers look like, and garbage."""
+    for stream in PRIMARY_KEYS:
+        bookmark = state["bookmarks"].setdefault(stream, {})
+        bookmark["partitions"] = [{"context": {"sessionId": "sess_1"}, MARK: "x"}, None, 5]
+        bookmark["progress_markers"] = {"Note": 5, MARK: ["x"]}
+        bookmark["starting_replication_value"] = {"x": 1}
+        bookmark["replication_key_signpost"] = "never"
+    return state
+
+
+# What is done to the state of a complete run, and the streams whose history it no longer
+# says to be complete.
+DAMAGES: dict[str, tuple[Callable[[Row], Row], set[str]]] = {
+    "bookmarks null": (lambda _: {"bookmarks": None}, ALL),
+    "bookmarks list": (lambda _: {"bookmarks": [{"sessions": {}}]}, ALL),
+    "bookmarks text": (lambda _: {"bookmarks": "sessions"}, ALL),
+    "streams null": (of_each_stream(None), ALL),
+    "streams list": (of_each_stream([{MARK: "2026-03-01T00:00:00Z"}]), ALL),
+    "streams empty": (of_each_stream({}), ALL),
+    "garbage mark": (put("sessions", MARK, value="yesterday"), {"sessions"}),
+    "mark that is a number": (put("network", MARK, value=1772366400), {"network"}),
+    "mark that is a list": (put("sessions", MARK, value=[FUTURE]), {"sessions"}),
+    "no mark": (drop("network", MARK), {"network"}),
+    "future mark": (put("sessions", MARK, value=FUTURE), {"sessions"}),
+    "no complete_from": (drop("sessions", "complete_from"), {"sessions"}),
+    "garbage complete_from": (put("network", "complete_from", value=7), {"network"}),
+    "complete_from after the mark": (
+        put("network", "complete_from", value=FUTURE),
+        {"network"},
+    ),
+    "events: no complete_to": (
+        drop("events", "complete", "all", "complete_to"),
+        {"events"},
+    ),
+    "events: no complete_from": (
+        drop("events", "complete", "all", "complete_from"),
+        {"events"},
+    ),
+    "events: future mark": (
+        put("events", "complete", "all", "complete_to", value=FUTURE),
+        {"events"},
+    ),
+    "events: complete is a list": (put("events", "complete", value=["all"]), {"events"}),
+    "events: complete is null": (put("events", "complete", value=None), {"events"}),
+    "events: all is null": (put("events", "complete", "all", value=None), {"events"}),
+    "ledger is text": (put("sessions", "ledger", value="2026-03-01"), set()),
+    "ledger of garbage": (
+        put("sessions", "ledger", value={"2026-03-01": 5, "x": "AAAA", "2026-02-28": None}),
+        set(),
+    ),
+    "ledger cut": (cut_ledger, set()),
+    "no ledger": (drop("sessions", "ledger"), set()),
+    "days of garbage": (put("network", "days", value={"x": [1], "2026-02-28": "y"}), set()),
+    "days is a list": (put("network", "days", value=["2026-02-28"]), set()),
+    "ahead is garbage": (put("network", "ahead", value="%%%"), set()),
+    "set_aside is a list": (put("events", "set_aside", value=["sess_1"]), set()),
+    "set_aside of garbage": (put("events", "set_aside", value={"sess_1": 5}), set()),
+    "unknown streams": (put("users", value={MARK: "2026-03-01", "partitions": []}), set()),
+    "of a stock tap": (from_stock_tap, set()),
+}
+
+
+class Loaded(t.NamedTuple):
+    """A project that was loaded in full, and what changed in it since."""
+
+    project: Project
+    first: Output
+    before: set[str]  # the rows of sessions and network that came late, before the lookback
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    """A small project, loaded; since then rows came that are new, late and too late."""
+    project = generate(seed=7, sessions=60, days=20, until=NOW - timedelta(hours=1))
+    with serve(project) as sandbox:
+        first = sync(sandbox, NOW)
+    before = set()
+    for age in (timedelta(minutes=5), timedelta(days=3), timedelta(days=15)):
+        session, call = project.new_session(NOW - age), project.new_network(NOW - age)
+        if age > LOOKBACK:
+            before = {session, call}
+    before |= {i for i, row in project.network.items() if row["sessionId"] in before}
+    return Loaded(project, first, before)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_claims_no_more_than_it_says(loaded: Loaded, name: str) -> None:
+    """What a state no longer says to be complete is read again; no run fails for it."""
+    damage, anew = DAMAGES[name]
+    state = damage(copy.deepcopy(loaded.first.state))
+    with serve(loaded.project) as sandbox:
+        second = sync(sandbox, NOW + timedelta(hours=1), state)
+        assert_made_good(loaded, second, anew, sandbox)
+
+
+# Only a file can hold these; what is in it says nothing to be complete.
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "null",
+        '[{"sessions": {}}]',
+        '"state"',
+        "5",
+        '{"bookmarks": NaN}',
+        '{"bookmarks": {"sessions": {"complete_from": "\\ud800", "ledger": 1.5}}}',
+    ],
+)
+def test_a_state_file_without_a_state_is_no_state(
+    tmp_path: Path, loaded: Loaded, text: str
+) -> None:
+    """A file of JSON that is no state makes a load of everything, and no error."""
+    with serve(loaded.project) as sandbox:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW + timedelta(hours=1), text)
+        assert tap.end() == 0, tap.log
+        assert "Traceback" not in tap.log
+        assert_whole(tap.output(), loaded.project)
+        assert_made_good(loaded, tap.output(), ALL, sandbox)
+
+
+def test_a_damaged_state_is_told_of_in_a_line(tmp_path: Path, loaded: Loaded) -> None:
+    """A process whose state is damaged everywhere warns, ends well and shows no code."""
+    state = copy.deepcopy(loaded.first.state)
+    for damage in ("of a stock tap", "ledger of garbage", "days of garbage", "no mark"):
+        DAMAGES[damage][0](state)
+    with serve(loaded.project) as sandbox:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, json.dumps(state))
+        assert tap.end() == 0, tap.log
+    warnings = [line for line in tap.log.splitlines() if "| WARNING" in line]
+    assert sum("sessions: " in line and "ledger" in line for line in warnings) == 1
+    assert sum("network: " in line and MARK in line for line in warnings) == 1
+    assert "Traceback" not in tap.log
+
+
+def assert_made_good(
+    loaded: Loaded, second: Output, anew: set[str], sandbox: Sandbox
+) -> None:
+    """Hold a warehouse against the project; a later run then finds nothing to do."""
+    written = together([loaded.first, second])
+    assert written.table("crashes") == expected(loaded.project, "crashes")
+    sandbox.reset()
+    third = sync(sandbox, NOW + timedelta(hours=1), second.state)
+    assert sessions_asked(sandbox.requests) == []
+    for stream in ("sessions", "network", "events"):
+        rows = expected(loaded.project, stream)
+        if stream not in anew:
+            rows = {key: rows[key] for key in rows if key[0] not in loaded.before}
+        assert written.table(stream) == rows, stream
+        assert third.rows(stream) == [], stream
+
+
+@pytest.mark.parametrize("damage", ["ledger of garbage", "ledger cut", "no ledger"])
+def test_without_its_ledger_the_lookback_is_loaded_again(
+    tmp_path: Path, loaded: Loaded, damage: str
+) -> None:
+    """Sessions of the lookback are emitted again with their events, no others."""
+    state = DAMAGES[damage][0](copy.deepcopy(loaded.first.state))
+    with serve(loaded.project) as sandbox:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, json.dumps(state))
+        assert tap.end() == 0
+    mark = datetime.fromisoformat(loaded.first.state["bookmarks"]["sessions"][MARK])
+    again = {key[0]: row for key, row in tap.output().table("sessions").items()}
+    for session, row in loaded.project.sessions.items():
+        started = datetime.fromisoformat(row["startedAt"])
+        if started >= mark - LOOKBACK:
+            assert session in again
+        elif started < mark - LOOKBACK - timedelta(days=2):
+            assert session not in again
+    assert {key[0] for key in tap.output().table("events")} <= set(again)
+
+
+def test_a_bookmark_set_by_hand_counts_as_complete_before_it(tmp_path: Path) -> None:
+    """With nothing but replication_key_value, only what is after it is loaded."""
+    project = generate(seed=7, sessions=60, days=20, until=NOW - timedelta(hours=1))
+    by_hand = "2026-02-25T00:00:00Z"
+    state = {"bookmarks": {stream: {MARK: by_hand} for stream in ("sessions", "network")}}
+    with serve(project) as sandbox:
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, json.dumps(state), lookback_days=0)
+        assert tap.end() == 0
+        assert "damaged" not in tap.log
+    written = tap.output()
+    for stream, column in (("sessions", "startedAt"), ("network", "timestamp")):
+        rows = expected(project, stream)
+        table = written.table(stream)
+        # Days are asked for whole, and one more for time zones.
+        for key, row in rows.items():
+            assert row[column] < by_hand or table[key] == row
+            assert row[column] >= "2026-02-24" or key not in table
+        assert written.states[0]["bookmarks"][stream]["complete_from"] == "beginning"
+    assert written.table("events") == expected(project, "events")
+
+
+@pytest.mark.parametrize("text", ['{"bookmarks": {"sessions": {"led', "\x00\x01"])
+def test_a_state_that_is_not_json_is_refused(
+    tmp_path: Path, sandbox: Sandbox, text: str
+) -> None:
+    """A file that was torn is no reason to start over unasked: one line, no request."""
+    tap = TapProcess(tmp_path / "tap", sandbox, NOW, text)
+    assert tap.end() == 1
+    assert tap.written == ""
+    assert "Traceback" not in tap.log
+    assert "--state is not JSON" in tap.log.splitlines()[-1]
+    assert sandbox.requests == []
