@@ -117,15 +117,17 @@ class IncrementalStream(BugsPulseStream):
         self.marks = Marks(self.plan, need, run.started)
 
     def _read_forward(self) -> Iterator[Row]:
-        days = self.plan.forward_days(self.tap.run.started)
-        first: set[str] | None = None
+        started = self.tap.run.started
+        days, past = self.plan.forward_days(started), self.plan.history_days(started)
+        touched: set[str] = set()
         for window, pages in self.forward_windows(days) if days else ():
             yield from self._read(window, pages)
-            first = self.near if first is None else first
+            if past and past.end and (window.start is None or window.start <= past.end):
+                touched |= self.near
             self.marks.forward_done(window)
             self.checkpoint()
-        # The first window of history touches the first one of the forward part.
-        self.near = first or set()
+        # History begins where these windows end, or overlaps them.
+        self.near = touched
         self.in_history = True
 
     def _read_history(self) -> Iterator[Row]:
