@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import msgspec
 import requests
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
 from singer_sdk.authenticators import BearerTokenAuthenticator
-from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
+from singer_sdk.exceptions import ConfigurationError, FatalAPIError, RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.streams.rest import PageContext
@@ -27,6 +28,7 @@ if t.TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
     from backoff.types import Details
+    from singer_sdk.singerlib import Catalog
     from singer_sdk.streams.rest import HTTPRequest
 
     from tap_bugspulse.tap import TapBugsPulse
@@ -60,19 +62,30 @@ class Page:
             RetriableAPIError: If the body is not the documented JSON envelope.
         """
         try:
-            body = msgspec.json.decode(response.content)
-        except msgspec.DecodeError:
+            body = _decode(response.content)
+        except ValueError:
             raise RetriableAPIError(_not_an_envelope(response), response) from None
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):
             raise RetriableAPIError(_not_an_envelope(response), response)
         number, limit = _count(body, "page"), _count(body, "limit") or len(rows)
         total, pages = _count(body, "total"), _count(body, "pages")
-        if total is None:
-            total = len(rows)
-        if pages is None:
-            pages = -(-total // limit) if limit else 1
+        if total is None and pages is None:
+            raise RetriableAPIError(_not_an_envelope(response), response)
+        total = len(rows) if total is None else total
+        # A full page of a longer listing has others after it, whatever `pages` says.
+        if pages is None or len(rows) == limit:
+            pages = max(pages or 0, -(-total // limit) if limit else 1)
         return cls(rows=rows, total=total, number=number, pages=pages)
+
+
+def _decode(content: bytes) -> t.Any:  # noqa: ANN401 - whatever the API sends
+    """Read JSON; half a surrogate pair, of a text cut inside an emoji, becomes ``?``."""
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        whole = json.dumps(json.loads(content), ensure_ascii=False, allow_nan=False)
+        return msgspec.json.decode(whole.encode(errors="replace"))
 
 
 def _count(body: dict[str, t.Any], key: str) -> int | None:
@@ -218,6 +231,20 @@ class BugsPulseStream(RESTStream[int]):
             "required": [PROJECT, *self.schema_file["required"]],
             "properties": {PROJECT: PROJECT_COLUMN, **self.schema_file["properties"]},
         }
+
+    @override
+    def apply_catalog(self, catalog: Catalog) -> None:
+        super().apply_catalog(catalog)
+        entry = catalog.get_stream(self.name)
+        if self.tap.project is None or entry is None:
+            return
+        if PROJECT not in (entry.schema.to_dict().get("properties") or {}):
+            msg = (
+                f"the catalog knows no column project for {self.name}: make it anew with "
+                "--discover, now that the setting project is set"
+            )
+            raise ConfigurationError(msg)
+        self.primary_keys = (PROJECT, *self.key_columns)
 
     @property
     @override

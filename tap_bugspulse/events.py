@@ -60,7 +60,7 @@ class Events(BugsPulseStream):
         self._failed: list[Candidate] = []  # in a row, most recent last
         self._vanished: list[Candidate] = []  # likewise
         self._newly_set_aside = 0
-        self._mended: set[str] = set()  # set aside before, fetched in this run
+        self._worked = False  # whether /events has answered for any session
         self._lists_anew = False  # history, which this run's listing does not cover
         self._left = self._done = self._since_state = 0
         self._state_at = 0.0
@@ -93,8 +93,16 @@ class Events(BugsPulseStream):
             yield from self._fetch_due()
         except OutOfTime:
             self.logger.info("events: time is up, the next run goes on")
-        self._settle()
-        self.checkpoint()
+        if self._worked or not self._vanished:
+            self._settle()
+            self.checkpoint()
+        else:
+            self.logger.warning(
+                "events: %s knows none of %d sessions, and no other answered: they are "
+                "asked for again in the next run",
+                self.path,
+                len(self._vanished),
+            )
         self.tap.run.events_left = self._left
         self.tap.run.counts[self.name].set_aside = sorted(self.set_aside)
 
@@ -104,6 +112,18 @@ class Events(BugsPulseStream):
     def lookback(self) -> timedelta:
         """How far before the forward mark changed sessions are due again."""
         return timedelta(days=self.tap.settings.lookback_days)
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Give what is complete for each ``events_for``, whether or not it is set."""
+        if self.marks is not None and self.marks.stretch is not None:
+            yield self.marks.stretch
+        complete = self.stream_state.get("complete")
+        for bookmark in complete.values() if isinstance(complete, dict) else ():
+            if isinstance(bookmark, dict):
+                started = self.tap.run.started
+                stretch, _ = read_stretch(bookmark, COMPLETE_TO, started, self.lookback)
+                if stretch is not None:
+                    yield stretch
 
     def stretch(self) -> Stretch | None:
         """Give what is complete for the set ``events_for``; a wider one counts, too."""
@@ -142,7 +162,13 @@ class Events(BugsPulseStream):
                 self.marks.stretch, COMPLETE_TO
             )
         # Each in one step: a signal may write the state at any moment.
-        self.stream_state.update({"complete": complete, "set_aside": self.set_aside.copy()})
+        self.stream_state.update(
+            {
+                "complete": complete,
+                "set_aside": self.set_aside.copy(),
+                **self.tap.state_of_project(),
+            }
+        )
         self.parent.prune()
         self.parent.stream_state["ledger"] = self.parent.ledger.pack()
         self.tap.state_writer.write_state(self.tap_state)
@@ -191,9 +217,7 @@ class Events(BugsPulseStream):
         due = {}
         for session in found:
             entry = self.parent.ledger.get(session.id)
-            if session.id in self._mended:
-                self._keep(session)
-            elif (
+            if (
                 session.id not in self.set_aside
                 and not (entry and entry.events == session.mark)
                 and not (history and history.was_read(session.instant))
@@ -293,7 +317,6 @@ class Events(BugsPulseStream):
     def _fetch(self, sessions: list[Candidate]) -> Iterator[Row]:
         run, total = self.tap.run, self._left + self._done
         for session in sessions:
-            run.check_time()
             yield from self._events_of(session)
             self._left = max(0, self._left - 1)
             self._done += 1
@@ -308,6 +331,9 @@ class Events(BugsPulseStream):
             waited = run.clock.seconds() - self._state_at
             if self._since_state >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
                 self.checkpoint()
+            # Not before the first session: a box that is too small for all that comes
+            # before would never get past it.
+            run.check_time()
 
     def _events_of(self, session: Candidate) -> Iterator[Row]:
         """Give a session's events; one that fails does not keep the others back."""
@@ -336,6 +362,7 @@ class Events(BugsPulseStream):
                 )
                 raise FatalAPIError(msg) from None
         else:
+            self._worked = True
             self._settle()
             self._keep(session)
 
@@ -355,6 +382,14 @@ class Events(BugsPulseStream):
 
     def _retry_set_aside(self) -> Iterator[Row]:
         """Try once more each session that an earlier run set aside."""
+        # Only these were listed before their events are asked for: what is listed
+        # afterwards may have grown in between.
+        listed = {
+            session.id: session
+            for window in self.parent.listed
+            for session in window.candidates
+        }
+        gone: list[str] = []
         for session_id, started_at in list(self.set_aside.items()):
             if not self.tap.need.holds(parse_instant(started_at)):
                 continue
@@ -367,7 +402,14 @@ class Events(BugsPulseStream):
                 continue
             except NotFoundError:
                 self.logger.info("events: session %s has vanished from the API", session_id)
+                gone.append(session_id)
+                continue
             finally:
                 del self.patience_tries
+            self._worked = True
             del self.set_aside[session_id]
-            self._mended.add(session_id)
+            if session_id in listed:
+                self._keep(listed[session_id])
+        if self._worked:
+            for session_id in gone:
+                del self.set_aside[session_id]

@@ -46,6 +46,7 @@ class IncrementalStream(BugsPulseStream):
         super().__init__(tap)
         self.near: set[str] = set()  # ids met in the window read before this one
         self.in_history = False
+        self._has_history = False  # whether a window of history was begun in this run
         self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
 
     @property
@@ -68,6 +69,10 @@ class IncrementalStream(BugsPulseStream):
     @override
     def _increment_stream_state(self, *args: t.Any, **kwargs: t.Any) -> None:
         """Leave the marks to the windows."""
+
+    @override
+    def _write_starting_replication_value(self, context: t.Any) -> None:
+        """Write none: the plan has its own, and the SDK fails on a mark that is no date."""
 
     @override
     def get_replication_key_signpost(self, context: t.Any = None) -> None:
@@ -176,7 +181,8 @@ class IncrementalStream(BugsPulseStream):
         """Cut days into windows of about 20 pages, by the totals the API names.
 
         Time is looked at between windows of history: stopping inside of one would
-        throw away its pages, and a small time box might never get past it.
+        throw away its pages, and a small time box might never get past it. For the same
+        reason the first window is read however late it is.
 
         Yields:
             Each window with its pages, the first of which has been asked for.
@@ -184,8 +190,9 @@ class IncrementalStream(BugsPulseStream):
         rows = rows or PAGES_PER_WINDOW * self.tap.settings.page_size
         cutter = Cutter(days, rows, self.today, newest_first=newest_first)
         while window := cutter.propose():
-            if newest_first:
+            if newest_first and self._has_history:
                 self.tap.run.check_time(self.box_share)
+            self._has_history = self._has_history or newest_first
             pages = self.request_pages(window.query())
             first = next(pages)
             if cutter.fits(first.total):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -71,21 +72,26 @@ def told_wait(response: requests.Response, now: datetime) -> float | None:
     """
     headers = response.headers
     told = headers.get("Retry-After", "")
-    if told:
-        try:
-            return max(0.0, float(told))
-        except ValueError:
-            date = _http_date(told)
-            if date is not None:
-                return max(0.0, (date - now).total_seconds())
+    seconds = _number(told)
+    if seconds is not None:
+        return max(0.0, seconds)
+    date = _http_date(told)
+    if date is not None:
+        return max(0.0, (date - now).total_seconds())
     for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
-        try:
-            reset = float(headers.get(name, ""))
-        except ValueError:
-            continue
-        is_instant = reset > SECONDS_1970_TO_2001
-        return max(0.0, reset - now.timestamp() if is_instant else reset)
+        reset = _number(headers.get(name, ""))
+        if reset is not None:
+            is_instant = reset > SECONDS_1970_TO_2001
+            return max(0.0, reset - now.timestamp() if is_instant else reset)
     return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _http_date(text: str) -> datetime | None:

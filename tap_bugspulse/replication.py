@@ -8,7 +8,6 @@ further than what is needed, and a mark stays one day inside what was asked for.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import itertools
 import json
@@ -27,6 +26,8 @@ BEGINNING = "beginning"  # how a state writes a stretch without a lower bound
 MAX_AHEAD = 1000  # rows in the future of the run that are remembered
 FIRST_GUESS = 30  # days that a window covers where nothing is known of their rows
 EPOCH = date(1970, 1, 1)
+# An instant outside of these is a clock that was never set; days are added to the rest.
+YEARS = range(1900, 9000)
 
 
 def parse_instant(text: object) -> datetime | None:
@@ -36,7 +37,7 @@ def parse_instant(text: object) -> datetime | None:
     try:
         instant = datetime.fromisoformat(text)
         aware = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-        return aware.astimezone(UTC)
+        return aware.astimezone(UTC) if instant.year in YEARS else None
     except (ValueError, OverflowError):
         return None
 
@@ -407,7 +408,7 @@ class Cutter:
         step = timedelta(days=self._days)
         if self._newest_first:
             end = rest.end or self._today + DAY
-            if end - EPOCH <= step:
+            if rest.start is None and end - EPOCH <= step:
                 return rest
             return Window(end - step, rest.end)
         return Window(rest.start, (rest.start or EPOCH) + step)
@@ -498,11 +499,11 @@ class Ledger:
             return ledger, int(packed is not None)
         for name, text in packed.items():
             try:
-                day = date.fromisoformat(name)
+                day = t.cast("datetime", parse_instant(name)).date()
                 entries = _ENTRY.iter_unpack(base64.b64decode(text, validate=True))
                 for session, row, events in entries:
                     ledger._put(day, session, Entry(row, events))
-            except (TypeError, ValueError, binascii.Error, struct.error):
+            except (AttributeError, TypeError, ValueError, struct.error):
                 unread += 1
         return ledger, unread
 

@@ -183,7 +183,7 @@ class Settings:
             api_key=read.key(),
             api_url=read.url(),
             need=Span(start, end),
-            lookback_days=int(read.number("lookback_days", 7, 0, whole=True) or 0),
+            lookback_days=int(read.number("lookback_days", 7, 0, 36_500, whole=True) or 0),
             events_for=read.choice("events_for", EVENTS_FOR),
             max_runtime_minutes=read.number("max_runtime_minutes", None, 0, above=True),
             project=read.text("project"),

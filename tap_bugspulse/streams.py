@@ -10,7 +10,7 @@ from datetime import date
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
-from tap_bugspulse.incremental import IncrementalStream
+from tap_bugspulse.incremental import MARK, IncrementalStream
 from tap_bugspulse.replication import (
     DAY,
     MAX_AHEAD,
@@ -28,6 +28,7 @@ from tap_bugspulse.replication import (
     is_wanted,
     midnight,
     parse_instant,
+    read_stretch,
     session_key,
 )
 
@@ -79,6 +80,11 @@ class Network(IncrementalStream):
             day, known = parse_instant(name), DayReading.read(reading)
             if day is not None and known is not None and self._same_need(day):
                 self.days[day.date()] = known
+        # The newest day was read without an end: its total counted the rows that lie in
+        # the future, too, and says nothing about the day alone.
+        newest = max(self.days, default=self.today)
+        if newest < self.today:
+            self.days[newest] = self.days[newest]._replace(total=-1)
 
     def _same_need(self, day: datetime) -> bool:
         """Tell whether a reading of a day meant the rows that this run means."""
@@ -182,7 +188,7 @@ class Network(IncrementalStream):
         pages: Iterator[Page],
     ) -> Iterator[Row]:
         """Give the rows of a day that are new, and all where one must have come late."""
-        now, met, old, count = self.tap.run.started, set(), 0, 0
+        now, met, old, count = self.tap.run.started, set(), [], 0
         last = midnight(day)
         for row in self.rows(window.query(), pages):
             instant = parse_instant(row["timestamp"])
@@ -195,18 +201,13 @@ class Network(IncrementalStream):
                 count += 1
                 last = last if instant is None else max(last, instant)
             if known is not None and (instant is None or instant <= known.last):
-                old += 1
+                old.append(row)
             elif self._is_new_ahead(row["id"], is_ahead=is_ahead) and not self.was_met(
                 row, instant
             ):
                 yield row
-        if known is not None and old > known.rows:
-            for row in self.rows(window.query()):
-                instant = parse_instant(row["timestamp"])
-                if self.tap.need.holds(instant) and (
-                    instant is None or instant <= known.last
-                ):
-                    yield row
+        if known is not None and len(old) > known.rows:
+            yield from (row for row in old if row["id"] not in self.near)
         self._count = (last, count)
         self.near = met
 
@@ -216,6 +217,8 @@ class Network(IncrementalStream):
         """Tell whether a row has not been met while it lay in the future."""
         key = session_key(row_id)
         if key in self.ahead:
+            if not is_ahead:
+                self.ahead.discard(key)  # from now on the day's reading counts it
             return False
         if is_ahead:
             if len(self.ahead) < MAX_AHEAD:
@@ -335,7 +338,11 @@ class Sessions(IncrementalStream):
 
     def _remembers(self, day: date) -> bool:
         """Tell whether a session of a day may still change in a later run."""
-        return day >= self._kept_from(self.marks.stretch)
+        return not self.ignores_state and day >= self._kept_from(self.marks.stretch)
+
+    def _written_stretch(self) -> Stretch | None:
+        started = self.tap.run.started
+        return read_stretch(self.stream_state, MARK, started, self.lookback)[0]
 
     def _kept_from(self, stretch: Stretch | None) -> date:
         """Give the first day that a lookback may ask for, with a day for time zones."""
@@ -373,7 +380,9 @@ class Sessions(IncrementalStream):
         if entry is not None and entry.events == found.mark:
             return None
         # A stream map that filters a session out spares its events, too.
-        return found if self.stream_maps[0].get_filter_result(row) else None
+        # A catalog may leave out the sessions, which then have no map.
+        maps = self.tap.mapper.stream_maps.get(self.name)
+        return found if not maps or maps[0].get_filter_result(row) else None
 
     @override
     def more_state(self) -> dict[str, t.Any]:
@@ -384,17 +393,23 @@ class Sessions(IncrementalStream):
         """Forget the sessions that no later run asks for again."""
         fetched = self.events.stretch()
         start = self.tap.need.start
-        emitted_from = self._kept_from(self.marks.stretch) if self.selected else None
-        fetched_from = self._kept_from(fetched) if self.events.selected else None
+        emits = self.selected and not self.ignores_state
+        emitted = self.marks.stretch if emits else self._written_stretch()
+        # Of each value of events_for, for a run that goes back to it.
+        lookbacks = [
+            (self._kept_from(stretch), stretch.complete_to.date() + 2 * DAY)
+            for stretch in self.events.stretches()
+        ]
+        emitted_from = self._kept_from(emitted) if emitted or emits else date.max
 
         def keep(day: date, entry: Entry) -> bool:
             if start is not None and day + 2 * DAY < start.date():
                 return False
-            if emitted_from is not None and day >= emitted_from:
+            if day >= emitted_from:
                 return True
             if entry.events == NOTHING:
                 return False
-            if fetched_from is not None and day >= fetched_from:
+            if any(first <= day <= last for first, last in lookbacks):
                 return True
             # Outside of what is complete, the ledger alone knows what is fetched.
             return fetched is None or not (
