@@ -86,7 +86,11 @@ class Events(BugsPulseStream):
                 yield from itertools.islice(rows, self.ABORT_AT_RECORD_COUNT)
             return
         written = self.stream_state.get("set_aside")
-        self.set_aside = dict(written) if isinstance(written, dict) else {}
+        self.set_aside = {
+            session_id: started_at
+            for session_id, started_at in (written or {}).items()
+            if started_at is None or parse_instant(started_at)
+        }
         self._state_at = self.tap.run.clock.seconds()
         try:
             yield from self._retry_set_aside()

@@ -132,13 +132,15 @@ class Network(IncrementalStream):
 
     @override
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
-        if self.plan.stretch is None and self.marks.stretch and days.end:
+        if self.marks.stretch and self.plan.moves_marks and days.end:
             first = max(
                 self._tracked_from(self.marks.stretch.complete_to), days.start or date.min
             )
             while days.end and days.end > first:
-                yield from self.cut(Window(days.end - DAY, days.end), newest_first=True)
-                days = Window(days.start, days.end - DAY)
+                day = days.end - DAY
+                if day not in self.days:
+                    yield from self.cut(Window(day, days.end), newest_first=True)
+                days = Window(days.start, day)
         for window, pages in super().history_windows(days):
             found_nothing = self.marks.stretch is None
             yield window, pages
@@ -173,7 +175,6 @@ class Network(IncrementalStream):
         first = next(pages)
         known = self.days.get(day)
         if known is not None and known.total == first.total:
-            self.near = set()
             return
         yield from self._read_day(window, day, known, itertools.chain([first], pages))
         if self._count is not None:

@@ -1,0 +1,139 @@
+"""How many requests a load takes, and how large its state is."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.sandbox import Options, Project, Sandbox, generate
+
+if t.TYPE_CHECKING:
+    Order = t.Literal["newest", "oldest", "arbitrary"]
+    ToMeans = t.Literal["before", "midnight", "end"]
+
+
+@pytest.fixture(scope="module")
+def year() -> Project:
+    """30,000 sessions, 45,000 network calls and 2,500 crash groups over 200 days."""
+    from tests.conftest import NOW  # noqa: PLC0415 - a fixture of a wider scope
+
+    return generate(
+        seed=11,
+        sessions=30_000,
+        days=200,
+        until=NOW - timedelta(hours=1),
+        events_per_session=2,
+        network_per_session=1.5,
+        crash_groups=2_500,
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "to_means"),
+    [("newest", "before"), ("oldest", "end"), ("arbitrary", "midnight")],
+)
+def test_a_large_project_is_listed_near_the_floor(
+    year: Project, now: datetime, order: Order, to_means: ToMeans
+) -> None:
+    """30 + 45 + 3 pages take at most 40 + 60 + 3 requests, a second run at most 14."""
+    rows = {stream: len(year.table(stream)) for stream in ("sessions", "network")}
+    assert rows["sessions"] == 30_000
+    assert 42_000 <= rows["network"] <= 48_000
+    options = Options(requests_per_minute=None, order=order, to_means=to_means)
+    with Sandbox(year, options) as sandbox:
+        listings = select(now, "sessions", "network", "crashes")
+        first = sync(sandbox, now, catalog=listings)
+        requests = counted(sandbox)
+        for stream in ("sessions", "network", "crashes"):
+            assert first.table(stream) == expected(year, stream)
+            assert first.repeated(stream) == []
+        assert requests["/sessions"] <= 40
+        assert requests["/network"] <= 60
+        assert requests["/crashes"] == 3
+        sandbox.reset()
+        second = sync(sandbox, now, first.state, catalog=listings)
+        assert counted(sandbox).total() <= 14
+        assert second.rows("sessions") == second.rows("network") == []
+
+
+def test_a_second_run_of_everything_makes_fourteen_requests(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """With events and all, a run with nothing new makes none for events."""
+    first = sync(sandbox, now)
+    sandbox.reset()
+    second = sync(sandbox, now, first.state)
+    assert counted(sandbox)["/events"] == 0
+    assert counted(sandbox).total() <= 14
+    assert [len(second.rows(one)) for one in ("sessions", "events", "network")] == [0, 0, 0]
+
+
+def test_fourteen_of_five_hundred_sessions_take_fourteen_requests(now: datetime) -> None:
+    """4 grew, 3 ended, 6 are new and 1 came late: just these are loaded again."""
+    project = generate(seed=21, sessions=500, days=20, until=now - timedelta(hours=1))
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        active = [project.new_session(now - timedelta(hours=9), active=True) for _ in "abc"]
+        first = sync(sandbox, now)
+        recent = [
+            session_id
+            for session_id, row in project.sessions.items()
+            if row["status"] == "completed"
+            and now - timedelta(days=6) < datetime.fromisoformat(row["startedAt"]) < now
+        ]
+        changed = {*recent[:4], *active}
+        for session_id in recent[:4]:
+            project.grow(session_id)
+        for session_id in active:
+            project.end(session_id)
+        later = now + timedelta(hours=1)
+        changed |= {
+            project.new_session(later - timedelta(minutes=9 * n)) for n in range(1, 7)
+        }
+        changed.add(project.new_session(now - timedelta(days=4)))
+        assert len(changed) == 14
+        sandbox.reset()
+        second = sync(sandbox, later, first.state)
+        assert {key[0] for key in second.table("sessions")} == changed
+        assert len(second.rows("sessions")) == 14
+        asked = [
+            one.query["sessionId"] for one in sandbox.requests if one.path == "/events"
+        ]
+        assert sorted(asked) == sorted(changed)
+        for stream in PRIMARY_KEYS:
+            together = first.table(stream) | second.table(stream)
+            assert together == expected(project, stream)
+
+
+@pytest.mark.parametrize("days", [30, 1000])
+def test_the_state_is_as_large_as_its_lookback(now: datetime, days: int) -> None:
+    """10,000 sessions in the lookback take 260 kB at most, however long history is."""
+    project = generate(
+        seed=31,
+        sessions=10_000,
+        days=7,
+        until=now,
+        events_per_session=1,
+        network_per_session=0.01,
+    )
+    rest = generate(
+        seed=32,
+        sessions=days * 3,
+        days=days - 7,
+        until=now - timedelta(days=10),
+        events_per_session=1,
+        network_per_session=0.01,
+    )
+    project.sessions.update(rest.sessions)
+    project.events.update(rest.events)
+    project.received.update(rest.received)
+    project.changed()
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        output = sync(sandbox, now, events_for="errors")  # fewer requests, as many entries
+    assert len(output.table("sessions")) == 10_000 + days * 3
+    sizes = [len(json.dumps(state, separators=(",", ":"))) for state in output.states]
+    assert 100_000 < sizes[-1] <= 260_000
+    assert max(sizes) <= 260_000
