@@ -229,6 +229,14 @@ class TapBugsPulse(Tap):
         if not raise_errors:
             return []
         settings = _checked(self.config)
+        for name, setting in CONFIG_SCHEMA["properties"].items():
+            # Environments give text for numbers, and empty text for what is not set.
+            if self._config.get(name) == "":
+                del self._config[name]
+            elif "string" not in setting["type"] and isinstance(
+                self._config.get(name), str
+            ):
+                self._config[name] = getattr(settings, name)
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         return super()._validate_config(raise_errors=raise_errors)

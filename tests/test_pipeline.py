@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
-from tests.pipeline.children import CHECKOUT, serving
+from tests.pipeline.children import CHECKOUT, environment, serving
 from tests.pipeline.meltano import (
     MeltanoProject,
     NotLoopbackError,
@@ -29,6 +32,8 @@ from tests.sandbox import Options, Project, Sandbox, generate
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.sandbox import Request
 
 KEYS = {
     "sessions": ("id",),
@@ -196,6 +201,65 @@ def test_snowflake_holds_what_bugspulse_holds_after_each_run(
     with serving("tests.pipeline.snowflake", *arguments, home=home) as again:
         # The database outlives the server.
         assert_same(loaded(again["port"], second, home), second)
+
+
+def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
+    sandbox: Sandbox, meltano: MeltanoProject, tmp_path: Path
+) -> None:
+    """A whole `meltano run` that is killed leaves nothing out and nothing twice."""
+    home = tmp_path / "home"
+    arguments = ("--database-dir", str(tmp_path / "warehouse"))
+    with serving("tests.pipeline.snowflake", *arguments, home=home) as ready:
+        account = loopback_only(emulated_account(ready["port"]))
+        settings = snowflake_settings(account) | tap_settings(sandbox)
+        # A box of no time: what is new, and the events of one session, with a state.
+        box = settings | {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "0.000001"}
+        assert meltano.run("tap-bugspulse", "target-snowflake", settings=box) == 0
+        first = events_asked(sandbox)
+        assert len(first) == 1
+
+        sandbox.reset()
+        reached = threading.Event()
+
+        def watch(request: Request, _: Project) -> None:
+            if request.path == "/events" and len(events_asked(sandbox)) >= 20:
+                reached.set()
+
+        sandbox.options.on_request = watch
+        kill_when(reached, meltano, settings)
+        sandbox.options.on_request = None
+        killed = events_asked(sandbox)
+        assert len(killed) >= 20
+
+        sandbox.reset()
+        # Meltano takes the killed run for one that still goes on, for five minutes.
+        run = ("--force", "tap-bugspulse", "target-snowflake")
+        assert meltano.run(*run, settings=settings) == 0
+        rows = held(sandbox.project)
+        assert_same(loaded(ready["port"], rows, home), rows)
+        assert first[0] not in {*killed, *events_asked(sandbox)}
+
+
+def events_asked(sandbox: Sandbox) -> list[str]:
+    """Give the sessions whose events a sandbox was asked for, in order."""
+    return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
+
+
+def kill_when(
+    reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
+) -> None:
+    """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
+    with subprocess.Popen(
+        [meltano.meltano, "run", "tap-bugspulse", "target-snowflake"],
+        cwd=meltano.directory,
+        env=environment(meltano.home, {"MELTANO_AUTO_INSTALL": "false", **settings}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as running:
+        assert reached.wait(90)
+        os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
 
 
 def change(project: Project) -> None:

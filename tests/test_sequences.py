@@ -210,7 +210,9 @@ def claims_of(state: Row, stream: str) -> Claim | None:
 def claims_of_events(state: Row) -> dict[str, Claim]:
     """Read what a state claims of events, by the value of ``events_for``."""
     complete = state.get("bookmarks", {}).get("events", {}).get("complete", {})
-    claims = {name: claim_of(bookmark, "complete_to") for name, bookmark in complete.items()}
+    claims = {
+        name: claim_of(bookmark, "complete_to") for name, bookmark in complete.items()
+    }
     return {name: claim for name, claim in claims.items() if claim is not None}
 
 
@@ -280,7 +282,9 @@ class Load:
         session = newest[-1 - change.number % len(newest)] if newest else None
         before = set(project.network)
         if change.kind == "new":
-            project.new_session(self.now - timedelta(hours=1), active=change.number % 2 == 0)
+            project.new_session(
+                self.now - timedelta(hours=1), active=change.number % 2 == 0
+            )
         elif change.kind == "late":
             project.new_session(then)
         elif change.kind == "new_network":
@@ -511,7 +515,11 @@ class Start:
                 if load.is_there(stream, row_id):
                     continue
                 assert self.may_lack(
-                    stream, row_id, claim, self.claims[stream], is_claimed=stream in asked.streams
+                    stream,
+                    row_id,
+                    claim,
+                    self.claims[stream],
+                    is_claimed=stream in asked.streams,
                 ), f"{stream} {row_id} of {load.when(stream, row_id)} is claimed: {claim}"
         for events_for, claim in claims_of_events(state).items():
             before = serving(self.claims_of_events, events_for)
@@ -523,12 +531,17 @@ class Start:
                     session,
                     claim,
                     before,
-                    is_claimed="events" in asked.streams
-                    and events_for == asked.events_for,
+                    is_claimed="events" in asked.streams and events_for == asked.events_for,
                 ), f"events of {session} of {load.when('sessions', session)}: {claim}"
 
     def may_lack(
-        self, stream: str, row_id: str, claim: Claim, before: Claim | None, *, is_claimed: bool
+        self,
+        stream: str,
+        row_id: str,
+        claim: Claim,
+        before: Claim | None,
+        *,
+        is_claimed: bool,
     ) -> bool:
         """Tell whether a state's claim goes with a row that is not there."""
         load, asked = self.load, self.load.asked
@@ -574,7 +587,9 @@ class Start:
                 for stamp in stamps
             ), f"events of {session} of {stamps[0]} again"
         if same:
-            again = {i for i in requested if load.fetched.get(i) == load.project.sessions[i]}
+            again = {
+                i for i in requested if load.fetched.get(i) == load.project.sessions[i]
+            }
             assert again == set(), "events were fetched before the state"
         if same and load.is_whole and self.moves_marks():
             assert requested.keys() <= self.changed(), "events did not change"
@@ -589,9 +604,9 @@ class Start:
         stamps = [load.listed("network", row) for row in added]
         for row in output.rows("network"):
             when = load.listed("network", row["id"])
-            assert row["id"] in added or any(abs(when - stamp) < SLACK for stamp in stamps), (
-                f"network {row['id']} of {when} did not change"
-            )
+            assert row["id"] in added or any(
+                abs(when - stamp) < SLACK for stamp in stamps
+            ), f"network {row['id']} of {when} did not change"
 
     def changed(self) -> set[str]:
         """Give the sessions that are new or changed since the last run."""

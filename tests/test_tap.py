@@ -257,3 +257,18 @@ def test_a_wrong_key_is_one_clear_line(
     assert done.stdout == "" or key == "bp_wrong_key"
     if key:
         assert key not in done.stderr + done.stdout
+
+
+def test_numbers_may_be_text_and_empty_text_is_nothing(sandbox: Sandbox) -> None:
+    """Environment variables give text for every setting, and may be set to nothing."""
+    done = run_tap(
+        "--config=ENV",
+        TAP_BUGSPULSE_API_KEY=sandbox.api_key,
+        TAP_BUGSPULSE_API_URL=sandbox.url,
+        TAP_BUGSPULSE_MAX_RUNTIME_MINUTES="0.000001",
+        TAP_BUGSPULSE_REQUEST_TIMEOUT="7.5",
+        TAP_BUGSPULSE_START_DATE="",
+        TAP_BUGSPULSE_PROJECT="",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "summary status=incomplete" in done.stderr
