@@ -158,7 +158,7 @@ def serving(project: Project, options: Options | None = None) -> Iterator[Client
             yield client
 
 
-def unlimited(**options: Any) -> Options:  # noqa: ANN401 - as Options takes them
+def unlimited(**options: Any) -> Options:
     """Options without a limit."""
     return Options(requests_per_minute=None, **options)
 
