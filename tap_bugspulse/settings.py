@@ -68,7 +68,7 @@ CONFIG_SCHEMA: dict[str, t.Any] = th.PropertiesList(
         title="Lookback in days",
         description=(
             "Number of days before the newest loaded row that are read again for "
-            "sessions and network calls that changed or came late; 0 or more."
+            "sessions and network calls that changed or came late; 0 to 36500."
         ),
     ),
     th.Property(
