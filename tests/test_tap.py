@@ -272,3 +272,25 @@ def test_numbers_may_be_text_and_empty_text_is_nothing(sandbox: Sandbox) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "summary status=incomplete" in done.stderr
+
+
+def test_the_log_of_a_long_load_is_short(now: datetime) -> None:
+    """900 sessions make a page of log: what is ahead, a line a stream, a summary."""
+    with Sandbox(
+        generate(sessions=900, days=30, until=now, events_per_session=2),
+        Options(requests_per_minute=None),
+    ) as running:
+        done = run_tap(
+            "--config=ENV",
+            TAP_BUGSPULSE_API_KEY=running.api_key,
+            TAP_BUGSPULSE_API_URL=running.url,
+            TAP_BUGSPULSE_REQUESTS_PER_MINUTE="1000000",
+        )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) < 60
+    assert any("sessions need events: about" in line for line in lines)
+    for stream in PRIMARY_KEYS:
+        assert any(f"{stream}: rows " in line for line in lines)
+    assert "summary status=complete" in lines[-1]
+    assert "events_left=0 eta_minutes=0" in lines[-1]
