@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing as t
 from dataclasses import dataclass, field
+from decimal import Decimal
 from importlib import metadata
 from urllib.parse import urlsplit
 
@@ -309,14 +310,16 @@ class _Reader:
                 limits = f"from {least} to {most}"
             else:
                 limits = f"above {least}" if above else f"of {least} or more"
-            self.problems.append(f"{name} must be {kind} {limits}, not {value!r}")
+            shown = str(value) if isinstance(value, Decimal) else repr(value)
+            self.problems.append(f"{name} must be {kind} {limits}, not {shown}")
             return default
         return number
 
 
 def _number(value: object) -> float | None:
     """Give a finite number for a number or its text, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    # The SDK reads fractions in a configuration file as Decimal.
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     convert: Callable[[t.Any], float] = float
     try:

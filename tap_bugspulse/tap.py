@@ -299,6 +299,8 @@ def _json_file(name: str, file: t.IO[str], logger: logging.Logger) -> t.IO[str]:
         if name == "state":
             msg += " to load everything again"
         raise ConfigurationError(msg) from None
+    if isinstance(content, dict) and content.get("type") == "STATE":
+        content = content.get("value")  # a whole message, as the tap writes it
     if not isinstance(content, dict):
         logger.warning("The file given with --%s holds no object: ignored", name)
         content = {}

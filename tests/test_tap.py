@@ -294,3 +294,22 @@ def test_the_log_of_a_long_load_is_short(now: datetime) -> None:
         assert any(f"{stream}: rows " in line for line in lines)
     assert "summary status=complete" in lines[-1]
     assert "events_left=0 eta_minutes=0" in lines[-1]
+
+
+def test_a_config_file_may_have_fractions_and_a_state_be_a_message(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Fractions in a file count as numbers, and the last line of a run is a state."""
+    config = tmp_path / "config.json"
+    settings = {"api_key": sandbox.api_key, "api_url": sandbox.url}
+    numbers = {"max_runtime_minutes": 12.5, "request_timeout": 7.5}
+    pace = {"requests_per_minute": 1_000_000}
+    config.write_text(json.dumps(settings | numbers | pace))
+    first = run_tap("--config", str(config))
+    assert first.returncode == 0, first.stderr
+    state = tmp_path / "state.json"
+    state.write_text(first.stdout.splitlines()[-1])
+    sandbox.reset()
+    second = run_tap("--config", str(config), "--state", str(state))
+    assert second.returncode == 0, second.stderr
+    assert "/events" not in counted(sandbox)
