@@ -153,6 +153,13 @@ class IncrementalStream(BugsPulseStream):
             yield from self.choose(row, instant, window)
         self.near = met
 
+    @override
+    def may_move_up(self, rows: list[Row | None]) -> bool:
+        # With the newest first, what retention deletes is at the end.
+        instants = [row[self.instant_column] for row in rows if row]
+        known = [instant for instant in map(parse_instant, instants) if instant]
+        return known != sorted(known, reverse=True)
+
     def choose(
         self,
         row: Row,

@@ -278,6 +278,7 @@ class Sessions(IncrementalStream):
         super().__init__(tap)
         self.listed: list[Listed] = []
         self._remembered = 0
+        self._brings_news = True  # whether the listing has rows that are new or changed
 
     @property
     def events(self) -> Events:
@@ -312,6 +313,7 @@ class Sessions(IncrementalStream):
     @override
     def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
         self.listed.append(Listed(window, [], []))
+        self._brings_news = False
         yield from super()._read(window, pages)
         self._remembered += len(self.listed[-1].candidates)
         if self._remembered > MAX_REMEMBERED:
@@ -333,9 +335,15 @@ class Sessions(IncrementalStream):
             changed = not self.was_met(row, instant)
         row_id = row["id"]
         if changed:
+            self._brings_news = True
             yield row
             if remembers:
                 self.ledger.put(row_id, day, row=mark)
+
+    @override
+    def may_move_up(self, rows: list[Row | None]) -> bool:
+        # Where as many rows came as have gone, those that came are news.
+        return self._brings_news and super().may_move_up(rows)
 
     def _remembers(self, day: date) -> bool:
         """Tell whether a session of a day may still change in a later run."""
@@ -354,6 +362,7 @@ class Sessions(IncrementalStream):
     def list_again(self, window: Window, pages: Iterator[Page]) -> Listed:
         """List sessions for their events only, without emitting them."""
         listed = Listed(window, [], [])
+        self._brings_news = True
         for row in self.rows(window.query(), pages):
             instant = parse_instant(row["startedAt"])
             if self.tap.need.holds(instant):

@@ -86,6 +86,41 @@ def test_no_row_is_lost_while_others_are_deleted(
     assert output.repeated(stream) == []
 
 
+@pytest.mark.parametrize("stream", ["sessions", "network"])
+@pytest.mark.parametrize("many", [1, 3, 7])
+@pytest.mark.parametrize("at_page", [2, 3])
+def test_no_row_is_lost_when_as_many_come_as_go(
+    sandbox: Sandbox, now: datetime, stream: str, many: int, at_page: int
+) -> None:
+    """The oldest rows go and as many new ones come: the total alone would not show it."""
+    sandbox.options.order = "oldest"
+    project, column = sandbox.project, {"sessions": "startedAt", "network": "timestamp"}
+    table = project.table(stream)
+    add = {"sessions": project.new_session, "network": project.new_network}[stream]
+    turned_over = 0
+
+    def turn_over(request: Request, _: Project) -> None:
+        nonlocal turned_over
+        if turned_over or request.path != f"/{stream}" or "from" in request.query:
+            return
+        if request.query["page"] == str(at_page):
+            oldest = sorted(table, key=lambda row_id: table[row_id][column[stream]])
+            for row_id in oldest[:many]:
+                del table[row_id]
+            # Within the window that is being read, after all of its rows.
+            end = datetime.fromisoformat(request.query["to"] + "T00:00:00Z")
+            for minutes in range(many):
+                add(end - timedelta(minutes=many - minutes))
+            project.changed(stream)
+            turned_over = len(oldest)
+
+    sandbox.options.on_request = turn_over
+    output = sync(sandbox, now, page_size=3, catalog=select(now, stream))
+    assert turned_over > 0
+    assert expected(project, stream).items() <= output.table(stream).items()
+    assert output.repeated(stream) == []
+
+
 def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox, now: datetime) -> None:
     """Events over several pages are listed again when they shift."""
     sandbox.options.events_paging = "pages"
@@ -127,6 +162,21 @@ def test_a_listing_that_stays_short_is_told(
     assert any("rows arrived where the API counts" in warning for warning in warnings)
     first_pages = [one.query["page"] for one in sandbox.requests].count("1")
     assert first_pages <= 3 * len(warnings) + 4  # three listings, and a few to cut windows
+
+
+def test_rows_that_share_a_key_are_told(
+    sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two events of one session with the same id: the first is loaded, and it is said."""
+    session_id, events = next(
+        (one, events) for one, events in sandbox.project.events.items() if len(events) > 2
+    )
+    events[1]["id"] = events[0]["id"]
+    sandbox.project.changed()
+    output = sync(sandbox, now)
+    ids = [row["id"] for row in output.rows("events") if row["sessionId"] == session_id]
+    assert ids == [event["id"] for event in events if event is not events[1]]
+    assert "events: the API sends rows with the same sessionId and id" in caplog.text
 
 
 # --- Between runs ----------------------------------------------------------------------
