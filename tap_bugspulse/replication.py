@@ -372,9 +372,9 @@ class Marks:
         if window.start is not None:
             start = max(midnight(window.start + DAY), start or _LONG_AGO)
         if self.stretch:
-            known = self.stretch.complete_from or _LONG_AGO
-            start = None if start is None else min(start, known)
-            self.stretch = replace(self.stretch, complete_from=start)
+            known = self.stretch.complete_from
+            first = None if start is None or known is None else min(start, known)
+            self.stretch = replace(self.stretch, complete_from=first)
         elif self._seen is not None and self._seen >= (start or _LONG_AGO):
             self.stretch = Stretch(start, self._seen)
 

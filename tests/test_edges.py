@@ -109,6 +109,22 @@ def test_calls_whose_time_has_come_are_forgotten(sandbox: Sandbox, now: datetime
     assert first.table("network") | second.table("network") == expected(project, "network")
 
 
+def test_the_only_row_of_a_project_is_emitted_once(sandbox: Sandbox, now: datetime) -> None:
+    """A first row that comes after empty runs moves no mark before the beginning."""
+    project = sandbox.project
+    project.purge(now + timedelta(days=1))
+    first = sync(sandbox, now)
+    came = {project.new_session(now - timedelta(hours=1))}
+    call = {(project.new_network(now - timedelta(hours=1)),)}
+    second = sync(sandbox, now, first.state)
+    third = sync(sandbox, now, second.state)
+    assert {key[0] for key in second.table("sessions")} == came
+    assert call <= second.table("network").keys()
+    for stream in ("sessions", "network"):
+        assert second.state["bookmarks"][stream]["complete_from"] == "beginning"
+    assert third.rows("sessions") == third.rows("network") == third.rows("events") == []
+
+
 def test_windows_near_the_beginning_of_time_come_to_an_end() -> None:
     """Dense rows around 1970 are cut into days, and every day is proposed once."""
     cutter = Cutter(
