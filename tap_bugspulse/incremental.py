@@ -208,12 +208,13 @@ class IncrementalStream(BugsPulseStream):
 
     def checkpoint(self) -> None:
         """Write the marks into the state and send it; all rows before it are out."""
-        if self.marks.stretch is not None and self.marks.moves:
+        if self.marks.moves:
+            stretch = self.marks.stretch  # None: all rows so far lie in the future
             # In one step: a signal may write the state at any moment.
             self.stream_state.update(
                 {
                     "replication_key": self.instant_column,
-                    **write_stretch(self.marks.stretch, MARK),
+                    **(write_stretch(stretch, MARK) if stretch else {}),
                     **self.tap.state_of_project(),
                     **self.more_state(),
                 }

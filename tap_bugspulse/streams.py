@@ -71,10 +71,9 @@ class Network(IncrementalStream):
     @override
     def begin(self) -> None:
         super().begin()
-        self.days, self.ahead = {}, set()
+        self.days, self.ahead = {}, _read_keys(self.stream_state.get("ahead"))
         if self.plan.stretch is None:
             return
-        self.ahead = _read_keys(self.stream_state.get("ahead"))
         written = self.stream_state.get("days")
         for name, reading in (written if isinstance(written, dict) else {}).items():
             day, known = parse_instant(name), DayReading.read(reading)
@@ -233,7 +232,8 @@ class Network(IncrementalStream):
 
     @override
     def more_state(self) -> dict[str, t.Any]:
-        newest = t.cast("Stretch", self.marks.stretch).complete_to
+        stretch = self.marks.stretch
+        newest = stretch.complete_to if stretch else self.tap.run.started
         edge = self._tracked_from(newest)
         return {
             "dates": self._dates(),

@@ -59,6 +59,14 @@ junk = st.recursive(
 # --- Instants ------------------------------------------------------------------------
 
 
+def test_reading_single_days_again_leaves_the_beginning_alone() -> None:
+    """A stretch from the beginning stays one when a bounded window is read afterwards."""
+    whole = Stretch(None, NOW)
+    marks = Marks(make_plan(whole, Span(), DAY, NOW), Span(), NOW)
+    marks.history_done(Window(TODAY - 3 * DAY, TODAY - 2 * DAY))
+    assert marks.stretch == whole
+
+
 @given(instants, st.integers(0, 999_999))
 def test_an_instant_is_written_as_it_was_read(instant: datetime, micro: int) -> None:
     """Marks lose no part of a second."""
