@@ -1,11 +1,15 @@
 # Everything is installed inside the checkout, see scripts/setup.sh.
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test lint audit wheel test-wheel hub lock clean
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the tests'
 	@echo 'make lint    run the linters'
+	@echo 'make audit   audit the workflows under .github/'
+	@echo 'make wheel   build the wheel and the source distribution into dist/'
+	@echo 'make test-wheel  test the built wheel, with the Python that PYTHON names'
+	@echo 'make hub     write the definition for MeltanoHub from what the tap says of itself'
 	@echo 'make setup   install what these need, into .venv, .venv-meltano and .meltano'
 	@echo 'make lock    resolve dependencies anew into constraints/ (needs uv)'
 	@echo 'make clean   remove everything that these made'
@@ -25,8 +29,24 @@ lint:
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+audit:
+	@sh scripts/setup.sh tap
+	@sh scripts/audit.sh
+
+wheel:
+	@sh scripts/setup.sh tap
+	rm -rf dist
+	.venv/bin/hatchling build
+
+test-wheel:
+	@sh scripts/test_wheel.sh
+
+hub:
+	@sh scripts/setup.sh tap
+	.venv/bin/python scripts/hub_definition.py >docs/hub/tap-bugspulse.yml
+
 lock:
 	@sh scripts/lock.sh
 
 clean:
-	rm -rf .venv .venv-meltano .meltano .demo output
+	rm -rf .venv .venv-meltano .meltano .demo dist output

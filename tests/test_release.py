@@ -1,0 +1,405 @@
+"""What is released: the package, the definition for MeltanoHub, the workflows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import typing as t
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+import yaml  # type: ignore[import-untyped] # it has no types
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.pipeline.children import CHECKOUT, environment
+from tests.running import PRIMARY_KEYS, Output, expected
+
+if t.TYPE_CHECKING:
+    from types import ModuleType
+
+    from tests.sandbox import Sandbox
+
+SECONDS = 300
+WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
+HUB = CHECKOUT / "docs" / "hub" / "tap-bugspulse.yml"
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+PINNED = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+
+
+def run(
+    *command: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and give what it said."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+
+
+def succeed(
+    *command: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None
+) -> str:
+    """Run a command that must end with 0 and give what it printed."""
+    done = run(*command, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def script(name: str) -> ModuleType:
+    """Import a script."""
+    spec = importlib.util.spec_from_file_location(name, CHECKOUT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- The package ----------------------------------------------------------------------
+
+
+def build(source: Path, into: Path) -> None:
+    """Build the wheel and the source distribution, as `make wheel` does."""
+    succeed(Path(sys.executable).parent / "hatchling", "build", "-d", into, cwd=source)
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with the built wheel and source distribution."""
+    path = tmp_path_factory.mktemp("dist")
+    build(CHECKOUT, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    """The built wheel."""
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sdist(dist: Path) -> Path:
+    """The built source distribution."""
+    (path,) = dist.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tap(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command of the wheel, installed into an empty environment of its own."""
+    # The uv that Meltano brings has installed the same packages before.
+    uv = CHECKOUT / ".venv-meltano" / "bin" / "uv"
+    venv = tmp_path_factory.mktemp("elsewhere") / "venv"
+    succeed(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, venv)
+    locked = CHECKOUT / "constraints" / "dev.txt"
+    succeed(
+        uv, "pip", "install", "--quiet", "--python", venv, wheel, "--constraint", locked
+    )
+    return venv / "bin" / "tap-bugspulse"
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    """Each file of the package is in the wheel, schemas and types too, and no other."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {
+        path.relative_to(CHECKOUT).as_posix()
+        for path in (CHECKOUT / "tap_bugspulse").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {f"tap_bugspulse/schemas/{stream}.json" for stream in PRIMARY_KEYS} <= package
+    assert "tap_bugspulse/py.typed" in package
+    info = f"tap_bugspulse-{PROJECT['version']}.dist-info"
+    assert names - package == {
+        f"{info}/METADATA",
+        f"{info}/RECORD",
+        f"{info}/WHEEL",
+        f"{info}/entry_points.txt",
+        f"{info}/licenses/LICENSE",
+    }
+    assert package <= names
+
+
+def test_the_source_distribution_builds_the_same_wheel(
+    sdist: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """What is built from the source distribution is the wheel, byte by byte."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+        names = {Path(name).parts[1] for name in archive.getnames()}
+    assert names == {
+        ".gitignore",
+        "CHANGELOG.md",
+        "LICENSE",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+        "tap_bugspulse",
+    }
+    (source,) = tmp_path.iterdir()
+    build(source, tmp_path / "again")
+    (again,) = (tmp_path / "again").glob("*.whl")
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+def test_the_version_has_one_place(wheel: Path, tap: Path, tmp_path: Path) -> None:
+    """The version stands in pyproject.toml only, and the tap says it."""
+    version = PROJECT["version"]
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        assert message_from_string(archive.read(name).decode())["Version"] == version
+        for name in archive.namelist():
+            if name.startswith("tap_bugspulse/"):
+                assert version.encode() not in archive.read(name), name
+    said = succeed(tap, "--version", cwd=tmp_path, env=environment(tmp_path / "home"))
+    assert said.startswith(f"tap-bugspulse v{version},")
+
+
+def test_the_installed_wheel_discovers(tap: Path, tmp_path: Path) -> None:
+    """Away from the checkout, without any setting, it prints the catalog we know."""
+    said = succeed(tap, "--discover", cwd=tmp_path, env=environment(tmp_path / "home"))
+    snapshot = CHECKOUT / "tests" / "snapshots" / "catalog.json"
+    assert json.loads(said) == json.loads(snapshot.read_text())
+
+
+def test_the_installed_wheel_loads_everything(
+    tap: Path, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Away from the checkout, it emits every row of a project once."""
+    settings = {
+        "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
+        "TAP_BUGSPULSE_API_URL": sandbox.url,
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "1000000",
+    }
+    env = environment(tmp_path / "home", settings)
+    output = Output.read(succeed(tap, "--config=ENV", cwd=tmp_path, env=env))
+    for stream in PRIMARY_KEYS:
+        assert output.table(stream) == expected(sandbox.project, stream)
+        assert output.repeated(stream) == []
+
+
+def test_the_lock_covers_what_the_project_asks_for() -> None:
+    """Each requirement of tap and development is locked, within its bounds."""
+    text = (CHECKOUT / "constraints" / "dev.txt").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+    groups = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["dependency-groups"]
+    for requirement in (*PROJECT["dependencies"], *groups["dev"]):
+        asked = Requirement(requirement)
+        assert asked.specifier.contains(locked[canonicalize_name(asked.name)]), requirement
+
+
+# --- MeltanoHub -----------------------------------------------------------------------
+
+
+def described(settings: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+    """Give what the hub and meltano.yml must say alike of each setting."""
+    return {
+        setting["name"]: (
+            setting["kind"],
+            setting.get("sensitive", False),
+            [option["value"] for option in setting.get("options", [])],
+        )
+        for setting in settings
+    }
+
+
+def test_the_hub_definition_is_what_the_tap_says() -> None:
+    """What `make hub` writes is in docs/hub already."""
+    assert succeed(sys.executable, "scripts/hub_definition.py") == HUB.read_text()
+
+
+def test_meltano_and_the_hub_know_the_same_settings() -> None:
+    """meltano.yml and the definition have the same settings and capabilities."""
+    hub = yaml.safe_load(HUB.read_text())
+    extractors = yaml.safe_load((CHECKOUT / "meltano.yml").read_text())["plugins"]
+    (ours,) = extractors["extractors"]
+    assert described(ours["settings"]) == described(hub["settings"])
+    assert sorted(ours["capabilities"]) == hub["capabilities"]
+    for name in ("name", "namespace", "label", "executable"):
+        assert ours[name] == hub[name]
+
+
+def test_the_hub_definition_explains_each_setting() -> None:
+    """Each setting has a label and a description, and the key alone is a secret."""
+    hub = yaml.safe_load(HUB.read_text())
+    for setting in hub["settings"]:
+        assert setting["label"]
+        assert setting["description"].endswith("."), setting["name"]
+    assert [s["name"] for s in hub["settings"] if s.get("sensitive")] == ["api_key"]
+    assert hub["settings_group_validation"] == [["api_key"]]
+
+
+def test_the_hub_definition_names_the_repository_where_it_is_known() -> None:
+    """The address of the repository in pyproject.toml comes into the definition."""
+    about = {"name": "tap-bugspulse", "capabilities": [], "settings": {}}
+    about["settings"] = {"properties": {}, "required": []}
+    project = PROJECT | {"urls": {"Repository": "https://git.example/owner/name"}}
+    found = script("hub_definition").definition(about, project)
+    assert found["repo"] == "https://git.example/owner/name"
+
+
+# --- Workflows ------------------------------------------------------------------------
+
+
+def test_the_audit_finds_nothing() -> None:
+    """The workflows pass zizmor and have the form that GitHub publishes, offline."""
+    env = {name: value for name, value in os.environ.items() if name != "GH_TOKEN"}
+    done = run("sh", "scripts/audit.sh", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No findings to report" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("permissions: {}", "permissions: write-all"),
+        (" # v7.0.1\n        with:\n          persist-credentials: false", " # v7.0.1"),
+        (
+            "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1",
+            "actions/checkout@v7",
+        ),
+        ("timeout-minutes: 15", ""),
+        ("runs-on:", "run-on:"),
+    ],
+)
+def test_the_audit_finds_what_is_wrong(old: str, new: str, tmp_path: Path) -> None:
+    """A workflow with too many rights, a loose pin or a wrong form fails the audit."""
+    shutil.copytree(CHECKOUT / ".github", tmp_path / ".github")
+    shutil.copytree(CHECKOUT / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("zizmor", "check-jsonschema"):
+        (tmp_path / ".venv" / "bin" / name).symlink_to(Path(sys.executable).parent / name)
+    assert run("sh", "scripts/audit.sh", cwd=tmp_path).returncode == 0
+    workflow = tmp_path / ".github" / "workflows" / "audit.yml"
+    text = workflow.read_text()
+    assert old in text
+    workflow.write_text(text.replace(old, new))
+    assert run("sh", "scripts/audit.sh", cwd=tmp_path).returncode != 0
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_may_do_nothing_but_what_it_says(path: Path) -> None:
+    """Rights are given to jobs, and each action is pinned to a commit and a version."""
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {}
+    assert all("permissions" in job for job in workflow["jobs"].values())
+    used = re.findall(r"uses: (.*)", path.read_text())
+    assert used
+    for action in used:
+        assert action.startswith("$/") or PINNED.fullmatch(action), action
+
+
+def test_one_check_stands_for_all_jobs() -> None:
+    """The job that a pull request needs waits for all others and runs in any case."""
+    path = CHECKOUT / ".github" / "workflows" / "test.yml"
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    assert sorted(jobs["required"]["needs"]) == sorted(jobs.keys() - {"required"})
+    assert jobs["required"]["if"] == "always()"
+
+
+@pytest.mark.parametrize(
+    ("results", "code"),
+    [
+        ("success success", 0),
+        ("success failure", 1),
+        ("cancelled success", 1),
+        ("success skipped", 1),
+    ],
+)
+def test_the_one_check_needs_every_success(results: str, code: int) -> None:
+    """One job that failed, was cancelled or was skipped fails the check."""
+    path = CHECKOUT / ".github" / "workflows" / "test.yml"
+    (step,) = yaml.safe_load(path.read_text())["jobs"]["required"]["steps"]
+    env = {"PATH": os.environ["PATH"], "RESULTS": results}
+    # As GitHub runs it.
+    assert run("bash", "-e", "-c", step["run"], env=env).returncode == code
+
+
+def test_every_supported_python_is_tested() -> None:
+    """The wheel is tested on the versions that the package says it supports."""
+    path = CHECKOUT / ".github" / "workflows" / "test.yml"
+    matrix = yaml.safe_load(path.read_text())["jobs"]["wheel"]["strategy"]["matrix"]
+    named = [
+        name.rsplit(" ", 1)[1]
+        for name in PROJECT["classifiers"]
+        if re.search(r":: 3\.\d+$", name)
+    ]
+    assert matrix["python"] == named
+    assert PROJECT["requires-python"] == f">={named[0]}"
+
+
+def test_the_workflows_call_targets_that_exist() -> None:
+    """Each `make` and each script that a workflow runs is there."""
+    makefile = (CHECKOUT / "Makefile").read_text()
+    text = "\n".join(path.read_text() for path in WORKFLOWS)
+    targets = set(re.findall(r"\bmake ([a-z-]+)$", text, re.MULTILINE))
+    assert targets == {"wheel", "test-wheel", "test", "lint", "audit"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for name in set(re.findall(r"scripts/\S+", text)):
+        assert (CHECKOUT / name).is_file(), name
+
+
+# --- A release ------------------------------------------------------------------------
+
+CHANGELOG = """# Changelog
+
+## Unreleased
+
+- Next.
+
+## 1.2.3 (2026-01-31)
+
+- This.
+
+## 1.2.2 (2026-01-01)
+
+- Before.
+"""
+
+
+def test_the_notes_of_a_release_are_its_section() -> None:
+    """A release tells what the changelog says under its version, no more."""
+    notes = script("release_notes").notes
+    assert notes("v1.2.3", "1.2.3", CHANGELOG) == "- This."
+    assert notes("v1.2.2", "1.2.2", CHANGELOG) == "- Before."
+
+
+@pytest.mark.parametrize(
+    ("tag", "version", "message"),
+    [
+        ("v1.2.4", "1.2.3", "the tag is v1.2.4, but pyproject.toml has version 1.2.3"),
+        ("1.2.3", "1.2.3", "the tag is 1.2.3, but pyproject.toml has version 1.2.3"),
+        ("v1.2.4", "1.2.4", "CHANGELOG.md has no heading '## 1.2.4 (YYYY-MM-DD)'"),
+    ],
+)
+def test_a_release_that_does_not_agree_is_refused(
+    tag: str, version: str, message: str
+) -> None:
+    """A tag, a version and a changelog that differ end the release with one line."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        script("release_notes").notes(tag, version, CHANGELOG)
+
+
+def test_a_tag_of_another_version_ends_with_one_line() -> None:
+    """The command fails and says in one line what differs."""
+    done = run(sys.executable, "scripts/release_notes.py", "v0.0.0")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"the tag is v0.0.0, but pyproject.toml has version {PROJECT['version']}\n"
+    )
