@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import tomllib
 import typing as t
 import zipfile
@@ -353,6 +354,22 @@ def test_the_workflows_call_targets_that_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in set(re.findall(r"scripts/\S+", text)):
         assert (CHECKOUT / name).is_file(), name
+
+
+def test_contributing_names_what_is_there() -> None:
+    """Its commands and files exist, and its example is a class of the tap."""
+    text = (CHECKOUT / ".github" / "CONTRIBUTING.md").read_text()
+    makefile = (CHECKOUT / "Makefile").read_text()
+    for target in re.findall(r"`make ([a-z-]+)`", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    package = CHECKOUT / "tap_bugspulse"
+    for name in re.findall(r"`(?:tap_bugspulse/)?([a-z_]+\.py)`", text):
+        places = (package, CHECKOUT / "tests", CHECKOUT / "tests" / "sandbox")
+        assert any((place / name).is_file() for place in places), name
+    named = set(re.findall(r"`(?:tap_bugspulse/)?([a-z_]+)\.py`", text))
+    assert {path.stem for path in package.glob("[!_]*.py")} <= named
+    example = textwrap.dedent(text.split("```python\n", 1)[1].split("```", 1)[0])
+    assert example.strip() in (package / "streams.py").read_text()
 
 
 # --- A release ------------------------------------------------------------------------
