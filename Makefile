@@ -1,10 +1,11 @@
 # Everything is installed inside the checkout, see scripts/setup.sh.
 
-.PHONY: help setup demo test lint audit wheel test-wheel hub lock clean
+.PHONY: help setup demo test test-slow lint audit wheel test-wheel hub lock clean
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the tests'
+	@echo 'make test-slow  run the tests that wait for real minutes'
 	@echo 'make lint    run the linters'
 	@echo 'make audit   audit the workflows under .github/'
 	@echo 'make wheel   build the wheel and the source distribution into dist/'
@@ -22,6 +23,9 @@ demo:
 
 test: setup
 	.venv/bin/python -m pytest
+
+test-slow: setup
+	.venv/bin/python -m pytest -m slow
 
 lint:
 	@sh scripts/setup.sh tap

@@ -17,7 +17,9 @@ if t.TYPE_CHECKING:
     from tap_bugspulse.run import Clock
 
 MOST_FAILING = 5  # minutes
+LONGEST_TOLD = 86_400.0  # seconds; whoever runs the tap should hear of more
 SECONDS_1970_TO_2001 = 1e9
+MILLISECONDS_1970_TO_2001 = 1e12
 
 
 class PatienceError(FatalAPIError):
@@ -38,6 +40,7 @@ class Patience:
         self._minute = minute
         self._clock = clock
         self._failures = 0
+        self._refusals = 0  # answers 429 in a row
         self._failing_since: float | None = None
 
     def wait_after(self, error: Exception) -> float:
@@ -45,11 +48,15 @@ class Patience:
 
         Raises:
             PatienceError: If it was the last one that is tolerated.
+            FatalAPIError: If the API tells to wait for more than a day.
         """
         response = error.response if isinstance(error, RetriableAPIError) else None
         if response is not None and response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            told = told_wait(response, self._clock.now())
-            return self._minute * RATE_WINDOW if told is None else told
+            wait = self._wait_told(response)
+            if self._failing_since is not None:
+                self._failing_since += wait  # waiting as told is no failing
+            return wait
+        self._refusals = 0
         now = self._clock.seconds()
         if self._failing_since is None:
             self._failing_since = now
@@ -61,7 +68,24 @@ class Patience:
                 f"{failing:.0f} s, the last one: {reason(error)}"
             )
             raise PatienceError(msg) from None
-        return self._minute / 60 * min(60.0, 2.0**self._failures)
+        wait = self._minute / 60 * min(60.0, 2.0**self._failures)
+        return min(wait, MOST_FAILING * self._minute - failing)
+
+    def _wait_told(self, response: requests.Response) -> float:
+        told = told_wait(response, self._clock.now())
+        if told is None:
+            return self._minute * RATE_WINDOW
+        if told > LONGEST_TOLD:
+            msg = (
+                f"429 {response.reason} for {self._path}: the API tells to wait for "
+                "more than a day. Run again after that; the next run goes on here"
+            )
+            raise FatalAPIError(msg)
+        self._refusals += 1
+        # Refused again after no wait at all: asking at once would go on for ever.
+        if told == 0 and self._refusals > 1:
+            return self._minute / 60 * min(60.0, 2.0 ** min(6, self._refusals - 1))
+        return told
 
 
 def told_wait(response: requests.Response, now: datetime) -> float | None:
@@ -81,6 +105,8 @@ def told_wait(response: requests.Response, now: datetime) -> float | None:
     for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
         reset = _number(headers.get(name, ""))
         if reset is not None:
+            if reset > MILLISECONDS_1970_TO_2001:
+                reset /= 1000
             is_instant = reset > SECONDS_1970_TO_2001
             return max(0.0, reset - now.timestamp() if is_instant else reset)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import typing as t
 
 import requests
@@ -16,6 +17,18 @@ if t.TYPE_CHECKING:
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 CHUNK = 1 << 16  # bytes
+# What urllib3, OpenSSL and requests say where trying again is of no use.
+UNTRUSTED = (
+    "the API's TLS certificate cannot be verified: check api_url, or point "
+    "REQUESTS_CA_BUNDLE to the file with your company's certificates"
+)
+UNREADABLE = "the file of certificates that REQUESTS_CA_BUNDLE names cannot be read"
+HOPELESS = (
+    ("CERTIFICATE_VERIFY_FAILED", UNTRUSTED),
+    ("TLS CA certificate bundle", UNREADABLE),
+    ("NO_CERTIFICATE_OR_CRL_FOUND", UNREADABLE),
+    ("[X509] PEM lib", UNREADABLE),
+)
 
 
 class ApiSession(requests.Session):
@@ -29,7 +42,9 @@ class ApiSession(requests.Session):
         """Pace to a number of requests in a minute that takes some seconds."""
         super().__init__()
         self._clock = clock
-        rate = Rate(requests_per_minute, round(minute * RATE_WINDOW * 1000))
+        self._window = minute * RATE_WINDOW
+        self._deadline = math.inf  # of the answer whose headers are waited for
+        rate = Rate(requests_per_minute, round(self._window * 1000))
         adapter = LimiterAdapter(
             limiter=Limiter(InMemoryBucket([rate])), per_host=False, limit_statuses=()
         )
@@ -41,25 +56,48 @@ class ApiSession(requests.Session):
         """Send a request and read its whole answer within ``timeout`` seconds.
 
         Raises:
-            FatalAPIError: If the host's certificate cannot be trusted.
+            FatalAPIError: If no other try can help, such as where the host's
+                certificate cannot be trusted.
             requests.RequestException: If there is no whole answer in time.
         """
         # A prepared request knows nothing of proxy and CA variables by itself.
         environment = self.merge_environment_settings(
             request.url or "", proxies={}, stream=True, verify=None, cert=None
         )
+        seconds: float = kwargs["timeout"]
+        # Its turn comes within a window; then connecting and each read have `timeout`.
+        self._deadline = self._clock.seconds() + self._window + 2 * seconds
         try:
             response = super().send(request, **{**environment, **kwargs, "stream": True})
-        except requests.exceptions.SSLError as error:
-            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-                raise
-            msg = (
-                "the API's TLS certificate cannot be verified: check api_url, or point "
-                "REQUESTS_CA_BUNDLE to the file with your company's certificates"
-            )
+        except ValueError:
+            # Not the error's own text, which may hold a header or a proxy's password.
+            msg = "no request can be made: check HTTPS_PROXY, api_url and user_agent"
             raise FatalAPIError(msg) from None
-        self._read(response, kwargs["timeout"])
+        except OSError as error:  # those of requests are, too
+            for sign, msg in HOPELESS:
+                if sign in str(error):
+                    raise FatalAPIError(msg) from None
+            if isinstance(error, requests.RequestException):
+                raise
+            raise requests.exceptions.ConnectionError(error) from None
+        finally:
+            self._deadline = math.inf
+        self._read(response, seconds)
         return response
+
+    def check_deadline(self) -> None:
+        """Stop waiting for the headers of an answer that is overdue.
+
+        To be called now and then by a signal: each read has a timeout of its own, which
+        an answer that comes byte by byte never meets.
+
+        Raises:
+            TimeoutError: If it is; this is what a socket raises whose timeout is over.
+        """
+        if self._clock.seconds() > self._deadline:
+            self._deadline = math.inf
+            msg = "the answer took too long"
+            raise TimeoutError(msg)
 
     def _read(self, response: requests.Response, seconds: float) -> None:
         """Read the body; each read has a timeout of its own, and all have a deadline."""

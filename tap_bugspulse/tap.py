@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import io
 import json
 import logging
 import os
 import signal
 import sys
+import threading
 import typing as t
 from functools import cached_property
 
@@ -41,6 +43,9 @@ if t.TYPE_CHECKING:
 
     from tap_bugspulse.client import BugsPulseStream
     from tap_bugspulse.replication import Span
+
+
+ENV_PREFIX = "TAP_BUGSPULSE_"
 
 
 class WholeMessageWriter(MsgSpecWriter):
@@ -85,12 +90,18 @@ class TapBugsPulse(Tap):
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         """Set the tap up; metrics, a line for each request, are for LOGLEVEL=DEBUG."""
+        self.append_builtin_config(self.config_jsonschema)
+        known = self.config_jsonschema["properties"]
+        _drop_empty_variables(known)
         try:
             super().__init__(*args, **kwargs)
         except ValueError:
-            # The SDK turns text from the environment into numbers without saying which.
-            _check_environment()
+            # The SDK reads numbers and JSON in the environment without saying which.
+            _check_environment(known)
             raise
+        super()._setup_signal_handlers()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, self._tick)
         if self.metrics_logger.level > logging.DEBUG:
             self.metrics_logger.setLevel(logging.WARNING)
 
@@ -122,12 +133,15 @@ class TapBugsPulse(Tap):
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
-        return [
+        streams: list[BugsPulseStream] = [
             Crashes(self),
             Network(self),
             Sessions(self),
             Events(self),
         ]
+        for stream in streams:
+            self.logger.getChild(stream.name).addFilter(_is_for_a_person)
+        return streams
 
     # --- State -------------------------------------------------------------------------
 
@@ -154,10 +168,16 @@ class TapBugsPulse(Tap):
             theirs = bookmark.get("project")
             ours_is_new = "complete_from" not in bookmark and "complete" not in bookmark
             if theirs != self.project and not (theirs is None and ours_is_new):
+                ours = "not set" if self.project is None else repr(self.project)
+                whose = (
+                    "was made without a project"
+                    if theirs is None
+                    else f"belongs to {theirs!r}"
+                )
                 msg = (
-                    f"project is {self.project!r}, but the state of {stream} belongs to "
-                    f"{theirs!r}: set project back, or give each project a state of its "
-                    "own (--state-id-suffix in Meltano)"
+                    f"project is {ours}, but the state of {stream} {whose}: set project "
+                    "back, or give each project a state of its own (--state-id-suffix in "
+                    "Meltano)"
                 )
                 raise ConfigurationError(msg)
         super().load_state({"bookmarks": bookmarks})
@@ -239,7 +259,30 @@ class TapBugsPulse(Tap):
                 self._config[name] = getattr(settings, name)
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
-        return super()._validate_config(raise_errors=raise_errors)
+        known = self.config_jsonschema["properties"]
+        for name in _names_of_objects(known):
+            if not isinstance(self._config.get(name), dict | None):
+                # Not the value: stream_map_config may hold the salt of a hash.
+                msg = f"{name} must be a JSON object"
+                raise ConfigurationError(msg)
+        try:
+            super()._validate_config(raise_errors=raise_errors)
+        except ConfigValidationError as exc:
+            raise ConfigurationError("; ".join(exc.errors)) from None
+        for unknown, hint in _unknown_settings(self._config, known):
+            self.logger.warning("%s is no setting and is ignored: %s", unknown, hint)
+        return []
+
+    # The SDK does this before the state is loaded: a signal in between would write a
+    # STATE that holds less than the one the run was started with.
+    @override
+    def _setup_signal_handlers(self) -> None:
+        """Do nothing yet: they are set up when there is a state to write."""
+
+    def _tick(self, *_: object) -> None:
+        """End an answer that is overdue as a timeout of its socket would."""
+        if "session" in vars(self):
+            self.session.check_deadline()
 
     # The SDK ends with 0, and a killed run must not look successful. Its state could
     # also land in the middle of a message that is being written.
@@ -262,6 +305,7 @@ class TapBugsPulse(Tap):
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
         with _errors_as_one_line(cls.logger), _ticking():
+            _end_on_signals(cls.logger)
             for name in ("state", "catalog"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = _json_file(name, kwargs[name], cls.logger)
@@ -314,14 +358,65 @@ def _checked(config: t.Mapping[str, t.Any]) -> Settings:
         raise ConfigValidationError(str(exc), errors=exc.problems, schema={}) from None
 
 
-def _check_environment() -> None:
-    prefix = "TAP_BUGSPULSE_"
+def _names_of_objects(known: t.Mapping[str, t.Any]) -> list[str]:
+    return [name for name, setting in known.items() if "object" in setting["type"]]
+
+
+def _drop_empty_variables(known: t.Mapping[str, t.Any]) -> None:
+    """Take a number or object that is set to nothing for one that is not set."""
+    for name, setting in known.items():
+        variable = ENV_PREFIX + name.upper()
+        if "string" not in setting["type"] and os.environ.get(variable) == "":
+            del os.environ[variable]
+
+
+def _check_environment(known: t.Mapping[str, t.Any]) -> None:
     config = {
-        name.removeprefix(prefix).lower(): value
+        name.removeprefix(ENV_PREFIX).lower(): value
         for name, value in os.environ.items()
-        if name.startswith(prefix)
+        if name.startswith(ENV_PREFIX)
     }
+    readers: dict[str, tuple[t.Callable[[str], object], str]] = {
+        "object": (json.loads, "a JSON object"),
+        "integer": (int, "a whole number"),
+    }
+    for name in known.keys() & config.keys() - CONFIG_SCHEMA["properties"].keys():
+        for kind, (read, rule) in readers.items():
+            if kind in known[name]["type"]:
+                try:
+                    read(config[name])
+                except ValueError:
+                    # Not the value: stream_map_config may hold the salt of a hash.
+                    msg = f"{ENV_PREFIX}{name.upper()} must be {rule}"
+                    raise ConfigurationError(msg) from None
     _checked({"api_key": "bp_", **config})
+
+
+def _unknown_settings(
+    config: t.Mapping[str, t.Any], known: t.Mapping[str, t.Any]
+) -> Iterator[tuple[str, str]]:
+    """Give each setting that does not exist, and what may have been meant."""
+    # Meltano sets variables for its own extras, which begin with one more underscore,
+    # and for each part of a setting that is an object.
+    others = ("_", "LOGLEVEL", *(f"{name.upper()}_" for name in _names_of_objects(known)))
+    variables = {
+        name.removeprefix(ENV_PREFIX) for name in os.environ if name.startswith(ENV_PREFIX)
+    }
+    for prefix, names, there in (
+        ("", config, list(known)),
+        (ENV_PREFIX, variables, [name.upper() for name in known]),
+    ):
+        for name in names:
+            if name in there or (prefix and name.startswith(others)):
+                continue
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else "see --about"
+            yield prefix + name, hint
+
+
+def _is_for_a_person(record: logging.LogRecord) -> bool:
+    """Leave out that an error came up in a stream: the last line says which one."""
+    return not str(record.msg).startswith("An unhandled error occurred while syncing")
 
 
 class RowsWithoutKeyError(SingerSDKError):
@@ -341,6 +436,17 @@ def _ticking() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_on_signals(logger: logging.Logger) -> None:
+    """End on a signal as long as there is no state to write yet."""
+
+    def end(signum: int, _: FrameType | None) -> None:
+        logger.warning("Stopped by %s", signal.Signals(signum).name)
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, end)
 
 
 @contextlib.contextmanager

@@ -183,3 +183,29 @@ def test_a_proxy_that_is_not_there_is_one_line(https_url: str, authority_file: s
     assert done.returncode == 1
     assert "no way through the proxy: check HTTPS_PROXY" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        (
+            "REQUESTS_CA_BUNDLE",
+            "/nowhere/company.pem",
+            "REQUESTS_CA_BUNDLE names cannot be read",
+        ),
+        ("HTTPS_PROXY", "http://user:pass_word@proxy:port", "check HTTPS_PROXY"),
+        ("HTTPS_PROXY", "http:///", "check HTTPS_PROXY"),
+        ("REQUESTS_CA_BUNDLE", __file__, "REQUESTS_CA_BUNDLE names cannot be read"),
+    ],
+)
+def test_what_no_request_can_be_made_with_is_one_line(
+    https_url: str, variable: str, value: str, says: str
+) -> None:
+    """A wrong path or proxy ends the run at once, and no password is shown."""
+    done = run_tap(https_url, **{variable: value})
+    assert done.returncode == 1
+    assert says in done.stderr.splitlines()[-1]
+    assert done.stderr.count("| CRITICAL |") == 1
+    assert "trying again" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pass_word" not in done.stderr

@@ -237,10 +237,13 @@ def run_tap(
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
-    """Expect a failed run whose last line says what happened, and no traceback."""
+    """Expect a failed run whose last line, and no other, says what happened."""
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1
     assert "CRITICAL" in last
+    assert done.stderr.count("| CRITICAL |") == 1
+    assert "| ERROR " not in done.stderr
+    assert "unhandled" not in done.stderr
     for words in says:
         assert words in last
     assert "Traceback" not in done.stderr
@@ -266,6 +269,11 @@ def test_an_error_of_the_api_is_one_line(sandbox: Sandbox, fault: str, says: str
     done = run_tap(sandbox.url)
     assert_one_line(done, says)
     assert "<html" not in done.stderr
+    # One line for each retry, ours and not the SDK's own besides.
+    retries = len(sandbox.requests) - 1
+    assert retries == (7 if fault in {"500", "html", "reset"} else 0)
+    assert done.stderr.count("trying again in ") == retries
+    assert "Backing off" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import typing as t
@@ -163,6 +164,16 @@ def test_a_state_of_another_project_is_refused(sandbox: Sandbox, now: datetime) 
         sync(sandbox, now, state, project="android-app")
 
 
+def test_a_state_without_a_project_is_refused(sandbox: Sandbox, now: datetime) -> None:
+    """A state that was made without a project serves none, and the other way round."""
+    state = sync(sandbox, now).state
+    with pytest.raises(Exception, match=r"'ios-app'.*was made without a project"):
+        sync(sandbox, now, state, project="ios-app")
+    state = sync(sandbox, now, project="ios-app").state
+    with pytest.raises(Exception, match=r"project is not set.*belongs to 'ios-app'"):
+        sync(sandbox, now, state)
+
+
 def test_the_catalog_is_the_one_users_have(now: datetime) -> None:
     """A change of the catalog shows itself; write the snapshot anew when it is meant."""
     catalog = json.dumps(select(now, *PRIMARY_KEYS), indent=2, sort_keys=True) + "\n"
@@ -272,6 +283,121 @@ def test_numbers_may_be_text_and_empty_text_is_nothing(sandbox: Sandbox) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "summary status=incomplete" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("STREAM_MAPS", '{"sessions": salt', "must be a JSON object"),
+        ("STREAM_MAP_CONFIG", "salt", "must be a JSON object"),
+        ("FAKER_CONFIG", "{salt}", "must be a JSON object"),
+        ("FLATTENING_MAX_DEPTH", "salt", "must be a whole number"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_one_line(
+    sandbox: Sandbox, name: str, value: str, says: str
+) -> None:
+    """The SDK's own settings are named like ours, and their values not repeated."""
+    variable = f"TAP_BUGSPULSE_{name}"
+    given = {"TAP_BUGSPULSE_API_URL": sandbox.url, variable: value}
+    done = run_tap("--config=ENV", TAP_BUGSPULSE_API_KEY=sandbox.api_key, **given)
+    assert done.returncode == 1
+    assert f"{variable} {says}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "salt" not in done.stderr
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"stream_map_config": ["salt"]}, "stream_map_config must be a JSON object"),
+        ({"stream_maps": {"sessions": 5}}, "config['stream_maps']['sessions']"),
+        ({"flattening_max_depth": "deep"}, "config['flattening_max_depth']"),
+    ],
+)
+def test_a_wrong_setting_of_the_sdk_is_one_line(
+    sandbox: Sandbox, tmp_path: Path, setting: dict[str, object], says: str
+) -> None:
+    """What is wrong stands in the last line, not only that something is."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"api_key": "bp_x", "api_url": sandbox.url, **setting}))
+    done = run_tap("--config", str(config))
+    assert done.returncode == 1
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "salt" not in done.stderr
+    assert sandbox.requests == []
+
+
+def test_variables_set_to_nothing_are_not_set(sandbox: Sandbox) -> None:
+    """Also where a number or an object is meant, which the SDK cannot read."""
+    done = run_tap(
+        "--config=ENV",
+        "--test",
+        TAP_BUGSPULSE_API_KEY=sandbox.api_key,
+        TAP_BUGSPULSE_API_URL=sandbox.url,
+        TAP_BUGSPULSE_LOOKBACK_DAYS="",
+        TAP_BUGSPULSE_STREAM_MAPS="",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def warnings_of(log: str) -> list[str]:
+    """Give what is warned of in a log."""
+    return [line.split(" | ")[-1] for line in log.splitlines() if "| WARNING " in line]
+
+
+def test_a_misspelt_setting_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
+    """A variable or a key of the file that is no setting is named, its value is not."""
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "api_key": sandbox.api_key,
+                "api_url": sandbox.url,
+                "requests_per_minute": 1_000_000,
+                "lookback_day": 987654,
+                "stream_maps": {},
+            }
+        )
+    )
+    done = run_tap(
+        "--config",
+        str(config),
+        TAP_BUGSPULSE_STARTDATE="2026-02-03",
+        TAP_BUGSPULSE_XYZ="987654",
+    )
+    assert done.returncode == 0, done.stderr
+    ignored = "is no setting and is ignored"
+    assert sorted(warnings_of(done.stderr)) == [
+        f"TAP_BUGSPULSE_STARTDATE {ignored}: did you mean TAP_BUGSPULSE_START_DATE?",
+        f"TAP_BUGSPULSE_XYZ {ignored}: see --about",
+        f"lookback_day {ignored}: did you mean lookback_days?",
+    ]
+    assert not re.search("987654|2026-02-03", done.stderr)
+
+
+def test_what_meltano_sets_is_not_warned_of(sandbox: Sandbox) -> None:
+    """The names that Meltano 4.4.1 sets for a plugin, and settings of the SDK."""
+    done = run_tap(
+        "--config=ENV",
+        TAP_BUGSPULSE_API_KEY=sandbox.api_key,
+        TAP_BUGSPULSE_API_URL=sandbox.url,
+        TAP_BUGSPULSE_REQUESTS_PER_MINUTE="1000000",
+        TAP_BUGSPULSE_LOGLEVEL="INFO",
+        TAP_BUGSPULSE_FAKER_CONFIG='{"seed": 3}',
+        TAP_BUGSPULSE_FAKER_CONFIG_SEED="3",
+        TAP_BUGSPULSE_FLATTENING_ENABLED="false",
+        TAP_BUGSPULSE_STREAM_MAPS='{"sessions": {"__filter__": "True"}}',
+        TAP_BUGSPULSE_STREAM_MAPS_SESSIONS___FILTER__="True",
+        TAP_BUGSPULSE__LOAD_SCHEMA="tap_bugspulse",
+        TAP_BUGSPULSE__LOG_PARSER="singer-sdk",
+        TAP_BUGSPULSE__METADATA_SESSIONS_REPLICATION_METHOD="INCREMENTAL",
+        TAP_BUGSPULSE__SELECT='["*.*"]',
+    )
+    assert done.returncode == 0, done.stderr
+    assert warnings_of(done.stderr) == []
 
 
 def test_the_log_of_a_long_load_is_short(now: datetime) -> None:
