@@ -103,6 +103,11 @@ class Network(IncrementalStream):
         """Give the first day that is read on its own, so that its growth shows."""
         return (newest - self.lookback).date() - DAY
 
+    @staticmethod
+    def _tracked_to(newest: datetime) -> date:
+        """Give the last day that may hold the newest row, in whatever time zone."""
+        return newest.date() + DAY
+
     @property
     def _recent(self) -> date:
         """The first day that a run reads on its own, whatever it finds."""
@@ -112,7 +117,7 @@ class Network(IncrementalStream):
     @override
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         stretch = self.plan.stretch
-        known_to = stretch.complete_to.date() if stretch else date.min
+        known_to = self._tracked_to(stretch.complete_to) if stretch else date.min
         bulk: Window | None = None
         start, end = days.start, days.end or self.today + DAY
         while start is not None and start < end:
@@ -157,7 +162,8 @@ class Network(IncrementalStream):
         if stretch is None or self.ignores_state:
             return
         day = max(self._tracked_from(stretch.complete_to), bulk.start or date.min)
-        last = min(stretch.complete_to.date(), (bulk.end or self.today) - DAY)
+        last = self._tracked_to(stretch.complete_to)
+        last = min(last, (bulk.end or self.today) - DAY)
         while day <= last:
             self.near = ids
             if day not in self.days:
@@ -241,7 +247,7 @@ class Network(IncrementalStream):
                 day.isoformat(): self.days[day].write()
                 for day in sorted(self.days)
                 # Between the newest row and the recent days, whatever comes is new.
-                if day >= edge and (day <= newest.date() or day >= self._recent)
+                if day >= edge and (day <= self._tracked_to(newest) or day >= self._recent)
             },
             "ahead": b64encode(b"".join(sorted(self.ahead))).decode(),
         }
