@@ -9,11 +9,13 @@ from datetime import datetime, timedelta
 import pytest
 
 from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
-    from tests.sandbox import Project, Request, Sandbox
+    from tests.sandbox import Project, Request
 
 Order = t.Literal["newest", "oldest", "arbitrary"]
+Reading = t.Literal["before", "midnight", "end"]
 ORDERS: list[Order] = ["newest", "oldest", "arbitrary"]
 
 
@@ -247,6 +249,39 @@ def test_new_network_calls_come_without_the_old_ones(
     assert set(second.table("network")) == {(new,)}
 
 
+@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
+@pytest.mark.parametrize("hours", [0.0, 5.5, -12.0])
+def test_a_late_call_comes_once_whatever_a_day_is(
+    sandbox: Sandbox, now: datetime, to_means: Reading, hours: float
+) -> None:
+    """Days that overlap, or of another time zone, bring a late call once, and then none."""
+    sandbox.options.to_means = to_means
+    sandbox.options.utc_offset_hours = hours
+    only = select(now, "network")
+    first = sync(sandbox, now, catalog=only)
+    day = (now - timedelta(days=3)).replace(hour=0)
+    late = {sandbox.project.new_network(day + timedelta(hours=hour)) for hour in (0, 7, 23)}
+    second = sync(sandbox, now, first.state, catalog=only)
+    assert late <= {key[0] for key in second.table("network")}
+    assert second.repeated("network") == []
+    third = sync(sandbox, now, second.state, catalog=only)
+    assert third.rows("network") == []
+
+
+def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
+    """The newest calls may lie in the next day of the API's time zone: they are known."""
+    project = generate(seed=0, sessions=1, days=1, until=now)
+    with Sandbox(
+        project, Options(requests_per_minute=None, utc_offset_hours=5.5)
+    ) as sandbox:
+        state = sync(sandbox, now, lookback_days=0).state
+        for hours in (60, 61, 100):
+            later = now + timedelta(hours=hours)
+            output = sync(sandbox, later, state, lookback_days=0)
+            assert output.rows("network") == output.rows("sessions") == []
+            state = output.state
+
+
 def test_clocks_that_are_ahead_move_no_mark(sandbox: Sandbox, now: datetime) -> None:
     """A session and a call in the future are loaded once and hold nothing up."""
     project = sandbox.project
@@ -381,6 +416,62 @@ def test_a_session_that_always_fails_is_set_aside(sandbox: Sandbox, now: datetim
     assert third.state["bookmarks"]["events"]["set_aside"] == {}
     together = first.table("events") | third.table("events")
     assert together == expected(project, "events")
+
+
+def test_a_session_that_grows_while_it_is_set_aside_is_fetched_whole(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """It grew between the runs, and once more after it was listed: nothing is missed."""
+    project = sandbox.project
+    recent = (now - timedelta(days=5)).isoformat()
+    broken = next(one for one, row in project.sessions.items() if row["startedAt"] > recent)
+    sandbox.options.broken_sessions = {broken}
+    first = sync(sandbox, now, minute=0.01)
+    project.grow(broken)
+    sandbox.options.broken_sessions = set()
+    sandbox.reset()
+    grown = False
+
+    def grow(request: Request, project: Project) -> None:
+        nonlocal grown
+        if request.path == "/events" and not grown:
+            grown = True
+            project.grow(broken)
+
+    sandbox.options.on_request = grow
+    second = sync(sandbox, now, first.state)
+    assert asked_for_events(sandbox) == [broken]
+    assert {key[0] for key in second.table("sessions")} == {broken}
+    sandbox.reset()
+    third = sync(sandbox, now, second.state)
+    # Listed before it grew: it may have been fetched without its last events.
+    assert asked_for_events(sandbox) == [broken]
+    together = first.table("events") | second.table("events") | third.table("events")
+    assert together == expected(project, "events")
+    sandbox.reset()
+    sync(sandbox, now, third.state)
+    assert asked_for_events(sandbox) == []
+
+
+def test_more_sessions_than_the_limit_serves_are_told(
+    now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both numbers stand in the warning, and the settings that help."""
+    project = generate(seed=3, sessions=2000, days=1, until=now, events_per_session=2)
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        # One request a minute serves 1,440 sessions a day; the box ends the run early.
+        sync(
+            sandbox,
+            now,
+            minute=0.001,
+            requests_per_minute=1,
+            max_runtime_minutes=0.0001,
+            catalog=select(now, "sessions", "events"),
+        )
+    told = [one for one in caplog.messages if "new sessions a day need events" in one]
+    assert len(told) == 1
+    for words in ("1 requests a minute serve 1,440", "events_for", "project and key"):
+        assert words in told[0]
 
 
 def test_too_many_failing_sessions_are_an_error(sandbox: Sandbox, now: datetime) -> None:
