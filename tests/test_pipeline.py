@@ -146,6 +146,20 @@ def assert_same(
         assert by_key(stream, actual[stream]) == by_key(stream, rows)
 
 
+def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
+    """A setting that Meltano writes changes its own line of meltano.yml and no other."""
+    file = meltano.directory / "meltano.yml"
+    before = file.read_text()
+    change = ("config", "set", "target-jsonl", "do_timestamp_file")
+    assert meltano.call(*change, "true", settings={}) == 0
+    lines = zip(before.splitlines(), file.read_text().splitlines(), strict=True)
+    assert [pair for pair in lines if pair[0] != pair[1]] == [
+        ("      do_timestamp_file: false", "      do_timestamp_file: true")
+    ]
+    assert meltano.call(*change, "false", settings={}) == 0
+    assert file.read_text() == before
+
+
 def test_meltano_writes_every_row_once_as_json_lines(
     sandbox: Sandbox, meltano: MeltanoProject
 ) -> None:
