@@ -490,13 +490,13 @@ class Start:
             assert {key: load.tables["crashes"][key] for key in truth} == truth
 
     def is_near_a_purge(self, row_id: str) -> bool:
-        """Tell whether a call came late into a day that retention has cut.
+        """Tell whether a call came late into a day of which retention has deleted calls.
 
         An insert and a purge that cancel exactly go unseen, as the design says.
         """
         when = self.load.listed("network", row_id)
         return row_id in self.missing["network"] and any(
-            abs(when - purge) < SLACK for purge in self.load.purges
+            when - purge < SLACK for purge in self.load.purges
         )
 
     def check_state(self, state: Row) -> None:
