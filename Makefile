@@ -1,11 +1,12 @@
 # Everything is installed inside the checkout, see scripts/setup.sh.
 
-.PHONY: help setup demo test test-slow lint audit wheel test-wheel hub lock clean
+.PHONY: help setup demo test test-slow bench lint audit wheel test-wheel hub lock clean
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the tests'
 	@echo 'make test-slow  run the tests that wait for real minutes'
+	@echo 'make bench   measure the tap next to a stock SDK tap; about half an hour'
 	@echo 'make lint    run the linters'
 	@echo 'make audit   audit the workflows under .github/'
 	@echo 'make wheel   build the wheel and the source distribution into dist/'
@@ -26,6 +27,10 @@ test: setup
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
+
+bench:
+	@sh scripts/setup.sh tap
+	@.venv/bin/python -m benchmarks
 
 lint:
 	@sh scripts/setup.sh tap

@@ -1,0 +1,1 @@
+"""What the tap costs next to a stock SDK tap: `python -m benchmarks --help`."""
