@@ -246,8 +246,14 @@ class Network(IncrementalStream):
             "days": {
                 day.isoformat(): self.days[day].write()
                 for day in sorted(self.days)
-                # Between the newest row and the recent days, whatever comes is new.
-                if day >= edge and (day <= self._tracked_to(newest) or day >= self._recent)
+                # Between the newest row and the recent days, whatever comes is new, but
+                # for rows that the API files under another instant than their own.
+                if day >= edge
+                and (
+                    day <= self._tracked_to(newest)
+                    or day >= self._recent
+                    or self.days[day].total
+                )
             },
             "ahead": b64encode(b"".join(sorted(self.ahead))).decode(),
         }
