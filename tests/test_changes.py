@@ -316,6 +316,18 @@ def test_clocks_that_are_ahead_move_no_mark(sandbox: Sandbox, now: datetime) -> 
     assert third.rows("sessions") == third.rows("network") == third.rows("events") == []
 
 
+def test_a_call_of_the_future_is_not_loaded_again_when_its_time_has_come(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A call that a clock had put days ahead is known when runs get there."""
+    sandbox.project.new_network(now + timedelta(hours=151))
+    state = sync(sandbox, now, lookback_days=1).state
+    for hours in (1, 300, 300, 400):
+        output = sync(sandbox, now + timedelta(hours=hours), state, lookback_days=1)
+        assert output.rows("network") == []
+        state = output.state
+
+
 # --- Which events are fetched ------------------------------------------------------------
 
 
