@@ -21,7 +21,7 @@ from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
-from tap_bugspulse.patience import Patience, reason
+from tap_bugspulse.patience import Patience, PatienceError, reason
 from tap_bugspulse.replication import format_instant, parse_instant
 
 if t.TYPE_CHECKING:
@@ -36,9 +36,11 @@ if t.TYPE_CHECKING:
     Row = dict[str, t.Any]
     Query = Mapping[str, str]
     Key = tuple[str, ...]
+    Fit = Callable[[t.Any], t.Any]
 
 MOST_BARREN = 20  # pages in a row without a new row, however many the API says there are
 LISTINGS = 3  # times a listing is read before rows that do not turn up are given up
+MOST_ALIKE = 1000  # combinations of columns and types that are remembered
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
 
@@ -47,12 +49,16 @@ __all__ = ["BugsPulseStream", "Page", "PagePaginator", "page_of"]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing as the API's envelope describes it."""
+    """One page of a listing as the API's envelope describes it.
+
+    ``total`` is a guess by the number of pages where the API does not count the rows.
+    """
 
     rows: list[t.Any]
     total: int
     number: int | None
     pages: int
+    is_counted: bool = True
 
     @classmethod
     def decode(cls, response: requests.Response) -> Page:
@@ -63,7 +69,7 @@ class Page:
         """
         try:
             body = _decode(response.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RetriableAPIError(_not_an_envelope(response), response) from None
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):
@@ -72,11 +78,14 @@ class Page:
         total, pages = _count(body, "total"), _count(body, "pages")
         if total is None and pages is None:
             raise RetriableAPIError(_not_an_envelope(response), response)
-        total = len(rows) if total is None else total
+        if total is None:
+            pages = pages or 0
+            total = pages * limit if pages > 1 else len(rows)
+            return cls(rows, total, number, pages, is_counted=False)
         # A full page of a longer listing has others after it, whatever `pages` says.
         if pages is None or len(rows) == limit:
             pages = max(pages or 0, -(-total // limit) if limit else 1)
-        return cls(rows=rows, total=total, number=number, pages=pages)
+        return cls(rows, total, number, pages)
 
 
 def _decode(content: bytes) -> t.Any:  # noqa: ANN401 - whatever the API sends
@@ -90,7 +99,9 @@ def _decode(content: bytes) -> t.Any:  # noqa: ANN401 - whatever the API sends
 
 def _count(body: dict[str, t.Any], key: str) -> int | None:
     value = body.get(key)
-    return value if isinstance(value, int) and value >= 0 else None
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)  # as drivers of databases write large whole numbers
+    return value if type(value) is int and value >= 0 else None
 
 
 def _not_an_envelope(response: requests.Response) -> str:
@@ -112,9 +123,16 @@ class NotFoundError(FatalAPIError):
 class Listing:
     """What one reading of all pages of a listing has brought."""
 
-    def __init__(self) -> None:
-        """Begin before the first page."""
+    def __init__(self, *, trusts_one_page: bool = False) -> None:
+        """Begin before the first page.
+
+        Args:
+            trusts_one_page: Whether a listing of one page is complete whatever its total.
+        """
+        self.is_counted = True  # whether the API has counted the rows
         self.first_total = 0
+        self._trusts_one_page = trusts_one_page
+        self._arrived = 0  # with rows that share a key
         self.without_key = 0
         self.leads_nowhere = False
         self.pages = 0
@@ -133,11 +151,14 @@ class Listing:
     def add(self, page: Page, keys: list[Key | None]) -> bool:
         """Note a page and the keys of its rows; False if there is no use in going on."""
         if self.pages == 0:
-            self.first_total = page.total
+            self.first_total = page.total if page.is_counted else 0
+            self.is_counted = page.is_counted
             self._head = keys
         self.pages += 1
-        self._shrank = self._shrank or page.total < self._total
-        self._total = page.total
+        self._arrived += len(keys)
+        if page.is_counted:
+            self._shrank = self._shrank or page.total < self._total
+            self._total = page.total
         known = self.rows
         self.without_key += keys.count(None)
         self._keys.update(key for key in keys if key is not None)
@@ -153,9 +174,9 @@ class Listing:
 
         One page is one answer, in which nothing can drift.
         """
-        return not self.leads_nowhere and (
-            self.pages == 1 or (not self._shrank and self.rows >= self.first_total)
-        )
+        if self.pages == 1:
+            return self._trusts_one_page or self._arrived >= self.first_total
+        return not self.leads_nowhere and not self._shrank and self.rows >= self.first_total
 
     def has_moved_up(self, keys: list[Key | None]) -> bool:
         """Tell whether rows of the first page are gone, so that others moved up.
@@ -199,7 +220,7 @@ def _whole(value: t.Any) -> int | None:  # noqa: ANN401 - whatever the API sends
 
 
 # What makes a value fit a column, by the column's format or type; None where it does not.
-_FITS: dict[str, Callable[[t.Any], t.Any]] = {
+_FITS: dict[str, Fit] = {
     "key": lambda value: str(value) if type(value) in {str, int} and value != "" else None,
     "string": lambda value: value if isinstance(value, str) else None,
     "date-time": _instant,
@@ -209,6 +230,8 @@ _FITS: dict[str, Callable[[t.Any], t.Any]] = {
 }
 
 
+# The type whose values all fit; others are looked at one by one.
+_SURE = {"string": str, "integer": int, "boolean": bool, "object": dict}
 PROJECT_COLUMN = {
     "type": "string",
     "description": "Name of the BugsPulse project, from the setting project.",
@@ -224,12 +247,15 @@ class BugsPulseStream(RESTStream[int]):
 
     allow_redirects = False  # the key never leaves its host
     patience_tries = 8
+    trusts_one_page = False
     tap: TapBugsPulse
+    listing: Listing  # the last reading of a listing
 
     def __init__(self, tap: TapBugsPulse) -> None:
         """Set the stream up with the tap's settings and its one HTTP session."""
         self.tap = tap
         self.misfits: Counter[str] = Counter()
+        self._alike: dict[tuple[t.Any, ...], list[tuple[str, Fit]]] = {}
         self.key_columns = tuple(self.primary_keys)
         super().__init__(tap)
         if tap.project is not None:
@@ -342,6 +368,7 @@ class BugsPulseStream(RESTStream[int]):
         try:
             with self.get_http_request_counter() as counter:
                 while asked:
+                    self.tap.flush()
                     began = self.tap.run.clock.seconds()
                     response = send(asked.popleft(), query)
                     counter.increment()
@@ -375,7 +402,7 @@ class BugsPulseStream(RESTStream[int]):
         """
         known: set[Key] = set()
         for listing in range(LISTINGS):
-            seen = Listing()
+            self.listing = seen = Listing(trusts_one_page=self.trusts_one_page)
             head: list[Row | None] = []
             # The API may answer pages that are asked for at once out of turn, and rows
             # that come in between are then missed: one after the other misses none.
@@ -405,7 +432,7 @@ class BugsPulseStream(RESTStream[int]):
             pages = None
         if seen.leads_nowhere:
             msg = f"{self.path} answers pages without new rows again and again"
-            raise FatalAPIError(msg)
+            raise PatienceError(msg)
         self.tap.run.counts[self.name].disagreements += 1
         self.logger.warning(
             "%s: %d rows arrived where the API counts %d, after listing %s %d times",
@@ -435,38 +462,61 @@ class BugsPulseStream(RESTStream[int]):
         """
         if not isinstance(raw, dict):
             return None
-        row: Row = dict.fromkeys(self._fits)
-        extra: Row = {}
+        # Rows with the same columns and types differ only in values to be looked at.
+        alike = (*raw, *map(type, raw.values()))
+        doubtful = self._alike.get(alike)
+        if doubtful is not None:
+            row: Row = {**self._empty, **raw}
+            for name, fit in doubtful:
+                row[name] = fit(raw[name])
+                if row[name] is None:
+                    break
+            else:
+                return row
+        return self._shape_any(raw, alike)
+
+    def _shape_any(self, raw: Row, alike: tuple[t.Any, ...]) -> Row:
+        row, extra = self._empty.copy(), {}
+        doubtful = []
         for name, value in raw.items():
-            fit = self._fits.get(name)
-            if fit is None:
+            kind = self._kinds.get(name)
+            if kind is None:
                 self.tap.run.warn_once(
                     f"{self.name}: the API sends {name}, which is no column yet; "
                     f"it is kept in {EXTRA}"
                 )
                 extra[name] = value
             elif value is not None:
+                fit = _FITS[kind]
                 row[name] = fit(value)
                 if row[name] is None:
                     self.misfits[name] += 1
                     extra[name] = value
+                if type(value) is not _SURE.get(kind):
+                    doubtful.append((name, fit))
         row[EXTRA] = extra or None
-        if self.tap.project is not None:
-            row[PROJECT] = self.tap.project
+        if not extra and len(self._alike) < MOST_ALIKE:
+            self._alike[alike] = doubtful
         return row
 
     @cached_property
-    def _fits(self) -> dict[str, Callable[[t.Any], t.Any]]:
-        """For each column of the API, what turns a value into one that fits or None."""
-        fits = {}
+    def _kinds(self) -> dict[str, str]:
+        """For each column of the API, the name of what makes a value fit it."""
+        kinds = {}
         for name, column in self.schema["properties"].items():
             if name in {EXTRA, PROJECT}:
                 continue
             kind = column["type"][0] if isinstance(column["type"], list) else "key"
             if name in self.key_columns:
                 kind = "key"
-            fits[name] = _FITS[column.get("format", kind)]
-        return fits
+            kinds[name] = column.get("format", kind)
+        return kinds
+
+    @cached_property
+    def _empty(self) -> Row:
+        """A row without a value; its project, where that is set, is known."""
+        project = {} if self.tap.project is None else {PROJECT: self.tap.project}
+        return {**dict.fromkeys(self._kinds), EXTRA: None, **project}
 
     def _key(self, row: Row | None) -> Key | None:
         if row is None:

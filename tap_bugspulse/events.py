@@ -53,6 +53,7 @@ class Events(BugsPulseStream):
     path = "/events"
     primary_keys = ("sessionId", "id")
     parent_stream_type = Sessions
+    trusts_one_page = True  # its example gives the total as `limit`
     state_partitioning_keys = ()  # one bookmark: the default is one for each session
 
     def __init__(self, tap: TapBugsPulse) -> None:
@@ -324,7 +325,13 @@ class Events(BugsPulseStream):
     def _fetch(self, sessions: list[Candidate]) -> Iterator[Row]:
         run, total = self.tap.run, self._left + self._done
         for session, first in self._ask_ahead(sessions):
-            yield from self._events_of(session, first)
+            try:
+                yield from self._events_of(session, first)
+            except FatalAPIError:
+                # What was done before is done: one session that stops every run must not
+                # have the others fetched again and again.
+                self.checkpoint()
+                raise
             self._left = max(0, self._left - 1)
             self._done += 1
             self._since_state += 1
@@ -436,7 +443,8 @@ class Events(BugsPulseStream):
         for session_id, started_at in list(self.set_aside.items()):
             if not self.tap.need.holds(parse_instant(started_at)):
                 continue
-            self.tap.run.check_time()
+            if self.tap.run.is_over():
+                break  # those that are due get their turn; the next run tries again
             self.patience_tries = 1
             try:
                 yield from self.rows({"sessionId": session_id})

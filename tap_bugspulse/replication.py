@@ -16,6 +16,8 @@ import typing as t
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 
+import msgspec
+
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,7 +29,7 @@ MAX_AHEAD = 1000  # rows in the future of the run that are remembered
 FIRST_GUESS = 30  # days that a window covers where nothing is known of their rows
 EPOCH = date(1970, 1, 1)
 # An instant outside of these is a clock that was never set; days are added to the rest.
-YEARS = range(1900, 9000)
+FIRST_YEAR, YEAR_AFTER = 1900, 9000
 
 
 def parse_instant(text: object) -> datetime | None:
@@ -36,10 +38,12 @@ def parse_instant(text: object) -> datetime | None:
         return None
     try:
         instant = datetime.fromisoformat(text)
-        aware = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-        return aware.astimezone(UTC) if instant.year in YEARS else None
+        if instant.tzinfo is not UTC:
+            aware = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+            instant = aware.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+    return instant if FIRST_YEAR <= instant.year < YEAR_AFTER else None
 
 
 def format_instant(instant: datetime) -> str:
@@ -463,8 +467,8 @@ NOTHING = bytes(4)
 
 def fingerprint(*values: object) -> bytes:
     """Give four bytes that tell values, anything JSON can write, from others."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.blake2b(text.encode(), digest_size=4).digest()
+    text = msgspec.json.encode(values, order="sorted")
+    return hashlib.blake2b(text, digest_size=4).digest()
 
 
 class Entry(t.NamedTuple):
@@ -534,14 +538,17 @@ class Ledger:
         events: bytes | None = None,
     ) -> None:
         """Note what was emitted or fetched of a session filed under a day."""
-        key = session_key(session)
-        known = self._day_of.get(key)
-        entry = Entry() if known is None else self._days[known].pop(key)
-        if known is not None:
-            self._packed.pop(known, None)
-        self._put(day, key, Entry(row or entry.row, events or entry.events))
+        entry = self.get(session) or Entry()
+        self._put(
+            day, session_key(session), Entry(row or entry.row, events or entry.events)
+        )
 
     def _put(self, day: date, key: bytes, entry: Entry) -> None:
+        # A state that was merged from two may have a session under two days.
+        known = self._day_of.get(key)
+        if known is not None:
+            del self._days[known][key]
+            self._packed.pop(known, None)
         self._days.setdefault(day, {})[key] = entry
         self._day_of[key] = day
         self._packed.pop(day, None)

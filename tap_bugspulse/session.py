@@ -56,6 +56,11 @@ class ApiSession(requests.Session):
         self._clock = clock
         self._timeout = settings.request_timeout
         self._concurrency = settings.concurrency
+        # A prepared request knows nothing of proxy and CA variables by itself. All go to
+        # one host, for which they are looked up once.
+        self._environment = self.merge_environment_settings(
+            settings.api_url, proxies={}, stream=True, verify=None, cert=None
+        )
         self._asked: dict[requests.PreparedRequest, Attempt] = {}
         self._minute = minute
         rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
@@ -126,13 +131,9 @@ class ApiSession(requests.Session):
 
     def _exchange(self, request: requests.PreparedRequest) -> requests.Response:
         """Send a request and read its whole answer."""
-        # A prepared request knows nothing of proxy and CA variables by itself.
-        environment = self.merge_environment_settings(
-            request.url or "", proxies={}, stream=True, verify=None, cert=None
-        )
         try:
             response = super().send(
-                request, **environment, timeout=self._timeout, allow_redirects=False
+                request, **self._environment, timeout=self._timeout, allow_redirects=False
             )
         except ValueError:
             # Not the error's own text, which may hold a header or a proxy's password.

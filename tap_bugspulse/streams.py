@@ -179,12 +179,9 @@ class Network(IncrementalStream):
             return
         first = next(pages)
         known = self.days.get(day)
-        if known is not None and known.total == first.total:
+        if known is not None and first.is_counted and known.total == first.total:
             return
         yield from self._read_day(window, day, known, itertools.chain([first], pages))
-        if self._count is not None:
-            last, count = self._count
-            self.days[day] = DayReading(first.total, count, last)
 
     def _read_day(
         self,
@@ -212,17 +209,26 @@ class Network(IncrementalStream):
                 row, instant
             ):
                 yield row
-        if known is not None and len(old) > known.rows:
+        # The newest day was read without an end. Where it ends before the latest row that
+        # was counted, by the API's time zone, the number says nothing.
+        is_shorter = known is not None and known.total < 0 and last < known.last
+        if known is not None and (is_shorter or len(old) > known.rows):
             yield from (row for row in old if row["id"] not in self.near)
-        self._count = (last, count)
+        else:
+            met -= {row["id"] for row in old} - self.near  # met, but not emitted
+        read = self.listing
+        # Without a total that the rows agree with, the next run reads the day again.
+        is_known = read.is_counted and read.is_complete()
+        self.days[day] = DayReading(read.first_total if is_known else -1, count, last)
         self.near = met
-
-    _count: tuple[datetime, int] | None = None
 
     @override
     def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
         is_ahead = instant is not None and instant > self.tap.run.started
-        if self.ignores_state or self._is_new_ahead(row["id"], is_ahead=is_ahead):
+        is_known = (is_ahead or self.ahead) and not self._is_new_ahead(
+            row["id"], is_ahead=is_ahead
+        )
+        if self.ignores_state or not is_known:
             yield from super().choose(row, instant, window)
 
     def _is_new_ahead(self, row_id: str, *, is_ahead: bool) -> bool:
@@ -431,14 +437,14 @@ class Sessions(IncrementalStream):
         emitted_from = self._kept_from(emitted) if emitted or emits else date.max
 
         def keep(day: date, entry: Entry) -> bool:
-            if start is not None and day + 2 * DAY < start.date():
-                return False
             if day >= emitted_from:
                 return True
             if entry.events == NOTHING:
                 return False
             if any(first <= day <= last for first, last in lookbacks):
                 return True
+            if start is not None and day + 2 * DAY < start.date():
+                return False
             # Outside of what is complete, the ledger alone knows what is fetched.
             return fetched is None or not (
                 fetched.holds(midnight(day - DAY))

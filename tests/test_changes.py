@@ -47,7 +47,9 @@ def test_growth_while_pages_are_read_asks_for_nothing_twice(
             project.new_session(now - timedelta(minutes=30))
 
     sandbox.options.on_request = grow
-    output = sync(sandbox, now, page_size=20, catalog=select(now, "sessions"))
+    output = sync(
+        sandbox, now, page_size=20, catalog=select(now, "sessions"), concurrency=1
+    )
     assert count > 0
     assert before <= {key[0] for key in output.table("sessions")}
     assert counted(sandbox)["/sessions"] <= settled + 1  # the page that growth adds

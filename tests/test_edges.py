@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import typing as t
+from base64 import b64decode, b64encode
 from datetime import date, datetime, timedelta
 
 import pytest
 import requests
-from singer_sdk.exceptions import RetriableAPIError
+from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
 from tap_bugspulse.client import Page
 from tap_bugspulse.replication import Cutter, Window
-from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.running import (
+    PRIMARY_KEYS,
+    Output,
+    Row,
+    counted,
+    expected,
+    select,
+    sync,
+    tap_class,
+)
 
 if t.TYPE_CHECKING:
-    from tests.sandbox import Sandbox
+    from tests.sandbox import Project, Request, Sandbox
 
 
 def events_asked(sandbox: Sandbox) -> list[str]:
@@ -248,3 +260,189 @@ def test_a_time_box_that_is_too_small_still_gets_on(
             break
     for stream in PRIMARY_KEYS:
         assert tables[stream] == expected(sandbox.project, stream)
+
+
+@pytest.mark.parametrize("offset", [5.5, 14, -8])
+def test_late_calls_are_found_in_days_of_any_time_zone(
+    sandbox: Sandbox, now: datetime, offset: float
+) -> None:
+    """Calls that come late are loaded after the day has turned, wherever days begin."""
+    sandbox.options.utc_offset_hours = offset
+    project, only = sandbox.project, select(now, "network")
+    evening = now.replace(hour=23, minute=30)
+    for call in range(1, 25):
+        project.new_network(evening - timedelta(minutes=25 * call))
+    state = sync(sandbox, evening, catalog=only).state
+    late = {project.new_network(evening - timedelta(hours=16, minutes=i)) for i in range(3)}
+    loaded: set[str] = set()
+    for hours in (9, 10, 30):
+        output = sync(sandbox, evening + timedelta(hours=hours), state, catalog=only)
+        state = output.state
+        loaded |= {key[0] for key in output.table("network")}
+    assert late <= loaded
+    assert output.rows("network") == []
+
+
+@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
+def test_a_late_call_is_found_though_calls_of_the_day_before_are_gone(
+    sandbox: Sandbox, now: datetime, to_means: t.Literal["before", "midnight", "end"]
+) -> None:
+    """What is met in the window before, but was not emitted there, is still news."""
+    sandbox.options.to_means = to_means
+    project, only = sandbox.project, select(now, "network")
+    first = sync(sandbox, now, catalog=only)
+    day = (now - timedelta(days=4)).replace(hour=0)
+    of_day = [
+        row_id
+        for row_id, row in project.network.items()
+        if row["timestamp"].startswith(f"{day:%Y-%m-%d}")
+    ]
+    with project.lock:
+        for gone in of_day[:2]:
+            del project.network[gone]
+        project.changed("network")
+    late = project.new_network(day + timedelta(days=1, hours=5))
+    second = sync(sandbox, now + timedelta(hours=1), first.state, catalog=only)
+    assert (late,) in second.table("network")
+
+
+@pytest.mark.parametrize("total", [None, "text"])
+def test_new_calls_are_found_where_the_api_does_not_count(
+    sandbox: Sandbox, now: datetime, total: str | None
+) -> None:
+    """A day is read anew where its total is missing; one that is text is a number."""
+
+    def without(envelope: Row) -> Row:
+        count = envelope.pop("total")
+        return envelope | ({"total": str(count)} if total else {})
+
+    sandbox.options.envelope = without
+    project, only = sandbox.project, select(now, "network")
+    first = sync(sandbox, now, catalog=only, page_size=5)
+    assert first.table("network") == expected(project, "network")
+    new = {project.new_network(now + timedelta(minutes=minute)) for minute in range(3)}
+    new.add(project.new_network(now - timedelta(days=3)))
+    second = sync(sandbox, now + timedelta(hours=1), first.state, catalog=only, page_size=5)
+    assert new <= {key[0] for key in second.table("network")}
+
+
+def test_an_answer_without_the_rows_it_counts_is_asked_for_again(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """One page that counts rows and brings none is a glitch, not an empty day."""
+    glitches = 0
+
+    def empty(envelope: Row) -> Row:
+        nonlocal glitches
+        if envelope["total"] > 3 and glitches < 2 and "url" in envelope["data"][0]:
+            glitches += 1
+            envelope["data"] = []
+        return envelope
+
+    sandbox.options.envelope = empty
+    output = sync(sandbox, now, catalog=select(now, "network"))
+    assert glitches == 2
+    assert output.table("network") == expected(sandbox.project, "network")
+
+
+def test_events_get_on_though_a_session_is_set_aside_and_the_box_too_small(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A session that is tried again takes no time from those that are due."""
+    whole = [one for one, events in sandbox.project.events.items() if len(events) > 1]
+    sandbox.options.broken_sessions = {whole[0]}
+    state = sync(sandbox, now, minute=0.02).state
+    assert set(state["bookmarks"]["events"]["set_aside"]) == {whole[0]}
+    new = {sandbox.project.new_session(now + timedelta(minutes=i)) for i in range(1, 4)}
+    sandbox.reset()
+    for _ in new:
+        output = sync(
+            sandbox,
+            now + timedelta(hours=1),
+            state,
+            minute=0.02,
+            max_runtime_minutes=1e-6,
+        )
+        state = output.state
+    assert set(events_asked(sandbox)) == new
+
+
+def test_a_session_whose_events_repeat_is_set_aside(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """Pages of one session that lead nowhere do not keep the others back."""
+    sandbox.options.events_paging = "pages"
+    bad = max(sandbox.project.events, key=lambda one: len(sandbox.project.events[one]))
+
+    def repeat(request: Request, project: Project) -> None:
+        del project
+        sandbox.options.repeat_page = request.query.get("sessionId") == bad
+
+    sandbox.options.on_request = repeat
+    output = sync(sandbox, now, page_size=5, concurrency=1)
+    assert set(output.state["bookmarks"]["events"]["set_aside"]) == {bad}
+    events = expected(sandbox.project, "events")
+    written = output.table("events")
+    assert {key for key in events if key[0] != bad} <= set(written)
+
+
+def test_what_was_fetched_before_an_error_is_not_fetched_again(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A session that ends each run costs the others one request and no more."""
+    order = events_of_a_first_run(sandbox, now)
+    sandbox.options.script = lambda request: (
+        "400" if request.query.get("sessionId") == order[40] else None
+    )
+    text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with contextlib.redirect_stdout(text):
+        tap = tap_class(now)(
+            config={
+                "api_url": sandbox.url,
+                "api_key": sandbox.api_key,
+                "requests_per_minute": 1_000_000,
+                "concurrency": 1,
+            }
+        )
+        with pytest.raises(FatalAPIError, match="400 Bad Request for /events"):
+            tap.sync_all()
+    text.seek(0)
+    failed = Output.read(text.read())
+    sandbox.options.script = None
+    sandbox.reset()
+    sync(sandbox, now, failed.state)
+    assert set(events_asked(sandbox)) == set(order[40:])
+
+
+def events_of_a_first_run(sandbox: Sandbox, now: datetime) -> list[str]:
+    """Give the sessions whose events a first run asks for, in its order."""
+    sync(sandbox, now, concurrency=1)
+    asked = events_asked(sandbox)
+    sandbox.reset()
+    return asked
+
+
+def test_a_session_under_two_days_of_the_ledger_is_no_error(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A state that was merged from two is worked with."""
+    state = sync(sandbox, now).state
+    ledger = state["bookmarks"]["sessions"]["ledger"]
+    first, *_, last = sorted(ledger)
+    twice = b64decode(ledger[first])[:13]
+    ledger[last] = b64encode(b64decode(ledger[last]) + twice).decode()
+    later = now + timedelta(days=10)
+    new = sandbox.project.new_session(later - timedelta(hours=1))
+    assert (new,) in sync(sandbox, later, state).table("sessions")
+
+
+def test_a_later_start_date_for_one_run_forgets_nothing(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A run for the last day alone leaves the lookback known."""
+    state = sync(sandbox, now).state
+    state = sync(sandbox, now, state, start_date=f"{now - timedelta(days=1):%F}").state
+    sandbox.reset()
+    output = sync(sandbox, now, state)
+    assert events_asked(sandbox) == []
+    assert output.rows("sessions") == []

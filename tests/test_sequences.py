@@ -523,6 +523,8 @@ class Start:
                 ), f"{stream} {row_id} of {load.when(stream, row_id)} is claimed: {claim}"
         for events_for, claim in claims_of_events(state).items():
             before = serving(self.claims_of_events, events_for)
+            if claim == self.claims_of_events.get(events_for):
+                before = claim  # the run has left it as it was
             for session in self.stale:
                 if not load.wants(session, events_for) or load.has_events(session):
                     continue

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tests.sandbox.project import Project
 
@@ -44,7 +44,7 @@ def _doc(text: str) -> dict[str, str]:
 class Options:
     """How the server behaves; may be changed while it runs.
 
-    Every field but the two hooks is also an option of the command line.
+    Every field but the three hooks is also an option of the command line.
 
     Raises:
         ValueError: a fault that is not known.
@@ -180,6 +180,8 @@ class Options:
     """Asked before each answer: a fault for just this request, or None."""
     on_request: Callable[[Request, Project], None] | None = None
     """Called before each answer is built; may change the project."""
+    envelope: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Given each JSON envelope before it is sent; gives the one to send."""
 
     def __post_init__(self) -> None:
         """Check the faults' names."""

@@ -242,6 +242,8 @@ class Sandbox:
             envelope: Row = {"data": rows, "total": total, "page": page, "limit": limit}
             if not options.omit_pages:
                 envelope["pages"] = max(pages, page + 1) if options.repeat_page else pages
+            if options.envelope:
+                envelope = options.envelope(envelope)
             return _json(envelope, fault)
 
     def _events(self, query: dict[str, str]) -> list[Row]:
