@@ -20,4 +20,4 @@ select
 from bugspulse_views.sessions
 where day >= date '2000-01-01'  -- from when; the last 30 days: current_date - 30
 group by project, day, app_version
-order by project, day desc, app_version desc;
+order by project, day desc, app_version desc nulls last;

@@ -1,10 +1,10 @@
--- The latest 20 sessions that crashed, each with its last ten events, in order.
+-- The latest ten sessions that crashed, each with its last ten events, in order.
 with crashed as (
     select project, id, user_id, app_version, platform, started_at
     from bugspulse_views.sessions
     where has_crash
-    order by started_at desc, id
-    limit 20
+    order by started_at desc, id, project
+    limit 10
 ),
 
 numbered as (
@@ -37,4 +37,5 @@ left join numbered
     on numbered.session_id = crashed.id
     and coalesce(numbered.project, '') = coalesce(crashed.project, '')
     and numbered.from_end <= 10
-order by crashed.started_at desc, crashed.id, numbered.sequence_number;
+order by
+    crashed.started_at desc, crashed.id, crashed.project, numbered.sequence_number;

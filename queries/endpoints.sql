@@ -19,7 +19,7 @@ with endpoints as (
 ranked as (
     select
         *,
-        rank() over (partition by project order by p95_ms desc) as slowest,
+        rank() over (partition by project order by p95_ms desc nulls last) as slowest,
         rank() over (partition by project order by failed_percent desc) as most_failing
     from endpoints
 )

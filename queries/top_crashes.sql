@@ -13,5 +13,5 @@ select
     id
 from bugspulse_views.crashes
 where status in ('open', 'acknowledged')  -- the others are resolved and ignored
-order by affected_devices desc, occurrence_count desc, id
+order by affected_devices desc nulls last, occurrence_count desc nulls last, id
 limit 10;
