@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ import pytest
 
 from tests.pipeline.children import CHECKOUT, serving
 from tests.pipeline.meltano import query
-from tests.pipeline.query import plain
 from tests.pipeline.report import table  # noqa: F401
 from tests.running import PRIMARY_KEYS, Row, expected, sync
 from tests.sandbox import Options, Project, Sandbox, generate
@@ -245,7 +244,7 @@ class Snowflake:
         self._waiting: list[str] = []
 
     def load(self, lines: Lines, *, project: bool) -> None:
-        """Make tables and views, and load the latest row of each key, with the next run."""
+        """Make tables and views, and load the latest row of each key."""
         sql = [
             "drop schema if exists bugspulse_views cascade",
             "drop schema if exists bugspulse cascade",
@@ -256,7 +255,7 @@ class Snowflake:
             rows = latest(stream, lines.get(stream, []))
             if not rows:
                 continue
-            file = self._folder / f"{stream}.gz"
+            file = self._folder / f"{stream}-{len(self._waiting)}.gz"
             text = "\n".join(map(json.dumps, rows))
             file.write_bytes(gzip.compress(text.encode()))
             kinds = fields(stream, project=project)
@@ -272,11 +271,14 @@ class Snowflake:
                 f"copy into ANALYTICS.BUGSPULSE.{stream} ({columns}) from {copied}",
                 f"remove {stage}/'",
             ]
-        self._waiting += [*sql, *statements("views.snowflake", project=project)]
+        self.later([*sql, *statements("views.snowflake", project=project)])
+
+    def later(self, sql: Sequence[str]) -> None:
+        """Run statements with the next that are run, since each run takes a second."""
+        self._waiting += sql
 
     def run(self, sql: Sequence[str]) -> list[Rows]:
         """Run statements, give the rows of each."""
-        # Each call is a process of its own, which takes a second to start.
         before, self._waiting = self._waiting, []
         return query(self._port, [*before, *sql], home=self._folder / "home")[len(before) :]
 
@@ -295,18 +297,20 @@ class Databases:
             database.load(lines, project=project)
 
     def change(self, sql: Sequence[str]) -> None:
-        """Run statements in each that answer nothing."""
-        for database in (self.duckdb, self.postgres, self.snowflake):
-            database.run(sql)
+        """Run statements in each whose answers do not matter."""
+        self.duckdb.run(sql)
+        self.postgres.run(sql)
+        self.snowflake.later(sql)
 
     def ask(self, sql: Sequence[str]) -> list[list[Row]]:
         """Ask each the same, check that they agree, give the rows of each statement."""
         answers = self.duckdb.run(sql)
         assert self.postgres.run(sql) == answers
         assert self.snowflake.run(sql) == answers
+        columns = [self.duckdb.columns(one) for one in sql]
         return [
-            [dict(zip(self.duckdb.columns(one), row, strict=True)) for row in answer]
-            for one, answer in zip(sql, answers, strict=True)
+            [dict(zip(names, row, strict=True)) for row in answer]
+            for names, answer in zip(columns, answers, strict=True)
         ]
 
 
@@ -338,8 +342,18 @@ def answers(databases: Databases, loaded: Loaded) -> Answers:
 
 
 def readable(rows: Iterable[Iterable[object]]) -> Rows:
-    """Give rows with the values that JSON has: instants and days as text."""
-    result: Rows = json.loads(json.dumps([list(row) for row in rows], default=plain))
+    """Give rows with instants and days as text, and any number as Python compares it."""
+    result = []
+    for row in rows:
+        values: list[Any] = list(row)
+        for number, value in enumerate(values):
+            if isinstance(value, datetime):
+                values[number] = value.isoformat(timespec="milliseconds")
+            elif isinstance(value, date):
+                values[number] = value.isoformat()
+            elif isinstance(value, Decimal):
+                values[number] = float(value)
+        result.append(values)
     return result
 
 
