@@ -31,8 +31,8 @@ select
     calls,
     failed_calls,
     failed_percent,
-    round(cast(p50_ms as decimal(18, 3))) as p50_ms,
-    round(cast(p95_ms as decimal(18, 3))) as p95_ms,
+    cast(round(cast(p50_ms as decimal(18, 3))) as bigint) as p50_ms,
+    cast(round(cast(p95_ms as decimal(18, 3))) as bigint) as p95_ms,
     slowest,
     most_failing
 from ranked

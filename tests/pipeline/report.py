@@ -120,7 +120,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     lines = [list(headings), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = [
-        bool(rows) and all(isinstance(row[number], int | float) for row in rows)
+        bool(rows) and all(isinstance(row[number], int | float | None) for row in rows)
         for number in range(len(widths))
     ]
     return [
