@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,24 @@ QUESTIONS = (ROWS, CRASH_FREE, SLOWEST, TOP_CRASHES, JOURNEY)
 def show(question: Question, rows: list[list[Any]]) -> str:
     """Set an answer as a table of text, numbers to the right."""
     # Of a journey the last events were asked for; people read forwards.
-    ordered = reversed(rows) if question is JOURNEY else rows
-    cells = [["" if value is None else str(value) for value in row] for row in ordered]
-    table = [list(question.headings), *cells]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    ordered = list(reversed(rows)) if question is JOURNEY else rows
+    lines = table(question.headings, ordered)
+    return "\n".join([question.title, *("  " + line for line in lines)])
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Set headings and rows in columns of text, numbers to the right."""
+    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    lines = [list(headings), *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = [
-        bool(rows) and all(isinstance(row[number], int | float) for row in rows)
+        bool(rows) and all(isinstance(row[number], int | float | None) for row in rows)
         for number in range(len(widths))
     ]
-    lines = [
+    return [
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
         ).rstrip()
-        for row in table
+        for line in lines
     ]
-    return "\n".join([question.title, *("  " + line for line in lines)])

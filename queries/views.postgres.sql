@@ -1,0 +1,101 @@
+-- The loaded tables under names that are the same in Snowflake, Postgres and DuckDB.
+-- Run it once, in the database that target-postgres loads into; views hold no data.
+--
+-- `bugspulse` is `default_target_schema`. Loaded with the setting `project`? Then write
+-- `project` for each `null::text as project`.
+create schema if not exists bugspulse_views;
+
+create or replace view bugspulse_views.sessions as
+select
+    null::text as project,
+    id,
+    "userId" as user_id,
+    status,
+    platform,
+    "osVersion" as os_version,
+    "appVersion" as app_version,
+    "networkType" as network_type,
+    "eventCount" as event_count,
+    "hasCrash" as has_crash,
+    "hasNetworkErrors" as has_network_errors,
+    duration,
+    "startedAt" as started_at,
+    "endedAt" as ended_at,
+    "startedAt"::date as day
+from bugspulse.sessions;
+
+create or replace view bugspulse_views.crashes as
+select
+    null::text as project,
+    id,
+    message,
+    status,
+    "isFatal" as is_fatal,
+    handled,
+    "occurrenceCount" as occurrence_count,
+    "affectedDevices" as affected_devices,
+    platform,
+    "appVersion" as app_version,
+    "osVersion" as os_version,
+    "firstSeenAt" as first_seen_at,
+    "lastSeenAt" as last_seen_at
+from bugspulse.crashes;
+
+-- `what` is the screen, the thing tapped, the name or the message of an event.
+create or replace view bugspulse_views.events as
+select
+    null::text as project,
+    "sessionId" as session_id,
+    id,
+    type,
+    "timestamp",
+    "sequenceNumber" as sequence_number,
+    data,
+    coalesce(
+        data ->> 'to', data ->> 'target', data ->> 'name', data ->> 'message'
+    ) as what
+from bugspulse.events;
+
+-- `endpoint` has no query and no ids: a part of the path that is a number, or 16 or more
+-- hexadecimal digits and dashes (a UUID), is `:id`. Two ids in a row take two passes.
+create or replace view bugspulse_views.network as
+select
+    null::text as project,
+    id,
+    "sessionId" as session_id,
+    method,
+    url,
+    "statusCode" as status_code,
+    duration,
+    error,
+    "timestamp",
+    "timestamp"::date as day,
+    regexp_replace(
+        regexp_replace(
+            split_part(split_part(url, '?', 1), '#', 1),
+            '/([0-9]+|[0-9a-fA-F-]{16,})(/|$)',
+            '/:id\2',
+            'g'
+        ),
+        '/([0-9]+|[0-9a-fA-F-]{16,})(/|$)',
+        '/:id\2',
+        'g'
+    ) as endpoint,
+    error is not null or "statusCode" is null or "statusCode" >= 400 as failed
+from bugspulse.network;
+
+-- The screens of a session in order, as |Home||Search||Product|.
+create or replace view bugspulse_views.journeys as
+select
+    project,
+    session_id,
+    min("timestamp")::date as day,
+    string_agg('|' || replace(what, '|', '/') || '|', '' order by sequence_number)
+        as screens
+from bugspulse_views.events
+where type = 'navigate' and what is not null
+group by project, session_id;
+
+-- The day it is now, UTC.
+create or replace view bugspulse_views.today as
+select (current_timestamp at time zone 'UTC')::date as day;
