@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 from datetime import timedelta
+from functools import cached_property
 
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
@@ -54,12 +55,12 @@ class IncrementalStream(BugsPulseStream):
         """How far before the forward mark rows are read again."""
         return timedelta(days=self.tap.settings.lookback_days)
 
-    @property
+    @cached_property
     def today(self) -> date:
         """The day the run started on."""
         return self.tap.run.started.date()
 
-    @property
+    @cached_property
     def ignores_state(self) -> bool:
         """Whether the catalog forces all rows to be read in this run."""
         return self.replication_method != REPLICATION_INCREMENTAL
@@ -144,13 +145,15 @@ class IncrementalStream(BugsPulseStream):
 
     def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
         met: set[str] = set()
+        need, marks = self.tap.need, self.marks
         for row in self.rows(window.query(), pages):
             instant = parse_instant(row[self.instant_column])
-            if not self.tap.need.holds(instant):
+            if not need.holds(instant):
                 continue
-            self.marks.saw(instant)
+            marks.saw(instant)
             met.add(row["id"])
-            yield from self.choose(row, instant, window)
+            if self.is_news(row, instant, window):
+                yield row
         self.near = met
 
     @override
@@ -160,15 +163,14 @@ class IncrementalStream(BugsPulseStream):
         known = [instant for instant in map(parse_instant, instants) if instant]
         return known != sorted(known, reverse=True)
 
-    def choose(
+    def is_news(
         self,
         row: Row,
         instant: datetime | None,
         window: Window,  # noqa: ARG002 - sessions are filed under one of its days
-    ) -> Iterator[Row]:
-        """Give the row if it is new or changed."""
-        if not self.was_met(row, instant):
-            yield row
+    ) -> bool:
+        """Tell whether a row is new or changed, so that it is to be emitted."""
+        return not self.was_met(row, instant)
 
     def was_met(self, row: Row, instant: datetime | None) -> bool:
         """Tell whether a row came in the window before, or before history overlaps."""

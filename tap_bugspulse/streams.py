@@ -40,6 +40,7 @@ if t.TYPE_CHECKING:
     from tap_bugspulse.events import Events
     from tap_bugspulse.tap import TapBugsPulse
 
+UNKNOWN = Entry()
 MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
 
 
@@ -223,13 +224,14 @@ class Network(IncrementalStream):
         self.near = met
 
     @override
-    def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
+    def is_news(self, row: Row, instant: datetime | None, window: Window) -> bool:
         is_ahead = instant is not None and instant > self.tap.run.started
         is_known = (is_ahead or self.ahead) and not self._is_new_ahead(
             row["id"], is_ahead=is_ahead
         )
-        if self.ignores_state or not is_known:
-            yield from super().choose(row, instant, window)
+        return (self.ignores_state or not is_known) and super().is_news(
+            row, instant, window
+        )
 
     def _is_new_ahead(self, row_id: str, *, is_ahead: bool) -> bool:
         """Tell whether a row has not been met while it lay in the future."""
@@ -283,8 +285,13 @@ class Listed(t.NamedTuple):
     """A window of sessions that this run has listed in full, kept for the events."""
 
     window: Window
-    seen: list[datetime]
+    seen: list[datetime]  # the newest instant that is not in the future, if any
     candidates: list[Candidate]
+
+    def saw(self, instant: datetime) -> None:
+        """Note the instant of a session."""
+        if not self.seen or instant > self.seen[0]:
+            self.seen[:] = [instant]
 
 
 class Sessions(IncrementalStream):
@@ -302,6 +309,7 @@ class Sessions(IncrementalStream):
         super().__init__(tap)
         self.listed: list[Listed] = []
         self._remembered = 0
+        self._remembers_from = date.min
         self._brings_news = True  # whether the listing has rows that are new or changed
 
     @property
@@ -338,40 +346,40 @@ class Sessions(IncrementalStream):
     def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
         self.listed.append(Listed(window, [], []))
         self._brings_news = False
+        self._remembers_from = (
+            date.max if self.ignores_state else self._kept_from(self.marks.stretch)
+        )
         yield from super()._read(window, pages)
         self._remembered += len(self.listed[-1].candidates)
         if self._remembered > MAX_REMEMBERED:
             self._remembered -= len(self.listed.pop().candidates)
 
     @override
-    def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
+    def is_news(self, row: Row, instant: datetime | None, window: Window) -> bool:
+        row_id, listed = row["id"], self.listed[-1]
         day = window.day_of(instant, self.today)
-        if self._remembered + len(self.listed[-1].candidates) <= MAX_REMEMBERED:
-            self.remember(self.listed[-1], row, instant, day)
-        entry = self.ledger.get(row["id"]) or Entry()
-        remembers = self._remembers(day) or entry.row != NOTHING
+        if self._remembered + len(listed.candidates) <= MAX_REMEMBERED:
+            self.remember(listed, row, instant, day)
+        entry = self.ledger.get(row_id) or UNKNOWN
+        # What may still change in a later run is remembered.
+        remembers = day >= self._remembers_from or entry.row != NOTHING
         mark = fingerprint(row) if remembers else NOTHING
         if self.ignores_state:
-            changed = row["id"] not in self.near
+            is_news = row_id not in self.near
         elif entry.row != NOTHING:
-            changed = entry.row != mark
+            is_news = entry.row != mark
         else:
-            changed = not self.was_met(row, instant)
-        row_id = row["id"]
-        if changed:
+            is_news = not self.was_met(row, instant)
+        if is_news:
             self._brings_news = True
-            yield row
             if remembers:
                 self.ledger.put(row_id, day, row=mark)
+        return is_news
 
     @override
     def may_move_up(self, rows: list[Row | None]) -> bool:
         # Where as many rows came as have gone, those that came are news.
         return self._brings_news and super().may_move_up(rows)
-
-    def _remembers(self, day: date) -> bool:
-        """Tell whether a session of a day may still change in a later run."""
-        return not self.ignores_state and day >= self._kept_from(self.marks.stretch)
 
     def _written_stretch(self) -> Stretch | None:
         started = self.tap.run.started
@@ -398,7 +406,7 @@ class Sessions(IncrementalStream):
     ) -> None:
         """Keep a listed session for the events, if it is a candidate."""
         if instant is not None and instant <= self.tap.run.started:
-            listed.seen[:] = [max([instant, *listed.seen])]
+            listed.saw(instant)
         found = self.candidate(row, instant, day)
         if found is not None:
             listed.candidates.append(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import gc
 import io
 import json
 import logging
@@ -45,6 +46,7 @@ if t.TYPE_CHECKING:
 
 
 ENV_PREFIX = "TAP_BUGSPULSE_"
+GARBAGE = 50_000  # objects that have come before garbage is looked for
 
 
 class WholeMessageWriter(MsgSpecWriter):
@@ -323,6 +325,10 @@ class TapBugsPulse(Tap):
     @classmethod
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
+        # Rows leave no cycles behind, and what the imports made stays: looking for
+        # garbage in both again and again would take a fifth of the time for each row.
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
         with _errors_as_one_line(cls.logger), _ticking():
             _end_on_signals(cls.logger)
             for name in ("state", "catalog"):
