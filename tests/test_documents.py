@@ -1,0 +1,239 @@
+"""What the documents tell a reader to type works, and what they show is what comes.
+
+The blocks of a document run in their order, in one folder that looks like the checkout of
+a reader who has run ``make setup``, against a sandbox. Loads name target-snowflake, as
+people want them; here they go to target-jsonl, which takes a third of the time: loads
+into Snowflake are the business of test_pipeline.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml  # type: ignore[import-untyped] # it has no types
+
+from tap_bugspulse.settings import CONFIG_SCHEMA
+from tests.documents import DOCUMENTS, ROOT, Block, anchors, blocks, links
+from tests.pipeline.children import environment
+from tests.pipeline.meltano import MeltanoProject
+from tests.sandbox import Options, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECONDS = 120
+ACCOUNT = "# needs an account"
+
+# All blocks of commands that no test runs, by document and first line. The only list.
+NOT_RUN = {
+    # Run as a whole by other tests, or by CI.
+    ("README.md", "make demo"): "test_demo.py",
+    ("README.md", "make setup"): "what runs the tests has run it",
+    ("README.md", "make test"): "this",
+    (".github/CONTRIBUTING.md", "make setup"): "what runs the tests has run it",
+    # These need an account.
+    ("README.md", ACCOUNT): "BugsPulse and Snowflake",
+}
+RUN_BY_SHELL = {"bash", "console"}
+READ_ONLY = {"json", "yaml", "python", "sql", "text", "mermaid"}
+ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+
+
+def is_run(block: Block) -> bool:
+    """Tell whether a block of commands is run by this module."""
+    return (
+        block.language in RUN_BY_SHELL
+        and (block.document, block.first_line) not in NOT_RUN
+    )
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    """A small project in the days that the documents name."""
+    until = datetime(2026, 3, 1, 11, tzinfo=UTC)
+    project = generate(seed=7, sessions=120, days=20, until=until)
+    with Sandbox(project, Options(requests_per_minute=None)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def reader(
+    sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """A reader's checkout after `make setup`, and their environment."""
+    project = MeltanoProject(tmp_path_factory.mktemp("reader") / "tap-bugspulse")
+    folder = project.directory
+    definition = folder / "meltano.yml"
+    definition.write_text(swapped(definition.read_text()))
+    for name in (".venv-meltano", "examples", "scripts", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    programs = Path(sys.executable).parent
+    for program in ("tap-bugspulse", "python"):
+        (folder / ".venv" / "bin" / program).symlink_to(programs / program)
+    settings = {
+        "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
+        "TAP_BUGSPULSE_API_URL": sandbox.url,
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
+        # Plugins are those of the checkout, `make setup` alone installs them.
+        "MELTANO_AUTO_INSTALL": "false",
+        "NO_COLOR": "1",
+    }
+    paths = [folder / ".venv" / "bin", folder / ".venv-meltano" / "bin"]
+    path = os.pathsep.join([*map(str, paths), os.environ["PATH"]])
+    return folder, environment(project.home, settings) | {"PATH": path}
+
+
+def swapped(commands: str) -> str:
+    """Have loads go to target-jsonl, in commands and in the jobs of meltano.yml."""
+    return re.sub("(tap-bugspulse(?: |-to-))target-snowflake", r"\1target-jsonl", commands)
+
+
+def shell(command: str, folder: Path, env: dict[str, str]) -> str:
+    """Run a command as a reader would, which must end with 0; give what it printed."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", swapped(command)],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def plain(line: str) -> str:
+    """Give a line without what differs from run to run: numbers and spaces."""
+    return re.sub(r"\d+", "0", " ".join(swapped(line).split()))
+
+
+def steps(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """Give the commands of a block, each with the output that is shown below it."""
+    if block.language == "bash":
+        yield block.text, []
+        return
+    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+        command, *shown = part.split("\n")
+        while command.endswith("\\"):
+            command += "\n" + shown.pop(0)
+        yield command, [line for line in shown if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [name for name in DOCUMENTS if any(is_run(block) for block in blocks(name))],
+)
+def test_what_a_document_says_to_type_works(
+    document: str, reader: tuple[Path, dict[str, str]]
+) -> None:
+    """Each command ends well, and prints the lines that are shown, in that order."""
+    for block in filter(is_run, blocks(document)):
+        for command, shown in steps(block):
+            printed = map(plain, shell(command, *reader).splitlines())
+            for line in map(plain, shown):
+                assert any(line in other for other in printed), (block.name, line)
+
+
+def test_no_block_of_commands_is_left_out_but_those_of_the_list() -> None:
+    """Each block says its language, and the list names no block that is not there."""
+    assert {block.name for block in ALL_BLOCKS if not block.language} == set()
+    languages = {block.language for block in ALL_BLOCKS}
+    assert languages <= RUN_BY_SHELL | READ_ONLY
+    there = {
+        (block.document, block.first_line)
+        for block in ALL_BLOCKS
+        if block.language in RUN_BY_SHELL and not is_run(block)
+    }
+    assert there == NOT_RUN.keys()
+
+
+def test_what_needs_an_account_says_so() -> None:
+    """A block that names the live API's key or an account says so in its first line."""
+    for block in ALL_BLOCKS:
+        if block.language in RUN_BY_SHELL and re.search(
+            r"API_KEY=bp_|TARGET_SNOWFLAKE_ACCOUNT=|snowsql|gh secret", block.text
+        ):
+            assert block.first_line == ACCOUNT, block.name
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in ALL_BLOCKS if block.language in {"json", "yaml", "python"}],
+    ids=lambda block: block.name,
+)
+def test_data_in_a_document_can_be_read(block: Block) -> None:
+    """JSON, YAML and Python are well-formed, and settings in them are the tap's."""
+    if block.language == "python":
+        ast.parse(block.text)
+        return
+    load = json.loads if block.language == "json" else yaml.safe_load
+    for name in settings_in(load(block.text)):
+        assert name in {*CONFIG_SCHEMA["properties"], *OF_THE_SDK}, block.name
+
+
+# What the SDK and Meltano add to the tap's own settings.
+OF_THE_SDK = ("stream_maps", "stream_map_config", "flattening_enabled")
+
+
+def settings_in(data: Any) -> Iterator[str]:  # noqa: ANN401 - any YAML or JSON
+    """Give the settings under a ``config`` of tap-bugspulse, or at the top."""
+    if isinstance(data, dict) and "api_key" in data:
+        yield from data
+    for extractor in plugins(data):
+        yield from extractor.get("config", {})
+
+
+def plugins(data: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any YAML or JSON
+    """Give the extractors of a piece of meltano.yml."""
+    found = data.get("plugins") if isinstance(data, dict) else None
+    return found.get("extractors", []) if isinstance(found, dict) else []
+
+
+# Written by others at the same time; to be taken out when they are there.
+AWAITED = {"docs/queries.md", "docs/performance.md"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    """Each link to a file or a heading finds it."""
+    here = (ROOT / document).parent
+    for link in links(document):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (here / name).resolve() if name else ROOT / document
+        inside = target.relative_to(ROOT).as_posix()
+        if inside in AWAITED and not target.exists():
+            continue
+        assert target.exists(), f"{document}: {link}"
+        if anchor:
+            assert anchor in anchors(inside), f"{document}: {link}"
+
+
+def test_every_document_is_found_from_the_readme() -> None:
+    """A reader gets to each document by links that begin in README."""
+    found, ahead = set(), ["README.md"]
+    while ahead:
+        document = ahead.pop()
+        found.add(document)
+        for link in links(document):
+            target = ((ROOT / document).parent / link.partition("#")[0]).resolve()
+            if target.suffix == ".md" and target.is_relative_to(ROOT):
+                name = target.relative_to(ROOT).as_posix()
+                if target.exists() and name not in found:
+                    ahead.append(name)
+    assert Counter(DOCUMENTS) - Counter(found) == Counter()
