@@ -32,8 +32,9 @@ class Block:
 
     @property
     def first_line(self) -> str:
-        """What the block is called in lists."""
-        return self.text.split("\n", 1)[0].removeprefix("$ ")
+        """The first command without a remark behind it: what lists call the block."""
+        lines = [line for line in self.text.split("\n") if line[:2] not in {"# ", "--"}]
+        return lines[0].removeprefix("$ ").split("  ")[0]
 
     @property
     def name(self) -> str:

@@ -19,42 +19,57 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pytest
+import sqlglot
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tests.documents import DOCUMENTS, ROOT, Block, anchors, blocks, links
 from tests.pipeline.children import environment
 from tests.pipeline.meltano import MeltanoProject
+from tests.running import PRIMARY_KEYS, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECONDS = 120
-ACCOUNT = "# needs an account"
+ACCOUNT = "needs an account"
 
-# All blocks of commands that no test runs, by document and first line. The only list.
+# All blocks of commands that no test runs, by document and first command: the only list.
 NOT_RUN = {
     # Run as a whole by other tests, or by CI.
     ("README.md", "make demo"): "test_demo.py",
-    ("README.md", "make setup"): "what runs the tests has run it",
     ("README.md", "make test"): "this",
     (".github/CONTRIBUTING.md", "make setup"): "what runs the tests has run it",
     # These need an account.
-    ("README.md", ACCOUNT): "BugsPulse and Snowflake",
+    ("README.md", "export TAP_BUGSPULSE_API_KEY=bp_..."): ACCOUNT,
+    ("README.md", "export TARGET_SNOWFLAKE_ACCOUNT=ab12345.eu-central-1"): ACCOUNT,
+    ("docs/connect.md", "export TAP_BUGSPULSE_API_KEY=bp_..."): ACCOUNT,
+    ("docs/connect.md", "create role if not exists LOADER;"): ACCOUNT,
+    ("docs/connect.md", "grant usage on database RAW to role ANALYST;"): ACCOUNT,
+    (
+        "docs/connect.md",
+        "export TARGET_POSTGRES_HOST=db.example.com TARGET_POSTGRES_USER=loader",
+    ): ACCOUNT,
+    ("docs/connect.md", "meltano run tap-bugspulse target-csv"): ACCOUNT,
 }
 RUN_BY_SHELL = {"bash", "console"}
-READ_ONLY = {"json", "yaml", "python", "sql", "text", "mermaid"}
+RUN = RUN_BY_SHELL | {"sql"}
+READ_ONLY = {"json", "yaml", "python", "text", "mermaid"}
 ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 
 
 def is_run(block: Block) -> bool:
     """Tell whether a block of commands is run by this module."""
-    return (
-        block.language in RUN_BY_SHELL
-        and (block.document, block.first_line) not in NOT_RUN
-    )
+    return block.language in RUN and (block.document, block.first_line) not in NOT_RUN
+
+
+COMMANDS = [
+    block for block in ALL_BLOCKS if block.language in RUN_BY_SHELL and is_run(block)
+]
+STATEMENTS = [block for block in ALL_BLOCKS if block.language == "sql" and is_run(block)]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +103,7 @@ def reader(
         # Plugins are those of the checkout, `make setup` alone installs them.
         "MELTANO_AUTO_INSTALL": "false",
         "NO_COLOR": "1",
+        "EDITOR": "true",
     }
     paths = [folder / ".venv" / "bin", folder / ".venv-meltano" / "bin"]
     path = os.pathsep.join([*map(str, paths), os.environ["PATH"]])
@@ -118,7 +134,7 @@ def shell(command: str, folder: Path, env: dict[str, str]) -> str:
 
 def plain(line: str) -> str:
     """Give a line without what differs from run to run: numbers and spaces."""
-    return re.sub(r"\d+", "0", " ".join(swapped(line).split()))
+    return re.sub(r"\d[\d,]*", "0", " ".join(swapped(line).split()))
 
 
 def steps(block: Block) -> Iterator[tuple[str, list[str]]]:
@@ -133,41 +149,83 @@ def steps(block: Block) -> Iterator[tuple[str, list[str]]]:
         yield command, [line for line in shown if line.strip()]
 
 
-@pytest.mark.parametrize(
-    "document",
-    [name for name in DOCUMENTS if any(is_run(block) for block in blocks(name))],
-)
+@pytest.mark.parametrize("document", [*dict.fromkeys(one.document for one in COMMANDS)])
 def test_what_a_document_says_to_type_works(
     document: str, reader: tuple[Path, dict[str, str]]
 ) -> None:
     """Each command ends well, and prints the lines that are shown, in that order."""
-    for block in filter(is_run, blocks(document)):
+    for block in (one for one in COMMANDS if one.document == document):
         for command, shown in steps(block):
             printed = map(plain, shell(command, *reader).splitlines())
             for line in map(plain, shown):
                 assert any(line in other for other in printed), (block.name, line)
 
 
+@pytest.fixture(scope="module")
+def files(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `output/`, as target-jsonl writes it in a first run."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "output").mkdir()
+    loaded = sync(sandbox, datetime(2026, 3, 1, 12, tzinfo=UTC))
+    for stream in PRIMARY_KEYS:
+        lines = "".join(json.dumps(row) + "\n" for row in loaded.rows(stream))
+        (folder / "output" / f"{stream}.jsonl").write_text(lines)
+    return folder
+
+
+def column(name: str, dialect: str) -> str:
+    """Give the name that the target of a dialect makes of a column."""
+    if dialect == "postgres":
+        return f'"{name}"'
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
+
+
+def database(files: Path, dialect: str) -> duckdb.DuckDBPyConnection:
+    """Give a database with the tables that the target of a dialect makes."""
+    connection = duckdb.connect()
+    connection.execute(f"set file_search_path = '{files}'")
+    if dialect == "duckdb":
+        return connection
+    if dialect == "postgres":
+        connection.execute("create schema bugspulse")
+        connection.execute("use bugspulse")
+    for stream in PRIMARY_KEYS:
+        source = connection.read_json(f"output/{stream}.jsonl")
+        renamed = ", ".join(f'"{one}" as {column(one, dialect)}' for one in source.columns)
+        source.select(renamed).create(stream)
+    if dialect == "postgres":
+        connection.execute("use main")
+    return connection
+
+
+def run_sql(text: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+    """Run the statements of a block, whose first line is its dialect; give all rows."""
+    dialect = text.split("\n", 1)[0].removeprefix("-- ").lower()
+    rows: list[tuple[Any, ...]] = []
+    for statement in sqlglot.transpile(text, read=dialect, write="duckdb"):
+        rows += connection.execute(statement).fetchall()
+    return rows
+
+
+@pytest.mark.parametrize("block", STATEMENTS, ids=lambda block: block.name)
+def test_each_statement_runs(block: Block, files: Path) -> None:
+    """SQL runs on tables with the names that the target of its dialect makes."""
+    dialect = block.text.split("\n", 1)[0].removeprefix("-- ").lower()
+    assert dialect in {"snowflake", "postgres", "duckdb"}
+    assert run_sql(block.text, database(files, dialect))
+
+
 def test_no_block_of_commands_is_left_out_but_those_of_the_list() -> None:
     """Each block says its language, and the list names no block that is not there."""
     assert {block.name for block in ALL_BLOCKS if not block.language} == set()
-    languages = {block.language for block in ALL_BLOCKS}
-    assert languages <= RUN_BY_SHELL | READ_ONLY
-    there = {
-        (block.document, block.first_line)
-        for block in ALL_BLOCKS
-        if block.language in RUN_BY_SHELL and not is_run(block)
-    }
-    assert there == NOT_RUN.keys()
-
-
-def test_what_needs_an_account_says_so() -> None:
-    """A block that names the live API's key or an account says so in its first line."""
-    for block in ALL_BLOCKS:
-        if block.language in RUN_BY_SHELL and re.search(
-            r"API_KEY=bp_|TARGET_SNOWFLAKE_ACCOUNT=|snowsql|gh secret", block.text
-        ):
-            assert block.first_line == ACCOUNT, block.name
+    assert {block.language for block in ALL_BLOCKS} <= RUN | READ_ONLY
+    left_out = [
+        block for block in ALL_BLOCKS if block.language in RUN and not is_run(block)
+    ]
+    assert {(one.document, one.first_line) for one in left_out} == NOT_RUN.keys()
+    for block in left_out:
+        reason = NOT_RUN[block.document, block.first_line]
+        assert (ACCOUNT in block.text) == (reason == ACCOUNT), block.name
 
 
 @pytest.mark.parametrize(
