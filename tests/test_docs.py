@@ -9,6 +9,7 @@ import typing as t
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tests.documents import table, text
 from tests.messages import TOLD, TROUBLE, messages
+from tests.test_release import script
 from tests.running import PRIMARY_KEYS, select, sync
 
 if t.TYPE_CHECKING:
@@ -106,3 +107,29 @@ logger.info("fourth thing")
         "third thing: …",
     }
     assert messages(TOLD, tmp_path) == {"fourth thing"}
+
+
+# --- Cost -----------------------------------------------------------------------------
+
+
+def test_the_tables_of_cost_are_computed() -> None:
+    """Hours, ceiling and credits follow from the counts that the page gives."""
+    cost = script("cost")
+    page = "docs/cost.md"
+    cells = table(page, "Requests without events")
+    numbers = [[int(cell.replace(",", "")) for cell in row] for row in cells]
+    found = {row[0]: cost.Counted(*row[1:]) for row in numbers}
+    assert list(found) == list(cost.SIZES)
+    assert cells == cost.measured_table(found)
+    assert table(page, "First load of 30 days") == cost.time_table(found, hourly=False)
+    assert table(page, "Hourly run") == cost.time_table(found, hourly=True)
+    assert table(page, "The ceiling") == cost.ceiling_table(found)
+    assert table(page, "Waking an XS warehouse") == cost.snowflake_table()
+
+
+def test_the_counts_of_cost_are_measured() -> None:
+    """Two of the projects make as many requests as the page says."""
+    cost = script("cost")
+    cells = {row[0]: row for row in table("docs/cost.md", "Requests without events")}
+    for size in cost.FEW:
+        assert cost.measured_table({size: cost.measure(size)}) == [cells[f"{size:,}"]]
