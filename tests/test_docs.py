@@ -133,3 +133,17 @@ def test_the_counts_of_cost_are_measured() -> None:
     cells = {row[0]: row for row in table("docs/cost.md", "Requests without events")}
     for size in cost.FEW:
         assert cost.measured_table({size: cost.measure(size)}) == [cells[f"{size:,}"]]
+
+
+# --- Tables ---------------------------------------------------------------------------
+
+
+def test_the_page_of_tables_is_made_from_the_schemas(now: datetime) -> None:
+    """docs/tables.md is what its script writes, with the keys of the catalog."""
+    tables = script("tables")
+    assert text("docs/tables.md") == tables.page()
+    assert {name: keys for name, (keys, _) in tables.ABOUT.items()} == PRIMARY_KEYS
+    for stream in select(now, *PRIMARY_KEYS)["streams"]:
+        name, columns = stream["stream"], stream["schema"]["properties"]
+        assert [row[0].strip("`") for row in table("docs/tables.md", name)] == [*columns]
+        assert tables.ABOUT[name][0] == tuple(stream["key_properties"])

@@ -9,6 +9,7 @@ into Snowflake are the business of test_pipeline.py.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -25,10 +26,10 @@ import sqlglot
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
-from tests.documents import DOCUMENTS, ROOT, Block, anchors, blocks, links
+from tests.documents import DOCUMENTS, ROOT, Block, anchors, blocks, links, text
 from tests.pipeline.children import environment
 from tests.pipeline.meltano import MeltanoProject
-from tests.running import PRIMARY_KEYS, sync
+from tests.running import PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -295,3 +296,188 @@ def test_every_document_is_found_from_the_readme() -> None:
                 if target.exists() and name not in found:
                     ahead.append(name)
     assert Counter(DOCUMENTS) - Counter(found) == Counter()
+
+
+# --- Safety ---------------------------------------------------------------------------
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+USER = "usr_b8to55ji"  # whom docs/safety.md deletes
+
+
+def recipes() -> list[dict[str, Any]]:
+    """Give what each recipe of docs/safety.md says of the extractor, in order."""
+    yamls = [one for one in blocks("docs/safety.md") if one.language == "yaml"]
+    return [plugins(yaml.safe_load(block.text))[0] for block in yamls]
+
+
+def test_the_recipe_that_masks_leaves_no_clear_text(sandbox: Sandbox) -> None:
+    """Users are hashed with the salt, URLs have no query, `_extra` is no column."""
+    config = recipes()[0]["config"]
+    assert config["stream_map_config"] == {"salt": "$MASKING_SALT"}
+    config["stream_map_config"] = {"salt": "pepper"}
+    output = sync(sandbox, NOW, **config)
+    for row in output.rows("sessions"):
+        user = sandbox.project.sessions[row["id"]]["userId"]
+        hashed = hashlib.sha256(f"pepper{user}".encode()).hexdigest()
+        assert row["userId"] == (hashed if user else None)
+        assert "_extra" not in row
+    urls = [sandbox.project.network[row["id"]]["url"] for row in output.rows("network")]
+    assert any("?" in url for url in urls)
+    assert [row["url"] for row in output.rows("network")] == [
+        url.split("?")[0] for url in urls
+    ]
+    assert USER not in json.dumps(output.rows("sessions"))
+
+
+def test_the_recipe_that_leaves_columns_out_does(
+    sandbox: Sandbox, reader: tuple[Path, dict[str, str]]
+) -> None:
+    """A column that is not selected is in no row, and its neighbours are."""
+    assert recipes()[1]["select"] == [
+        "*.*",
+        *(f"!{name}" for name in ("sessions.userId", "network.url", "events.data")),
+    ]
+    catalog = select(NOW, *PRIMARY_KEYS)
+    for stream in catalog["streams"]:
+        for entry in stream["metadata"]:
+            name = ".".join([stream["stream"], *entry["breadcrumb"][1:]])
+            if f"!{name}" in recipes()[1]["select"]:
+                entry["metadata"]["selected"] = False
+    output = sync(sandbox, NOW, catalog=catalog)
+    for stream, column_name in (
+        ("sessions", "userId"),
+        ("network", "url"),
+        ("events", "data"),
+    ):
+        assert output.rows(stream)
+        assert not any(column_name in row for row in output.rows(stream))
+        assert all("_extra" in row for row in output.rows(stream))
+
+
+def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox) -> None:
+    """Sessions of the user are not loaded, and nobody asks for their events."""
+    theirs = {
+        name for name, row in sandbox.project.sessions.items() if row["userId"] == USER
+    }
+    assert theirs
+    sandbox.reset()
+    output = sync(sandbox, NOW, **recipes()[2]["config"])
+    assert {row["id"] for row in output.rows("sessions")} == (
+        sandbox.project.sessions.keys() - theirs
+    )
+    asked = {one.query.get("sessionId") for one in sandbox.requests}
+    assert asked & theirs == set()
+
+
+@pytest.mark.parametrize("dialect", ["snowflake", "postgres"])
+def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path) -> None:
+    """The statements delete the user's sessions, events and calls, and no others."""
+    (block,) = (
+        one
+        for one in blocks("docs/safety.md")
+        if one.text.lower().startswith(f"-- {dialect}")
+    )
+    connection = database(files, dialect)
+    schema = "bugspulse." if dialect == "postgres" else ""
+    user, session = column("userId", dialect), column("sessionId", dialect)
+    rest = [
+        f"select id from {schema}sessions where {user} is distinct from '{USER}'",
+        *(
+            f"select id, {session} from {schema}{name} where {session} in"
+            f" (select id from {schema}sessions where {user} is distinct from '{USER}')"
+            for name in ("events", "network")
+        ),
+    ]
+    kept = [sorted(connection.execute(sql).fetchall()) for sql in rest]
+    before = counts(connection, schema)
+    run_sql(block.text, connection)
+    assert [sorted(connection.execute(sql).fetchall()) for sql in rest] == kept
+    assert counts(connection, schema) == [len(rows) for rows in kept]
+    assert all(
+        less < more for less, more in zip(counts(connection, schema), before, strict=True)
+    )
+
+
+def counts(connection: duckdb.DuckDBPyConnection, schema: str) -> list[int]:
+    """Give the numbers of rows of the three tables that hold a user's rows."""
+    return [
+        int(connection.execute(f"select count(*) from {schema}{name}").fetchall()[0][0])
+        for name in ("sessions", "events", "network")
+    ]
+
+
+# --- Repair ---------------------------------------------------------------------------
+
+
+def test_a_session_is_loaded_again_by_its_second(sandbox: Sandbox) -> None:
+    """The dates that docs/repair.md names bring one session and its events."""
+    found = re.search(
+        r"For `(\S+)Z` that is\s+`\w+START_DATE=(\S+)` and\s+`\w+=(\S+)`",
+        text("docs/repair.md"),
+    )
+    assert found
+    at, start, end = found.groups()
+    (session,) = (
+        name
+        for name, row in sandbox.project.sessions.items()
+        if row["startedAt"] == f"{at}Z"
+    )
+    sandbox.reset()
+    output = sync(sandbox, NOW, start_date=start, end_date=end)
+    assert [row["id"] for row in output.rows("sessions")] == [session]
+    assert {row["sessionId"] for row in output.rows("events")} == {session}
+    asked = counted(sandbox)
+    assert asked["/events"] == 1
+    assert asked.total() <= 14
+
+
+@pytest.mark.parametrize("gone", [{"network"}, {"sessions", "events"}])
+def test_a_deleted_bookmark_has_its_stream_read_again(
+    sandbox: Sandbox, gone: set[str]
+) -> None:
+    """Without the bookmarks that docs/repair.md says to delete, all rows come again."""
+    state = sync(sandbox, NOW).state
+    for stream in gone:
+        del state["bookmarks"][stream]
+    output = sync(sandbox, NOW, state)
+    for stream in ("sessions", "events", "network"):
+        everything = expected(sandbox.project, stream) if stream in gone else {}
+        assert output.table(stream) == everything
+
+
+def test_a_stretch_that_begins_later_has_its_history_read_again(sandbox: Sandbox) -> None:
+    """An edited `complete_from` brings the sessions before it, and their events."""
+    state = sync(sandbox, NOW).state
+    bookmarks = state["bookmarks"]
+    bookmarks["sessions"]["complete_from"] = "2026-02-14"
+    bookmarks["events"]["complete"]["all"]["complete_from"] = "2026-02-14"
+    output = sync(sandbox, NOW, state)
+    before = {
+        key
+        for key, row in sandbox.project.sessions.items()
+        if row["startedAt"] < "2026-02-14"
+    }
+    assert before
+    assert {row["id"] for row in output.rows("sessions")} == before
+    assert {row["sessionId"] for row in output.rows("events")} == {
+        key for key in before if sandbox.project.events[key]
+    }
+
+
+def test_a_session_that_is_given_up_is_not_asked_for_again(sandbox: Sandbox) -> None:
+    """What is deleted from `set_aside` is left alone by later runs."""
+    broken = max(sandbox.project.sessions, key=lambda key: key == "sess_1771604823_wy1h8k")
+    state = sync(sandbox, NOW).state
+    state["bookmarks"]["events"]["set_aside"] = {broken: "2026-02-20T16:27:03+00:00"}
+    sandbox.reset()
+    again = sync(sandbox, NOW, state)
+    assert {row["sessionId"] for row in again.rows("events")} == {broken}
+    state["bookmarks"]["events"]["set_aside"] = {}
+    assert sync(sandbox, NOW, state).rows("events") == []
+
+
+def test_a_bookmark_set_by_hand_counts_from_the_start_date(sandbox: Sandbox) -> None:
+    """With a mark alone nothing before it is loaded, but what the lookback reads."""
+    mark = {"replication_key": "startedAt", "replication_key_value": "2026-02-20T00:00:00Z"}
+    output = sync(sandbox, NOW, {"bookmarks": {"sessions": mark}})
+    assert min(row["startedAt"] for row in output.rows("sessions")) >= "2026-02-12"
