@@ -28,30 +28,32 @@ of its primary key. Targets add columns of their own, `_sdc_extracted_at` and th
 This page is made from the schemas by `python scripts/tables.py`.
 """
 # What a schema does not say: keys, how rows come, what to mind.
+KEYS = {
+    "sessions": ("id",),
+    "events": ("sessionId", "id"),
+    "crashes": ("id",),
+    "network": ("id",),
+}
 ABOUT = {
-    "sessions": (
-        ("id",),
-        "A row comes when the session is new, and again whenever it has changed within the "
-        "lookback: it grew, ended, crashed. `status` is as the API has it: a session whose "
-        "app never said that it ended stays `active` for ever. `startedAt` is a device's "
-        "clock and may lie in the future.",
-    ),
-    "events": (
-        ("sessionId", "id"),
-        "All events of a session come again when the session has changed. An `id` is only "
-        "unique within its session. Which sessions' events are loaded says `events_for`.",
-    ),
-    "crashes": (
-        ("id",),
-        "All rows come in every run, since triage moves no date. They carry no session id, "
-        "so they cannot be joined to sessions. The counts are those of now: keep their "
-        "history yourself, see [queries](queries.md).",
-    ),
-    "network": (
-        ("id",),
-        "A row comes once, since calls never change; now and then a day's rows come again, "
-        "when one of them came late.",
-    ),
+    "sessions": """
+        A row comes when the session is new, and again whenever it has changed within the
+        lookback: it grew, ended, crashed. `status` is as the API has it: a session whose
+        app never said that it ended stays `active` for ever. `startedAt` is a device's
+        clock and may lie in the future.
+    """,
+    "events": """
+        All events of a session come again when the session has changed. An `id` is only
+        unique within its session. Which sessions' events are loaded says `events_for`.
+    """,
+    "crashes": """
+        All rows come in every run, since triage moves no date. They carry no session id,
+        so they cannot be joined to sessions. The counts are those of now: keep their
+        history yourself, see [queries](queries.md).
+    """,
+    "network": """
+        A row comes once, since calls never change; now and then a day's rows come again,
+        when one of them came late.
+    """,
 }
 TYPES = {
     "string": "text",
@@ -72,11 +74,16 @@ def column_type(column: dict[str, t.Any]) -> str:
 def page() -> str:
     """Give the whole page."""
     lines = [HEAD]
-    for stream, (keys, about) in ABOUT.items():
+    for stream, keys in KEYS.items():
         schema = json.loads((SCHEMAS / f"{stream}.json").read_text("utf-8"))
         lines += [f"## {stream}", "", f"A row is {lower(schema['title'])}.", ""]
         lines += [f"Primary key: {', '.join(f'`{key}`' for key in keys)}.", ""]
-        lines += [*wrapped(about), "", "| Column | Type | What it is |", "|---|---|---|"]
+        lines += [
+            *wrapped(ABOUT[stream]),
+            "",
+            "| Column | Type | What it is |",
+            "|---|---|---|",
+        ]
         lines += [
             f"| `{name}` | {column_type(column)} | {column['description']} |"
             for name, column in schema["properties"].items()

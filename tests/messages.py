@@ -1,4 +1,4 @@
-"""What the tap can say, read from its source: warnings, errors, and what it tells."""
+"""What the tap can say, read from its source: warnings and errors."""
 
 from __future__ import annotations
 
@@ -14,64 +14,51 @@ if TYPE_CHECKING:
 
 GAP = "…"  # what stands for a value
 PACKAGE = Path(tap_bugspulse.__file__).parent
-TROUBLE = {"warning", "error", "critical", "warn_once", "append"}
-TOLD = {"info", "progress"}
+# Methods whose first argument is a message, of objects with one of these in their name.
+METHODS = {"warning", "error", "critical", "warn_once", "append"}
+OBJECTS = re.compile("logger|problems|run|self")
+# Names that a message, or a part of one, is given before it is used.
+NAMES = {"msg", "message", "rule", "REASONS", "SIGNS", "UNTRUSTED", "UNREADABLE"}
 
 
-def messages(kinds: set[str], package: Path = PACKAGE) -> set[str]:
-    """Give the messages in the source, with `…` for each value in them.
+def messages(package: Path = PACKAGE) -> set[str]:
+    """Give the warnings and errors in the source, with `…` for each value in them.
 
-    Args:
-        kinds: Names of the methods whose first argument is a message. With ``append``
-            also what is assigned to a name such as ``msg``.
-        package: The folder with the source.
+    What is told in a line of INFO is left out. A message that is put together of parts
+    comes as its parts.
     """
-    found = set()
+    found: set[str] = set()
     for path in package.glob("*.py"):
-        tree = ast.parse(path.read_text("utf-8"))
-        for node in ast.walk(tree):
-            found.update(filter(_is_message, map(_text, _said(node, kinds))))
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            found.update(filter(_is_message, map(_text, _said(node))))
     return found
 
 
-def _said(node: ast.AST, kinds: set[str]) -> Iterator[ast.expr]:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-        holder = ast.unparse(node.func.value)
-        if node.func.attr in kinds and re.search("logger|problems|run|self", holder):
-            yield node.args[0]
-    elif isinstance(node, ast.Assign) and "append" in kinds:
-        target = node.targets[0]
-        if isinstance(target, ast.Name) and target.id in {"msg", "message", "rule"}:
-            yield node.value
-        elif isinstance(target, ast.Name) and target.id in {
-            "REASONS",
-            "SIGNS",
-            "UNTRUSTED",
-            "UNREADABLE",
-        }:
-            yield from ast.walk(node.value)  # type: ignore[misc] # only texts are kept
-    elif isinstance(node, ast.AugAssign) and "append" in kinds:
-        yield node.value
-    elif isinstance(node, ast.Return) and "append" in kinds and node.value:
-        if isinstance(node.value, ast.JoinedStr):
-            yield node.value
-    elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-        if "append" in kinds:
-            yield node.exc.args[0]
+def _said(node: ast.AST) -> Iterator[ast.AST]:
+    """Give what a node of the source says, if it says anything."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr=method, value=holder), args=[first, *_]):
+            if method in METHODS and OBJECTS.search(ast.unparse(holder)):
+                yield first
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in NAMES:
+            # Some are tables with a message in each line.
+            yield from ast.walk(value) if name.isupper() else (value,)
+        case ast.AugAssign(value=value) | ast.Return(value=ast.JoinedStr() as value):
+            yield value
+        case ast.Raise(exc=ast.Call(args=[first, *_])):
+            yield first
 
 
 def _text(node: ast.AST) -> str:
     """Give a text with `…` for its values; nothing for what is no text."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return re.sub(r"%[.\d]*[sdf]", GAP, node.value)
-    if isinstance(node, ast.JoinedStr):
-        parts = [
-            GAP if isinstance(part, ast.FormattedValue) else _text(part)
-            for part in node.values
-        ]
-        return re.sub(f"{GAP}+", GAP, "".join(parts))
-    if isinstance(node, ast.BinOp):
-        return _text(node.left) + (_text(node.right) or GAP)
+    match node:
+        case ast.Constant(value=str(value)):
+            return re.sub(r"%[.\d]*[sdf]", GAP, value)
+        case ast.JoinedStr(values=parts):
+            texts = [_text(part) or GAP for part in parts]
+            return re.sub(f"{GAP}+", GAP, "".join(texts))
+        case ast.BinOp(left=left, right=right):
+            return (_text(left) or GAP) + (_text(right) or GAP)
     return ""
 
 
@@ -80,5 +67,4 @@ def _is_message(text: str) -> bool:
 
 
 if __name__ == "__main__":
-    for kinds in (TROUBLE, TOLD):
-        print(*sorted(messages(kinds)), sep="\n", end="\n\n")  # noqa: T201 - for people
+    print(*sorted(messages()), sep="\n")

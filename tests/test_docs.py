@@ -8,9 +8,9 @@ import typing as t
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tests.documents import table, text
-from tests.messages import TOLD, TROUBLE, messages
-from tests.test_release import script
+from tests.messages import messages
 from tests.running import PRIMARY_KEYS, select, sync
+from tests.test_release import script
 
 if t.TYPE_CHECKING:
     from datetime import datetime
@@ -75,7 +75,7 @@ def is_said(message: str, source: set[str]) -> bool:
 
 def test_each_message_that_is_explained_exists() -> None:
     """No line of the troubleshooting tables is about a message the tap cannot print."""
-    source = messages(TROUBLE)
+    source = messages()
     assert [one for one in explained() if not is_said(one, source)] == []
 
 
@@ -85,7 +85,7 @@ def test_each_message_is_explained() -> None:
     assert len(known) > 40
     missing = [
         one
-        for one in messages(TROUBLE)
+        for one in messages()
         if not any(one in other or other.rstrip("…") in one for other in known)
     ]
     assert missing == []
@@ -101,12 +101,11 @@ problems.append("third thing: " f"{name}")
 logger.info("fourth thing")
 """
     (tmp_path / "module.py").write_text(source)
-    assert messages(TROUBLE, tmp_path) == {
+    assert messages(tmp_path) == {
         "…: first … of",
         "second … is…",
         "third thing: …",
     }
-    assert messages(TOLD, tmp_path) == {"fourth thing"}
 
 
 # --- Cost -----------------------------------------------------------------------------
@@ -142,8 +141,8 @@ def test_the_page_of_tables_is_made_from_the_schemas(now: datetime) -> None:
     """docs/tables.md is what its script writes, with the keys of the catalog."""
     tables = script("tables")
     assert text("docs/tables.md") == tables.page()
-    assert {name: keys for name, (keys, _) in tables.ABOUT.items()} == PRIMARY_KEYS
+    assert tables.KEYS == PRIMARY_KEYS
     for stream in select(now, *PRIMARY_KEYS)["streams"]:
         name, columns = stream["stream"], stream["schema"]["properties"]
         assert [row[0].strip("`") for row in table("docs/tables.md", name)] == [*columns]
-        assert tables.ABOUT[name][0] == tuple(stream["key_properties"])
+        assert tables.KEYS[name] == tuple(stream["key_properties"])
