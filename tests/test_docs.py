@@ -127,7 +127,7 @@ def test_the_tables_of_cost_are_computed() -> None:
 
 
 def test_the_counts_of_cost_are_measured() -> None:
-    """Two of the projects make as many requests as the page says."""
+    """A project makes as many requests as the page says."""
     cost = script("cost")
     cells = {row[0]: row for row in table("docs/cost.md", "Requests without events")}
     for size in cost.FEW:

@@ -11,12 +11,15 @@ into Snowflake are the business of test_pipeline.py.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,6 +176,36 @@ def test_what_a_document_says_to_type_works(
             printed = map(plain, shell(command, *reader).splitlines())
             for line in map(plain, shown):
                 assert any(line in other for other in printed), (block.name, line)
+
+
+def test_a_run_beside_one_that_was_killed_says_what_the_page_shows(
+    reader: tuple[Path, dict[str, str]],
+) -> None:
+    """Meltano refuses a run while another seems to go on, in the words of repair.md."""
+    folder, env = reader
+    database_file = folder / ".meltano" / "meltano.db"
+    if not database_file.exists():
+        shell("meltano state list", folder, env)
+    # What a run leaves behind whose Meltano was killed.
+    id_, now = "prod:tap-bugspulse-to-target-jsonl", datetime.now(UTC)
+    killed = (uuid.uuid4().hex, id_, *2 * [now.replace(tzinfo=None).isoformat(" ")])
+    with contextlib.closing(sqlite3.connect(database_file)) as runs:
+        runs.execute(
+            "insert into runs (run_id, job_name, started_at, last_heartbeat_at, state,"
+            " payload, payload_flags, trigger)"
+            " values (?, ?, ?, ?, 'RUNNING', '{}', 0, 'cli')",
+            killed,
+        )
+        runs.commit()
+        command = "! meltano --environment=prod run tap-bugspulse target-jsonl"
+        printed = plain(" ".join(shell(command, folder, env).split()))
+        runs.execute("update runs set state = 'FAIL' where run_id = ?", killed[:1])
+        runs.commit()
+    shown = next(
+        block for block in blocks("docs/repair.md") if block.text.startswith("Another")
+    )
+    for part in plain(swapped(shown.text)).split("0-0-0 0:0:0"):
+        assert part.removeprefix("+0:0").strip() in printed
 
 
 @pytest.fixture(scope="module")
