@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import typing as t
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -304,38 +304,62 @@ class BugsPulseStream(RESTStream[int]):
         request.params.update(page.stream_context or {})
         return request
 
-    def request_pages(self, query: Query) -> Iterator[Page]:
-        """Ask for the pages of one listing, one after the other.
+    def ask(self, query: Query, number: int = 1) -> requests.PreparedRequest:
+        """Prepare the request for a page and, if there is room, send it ahead."""
+        page = PageContext[int](query, number)
+        request = self.get_http_request(page=page)
+        prepared = self.build_prepared_request(
+            method=request.method,
+            url=request.url,
+            params=request.encode_params(),
+            headers=request.headers,
+        )
+        self.tap.session.ask(prepared)
+        return prepared
+
+    def request_pages(
+        self,
+        query: Query,
+        first: requests.PreparedRequest | None = None,
+        *,
+        ahead: bool = True,
+    ) -> Iterator[Page]:
+        """Ask for the pages of one listing and give them in their order.
 
         Args:
             query: Query parameters beside ``page`` and ``limit``.
+            first: The request for the first page, where it was asked for already.
+            ahead: Whether further pages are asked for while the rows of one are used.
 
         Raises:
-            FatalAPIError: If the API refuses the request or does not answer.
+            FatalAPIError: If the API refuses a request or does not answer.
         """
         paginator = self.get_new_paginator()
         # The call that the SDK's request_records makes.
         send = self.request_decorator(self._request)
         counts = self.tap.run.counts[self.name]
-        with self.get_http_request_counter() as counter:
-            while not paginator.finished:
-                page = PageContext[int](query, paginator.current_value)
-                request = self.get_http_request(page=page)
-                began = self.tap.run.clock.seconds()
-                response = send(
-                    self.build_prepared_request(
-                        method=request.method,
-                        url=request.url,
-                        params=request.encode_params(),
-                        headers=request.headers,
-                    ),
-                    query,
-                )
-                counter.increment()
-                counts.requests += 1
-                counts.seconds += self.tap.run.clock.seconds() - began
-                yield page_of(response)
-                paginator.advance(response)
+        asked = deque([first or self.ask(query)])
+        try:
+            with self.get_http_request_counter() as counter:
+                while asked:
+                    began = self.tap.run.clock.seconds()
+                    response = send(asked.popleft(), query)
+                    counter.increment()
+                    counts.requests += 1
+                    counts.seconds += self.tap.run.clock.seconds() - began
+                    page = page_of(response)
+                    yield page
+                    paginator.advance(response)
+                    number = paginator.current_value + len(asked)
+                    while not paginator.finished and (
+                        not asked
+                        or (ahead and self.tap.session.has_room and number <= page.pages)
+                    ):
+                        asked.append(self.ask(query, number))
+                        number += 1
+        finally:
+            for request in asked:
+                self.tap.session.forget(request)
 
     def rows(self, query: Query, pages: Iterator[Page] | None = None) -> Iterator[Row]:
         """Give each row of a listing once, shaped; list again when pages drift.
@@ -350,10 +374,12 @@ class BugsPulseStream(RESTStream[int]):
             pages: Its pages, where some have been asked for already.
         """
         known: set[Key] = set()
-        for _ in range(LISTINGS):
+        for listing in range(LISTINGS):
             seen = Listing()
             head: list[Row | None] = []
-            for page in pages or self.request_pages(query):
+            # The API may answer pages that are asked for at once out of turn, and rows
+            # that come in between are then missed: one after the other misses none.
+            for page in pages or self.request_pages(query, ahead=listing == 0):
                 rows = [self.shape(raw, query) for raw in page.rows]
                 keys = [self._key(row) for row in rows]
                 if len(set(keys) - {None}) < len(keys) - keys.count(None):

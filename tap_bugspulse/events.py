@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import typing as t
+from collections import deque
 from datetime import timedelta
 
 from singer_sdk.exceptions import FatalAPIError
@@ -30,13 +31,15 @@ from tap_bugspulse.streams import Listed, Sessions
 if t.TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    import requests
+
     from tap_bugspulse.client import Row
     from tap_bugspulse.replication import Plan
     from tap_bugspulse.tap import TapBugsPulse
 
 COMPLETE_TO = "complete_to"
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before their mark moves
-SESSIONS_PER_STATE = 100
+SESSIONS_PER_STATE = 100  # asked for again at most, those on their way included
 SECONDS_PER_STATE = 60.0
 MOST_SET_ASIDE = 10  # sessions whose events fail, newly in a run or in a row
 MOST_VANISHED = 10  # sessions without events, in a row
@@ -320,8 +323,8 @@ class Events(BugsPulseStream):
 
     def _fetch(self, sessions: list[Candidate]) -> Iterator[Row]:
         run, total = self.tap.run, self._left + self._done
-        for session in sessions:
-            yield from self._events_of(session)
+        for session, first in self._ask_ahead(sessions):
+            yield from self._events_of(session, first)
             self._left = max(0, self._left - 1)
             self._done += 1
             self._since_state += 1
@@ -333,16 +336,52 @@ class Events(BugsPulseStream):
                 duration(run.minutes_for(self._left)),
             )
             waited = run.clock.seconds() - self._state_at
-            if self._since_state >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
+            asked = self._since_state + self.tap.settings.concurrency
+            if asked >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
                 self.checkpoint()
-            # Not before the first session: a box that is too small for all that comes
-            # before would never get past it.
-            run.check_time()
 
-    def _events_of(self, session: Candidate) -> Iterator[Row]:
-        """Give a session's events; one that fails does not keep the others back."""
+    def _ask_ahead(
+        self, sessions: list[Candidate]
+    ) -> Iterator[tuple[Candidate, requests.PreparedRequest]]:
+        """Give each session with its request, as many of them on their way as may be.
+
+        Raises:
+            OutOfTime: If the time box is used up and what was on its way has arrived.
+        """
+        asked: deque[tuple[Candidate, requests.PreparedRequest]] = deque()
+        run, http = self.tap.run, self.tap.session
+        rest, given_up = iter(sessions), False
         try:
-            yield from self.rows({"sessionId": session.id})
+            while True:
+                # No look at the time before the first session is done: a box that is
+                # too small for all that comes before would never get past it.
+                is_over = bool(self._done) and run.is_over()
+                while not is_over and (http.has_room or not asked):
+                    following = next(rest, None)
+                    if following is None:
+                        break
+                    request = self.ask({"sessionId": following.id})
+                    asked.append((following, request))
+                if not asked:
+                    break
+                session, request = asked.popleft()
+                if is_over and http.take_back(request):
+                    given_up = True
+                else:
+                    yield session, request
+            if given_up or next(rest, None):
+                run.check_time()
+        finally:
+            for _, request in asked:
+                http.forget(request)
+
+    def _events_of(
+        self, session: Candidate, first: requests.PreparedRequest
+    ) -> Iterator[Row]:
+        """Give a session's events; one that fails does not keep the others back."""
+        query = {"sessionId": session.id}
+        try:
+            yield from self.rows(query, self.request_pages(query, first))
         except NotFoundError:
             self._vanished.append(session)
             self.logger.info("events: session %s has vanished from the API", session.id)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import typing as t
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import requests
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.session import RATE_WINDOW
+from tap_bugspulse.session import LONGEST_TOLD, RATE_WINDOW, answered_at, told_wait
 
 if t.TYPE_CHECKING:
     from tap_bugspulse.run import Clock
 
 MOST_FAILING = 5  # minutes
-LONGEST_TOLD = 86_400.0  # seconds; whoever runs the tap should hear of more
-SECONDS_1970_TO_2001 = 1e9
-MILLISECONDS_1970_TO_2001 = 1e12
 
 
 class PatienceError(FatalAPIError):
@@ -52,7 +46,9 @@ class Patience:
         """
         response = error.response if isinstance(error, RetriableAPIError) else None
         if response is not None and response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            wait = self._wait_told(response)
+            # Told when the answer came; it may have been taken later.
+            age = self._clock.seconds() - answered_at(response)
+            wait = max(0.0, self._wait_told(response) - age)
             if self._failing_since is not None:
                 self._failing_since += wait  # waiting as told is no failing
             return wait
@@ -86,46 +82,6 @@ class Patience:
         if told == 0 and self._refusals > 1:
             return self._minute / 60 * min(60.0, 2.0 ** min(6, self._refusals - 1))
         return told
-
-
-def told_wait(response: requests.Response, now: datetime) -> float | None:
-    """Give the seconds that an answer 429 tells to wait, None where it does not.
-
-    ``Retry-After`` holds seconds or an HTTP date; a reset header holds seconds or the
-    instant as seconds since 1970.
-    """
-    headers = response.headers
-    told = headers.get("Retry-After", "")
-    seconds = _number(told)
-    if seconds is not None:
-        return max(0.0, seconds)
-    date = _http_date(told)
-    if date is not None:
-        return max(0.0, (date - now).total_seconds())
-    for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
-        reset = _number(headers.get(name, ""))
-        if reset is not None:
-            if reset > MILLISECONDS_1970_TO_2001:
-                reset /= 1000
-            is_instant = reset > SECONDS_1970_TO_2001
-            return max(0.0, reset - now.timestamp() if is_instant else reset)
-    return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def reason(error: object) -> str:

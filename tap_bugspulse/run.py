@@ -63,6 +63,13 @@ class Run:
         self._logger = logger
         self._said: set[str] = set()
 
+    def is_over(self, share: float = 1.0) -> bool:
+        """Tell whether a part of the time box, 0 to 1, is used up."""
+        return (
+            self._minutes is not None
+            and self.clock.seconds() - self._began >= self._minutes * 60 * share
+        )
+
     def check_time(self, share: float = 1.0) -> None:
         """Stop what history or events are left once the time box is used up.
 
@@ -72,9 +79,7 @@ class Run:
         Raises:
             OutOfTime: If that part of ``max_runtime_minutes`` has passed.
         """
-        if self._minutes is None:
-            return
-        if self.clock.seconds() - self._began >= self._minutes * 60 * share:
+        if self.is_over(share):
             self.status = "incomplete"
             raise OutOfTime
 

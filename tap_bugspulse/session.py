@@ -1,10 +1,15 @@
-"""The one HTTP session of the tap: paced, with a deadline, and true to its host."""
+"""The one HTTP session of the tap: paced, asking ahead, and true to its host."""
 
 from __future__ import annotations
 
 import io
 import math
+import threading
+import time
 import typing as t
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 
 import requests
 import urllib3.exceptions
@@ -14,9 +19,14 @@ from typing_extensions import override
 
 if t.TYPE_CHECKING:
     from tap_bugspulse.run import Clock
+    from tap_bugspulse.settings import Settings
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 CHUNK = 1 << 16  # bytes
+TICK = 1.0  # seconds after which a wait looks for signals and deadlines
+LONGEST_TOLD = 86_400.0  # seconds; whoever runs the tap should hear of more
+SECONDS_1970_TO_2001 = 1e9
+MILLISECONDS_1970_TO_2001 = 1e12
 # What urllib3, OpenSSL and requests say where trying again is of no use.
 UNTRUSTED = (
     "the API's TLS certificate cannot be verified: check api_url, or point "
@@ -34,41 +44,96 @@ HOPELESS = (
 class ApiSession(requests.Session):
     """Sends requests no faster than the API allows, all streams together.
 
-    The adapter paces every attempt, retries included. It must not fill its bucket on an
-    answer 429 by itself: what the answer tells is waited for instead.
+    Each attempt is made by a thread of its own. :meth:`ask` starts one whose answer is
+    wanted soon, and :meth:`send` waits for it, or starts one where none was started:
+    who sends need not know. Answers are taken in the order in which they are wanted, so
+    rows come out as if one request were made after the other.
     """
 
-    def __init__(self, requests_per_minute: int, minute: float, clock: Clock) -> None:
+    def __init__(self, settings: Settings, minute: float, clock: Clock) -> None:
         """Pace to a number of requests in a minute that takes some seconds."""
         super().__init__()
         self._clock = clock
-        self._window = minute * RATE_WINDOW
-        self._deadline = math.inf  # of the answer whose headers are waited for
-        rate = Rate(requests_per_minute, round(self._window * 1000))
+        self._timeout = settings.request_timeout
+        self._concurrency = settings.concurrency
+        self._asked: dict[requests.PreparedRequest, Attempt] = {}
+        self._minute = minute
+        rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
+        self._turns = Turns(InMemoryBucket([rate]), clock)
+        # The adapter paces every attempt, retries included. It must not fill its bucket
+        # on an answer 429 by itself: what the answer tells is waited for instead.
         adapter = LimiterAdapter(
-            limiter=Limiter(InMemoryBucket([rate])), per_host=False, limit_statuses=()
+            limiter=self._turns,
+            per_host=False,
+            limit_statuses=(),
+            pool_maxsize=self._concurrency,
         )
         self.mount("https://", adapter)
         self.mount("http://", adapter)
 
+    # --- Asking ahead ------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be asked ahead."""
+        return self._concurrency > 1 and len(self._asked) < self._concurrency
+
+    def ask(self, request: requests.PreparedRequest) -> None:
+        """Start an attempt at a request that is sent soon, if there is room."""
+        if self.has_room:
+            self._asked[request] = self._start(request)
+
+    def take_back(self, request: requests.PreparedRequest) -> bool:
+        """Give up a request unless it is on its way; tell whether it was given up."""
+        attempt = self._asked.get(request)
+        if attempt is not None and not attempt.give_up():
+            return False
+        self._asked.pop(request, None)
+        return True
+
+    def forget(self, request: requests.PreparedRequest) -> None:
+        """Give up a request, be it on its way or not."""
+        attempt = self._asked.pop(request, None)
+        if attempt is not None:
+            attempt.give_up()
+
     @override
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
-        """Send a request and read its whole answer within ``timeout`` seconds.
+        """Give the whole answer to a request, within ``request_timeout`` seconds.
 
         Raises:
             FatalAPIError: If no other try can help, such as where the host's
                 certificate cannot be trusted.
             requests.RequestException: If there is no whole answer in time.
         """
+        attempt = self._asked.pop(request, None) or self._start(request)
+        while not attempt.done.wait(TICK):
+            # Each read has a timeout of its own, which an answer that comes byte by
+            # byte never meets. The thread is left behind: it holds up nothing.
+            if self._clock.seconds() > attempt.sent_at + self._timeout:
+                msg = "the answer took too long"
+                raise requests.exceptions.ReadTimeout(msg)
+        if isinstance(attempt.outcome, Exception):
+            raise attempt.outcome
+        return attempt.outcome
+
+    def _start(self, request: requests.PreparedRequest) -> Attempt:
+        attempt = Attempt(lambda: self._exchange(request))
+        attempt.start()
+        return attempt
+
+    # --- One attempt, in its thread ----------------------------------------------------
+
+    def _exchange(self, request: requests.PreparedRequest) -> requests.Response:
+        """Send a request and read its whole answer."""
         # A prepared request knows nothing of proxy and CA variables by itself.
         environment = self.merge_environment_settings(
             request.url or "", proxies={}, stream=True, verify=None, cert=None
         )
-        seconds: float = kwargs["timeout"]
-        # Its turn comes within a window; then connecting and each read have `timeout`.
-        self._deadline = self._clock.seconds() + self._window + 2 * seconds
         try:
-            response = super().send(request, **{**environment, **kwargs, "stream": True})
+            response = super().send(
+                request, **environment, timeout=self._timeout, allow_redirects=False
+            )
         except ValueError:
             # Not the error's own text, which may hold a header or a proxy's password.
             msg = "no request can be made: check HTTPS_PROXY, api_url and user_agent"
@@ -80,28 +145,16 @@ class ApiSession(requests.Session):
             if isinstance(error, requests.RequestException):
                 raise
             raise requests.exceptions.ConnectionError(error) from None
-        finally:
-            self._deadline = math.inf
-        self._read(response, seconds)
+        self._read(response)
+        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            told = told_wait(response, self._clock.now())
+            self._turns.hold(self._minute * RATE_WINDOW if told is None else told)
+        vars(response)["answered_at"] = self._clock.seconds()
         return response
 
-    def check_deadline(self) -> None:
-        """Stop waiting for the headers of an answer that is overdue.
-
-        To be called now and then by a signal: each read has a timeout of its own, which
-        an answer that comes byte by byte never meets.
-
-        Raises:
-            TimeoutError: If it is; this is what a socket raises whose timeout is over.
-        """
-        if self._clock.seconds() > self._deadline:
-            self._deadline = math.inf
-            msg = "the answer took too long"
-            raise TimeoutError(msg)
-
-    def _read(self, response: requests.Response, seconds: float) -> None:
+    def _read(self, response: requests.Response) -> None:
         """Read the body; each read has a timeout of its own, and all have a deadline."""
-        deadline = self._clock.seconds() + seconds
+        deadline = self._clock.seconds() + self._timeout
         raw, body = response.raw, io.BytesIO()
         try:
             while chunk := raw.read1(CHUNK, decode_content=True):
@@ -119,3 +172,124 @@ class ApiSession(requests.Session):
             response.close()
         body.seek(0)
         response.raw = body
+
+
+class Attempt(threading.Thread):
+    """One attempt at a request. A daemon: the end of the process waits for none."""
+
+    outcome: requests.Response | Exception
+
+    def __init__(self, exchange: t.Callable[[], requests.Response]) -> None:
+        """Prepare the attempt; ``sent_at`` is the stopwatch's reading at its turn."""
+        super().__init__(daemon=True)
+        self.done = threading.Event()
+        self.sent_at = math.inf
+        self._exchange = exchange
+        self._given_up = False
+        self._turn = threading.Lock()
+
+    @override
+    def run(self) -> None:
+        try:
+            self.outcome = self._exchange()
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            self.outcome = error
+        self.done.set()
+
+    def give_up(self) -> bool:
+        """Keep the request from being sent; False if it is on its way already."""
+        with self._turn:
+            self._given_up = True
+            return math.isinf(self.sent_at)
+
+    def is_given_up(self) -> bool:
+        """Tell whether nobody waits for the answer any more."""
+        return self._given_up
+
+    def begin(self, seconds: float) -> None:
+        """Note that the request is sent now.
+
+        Raises:
+            requests.RequestException: If nobody waits for its answer any more.
+        """
+        with self._turn:
+            if self._given_up:
+                msg = "given up"
+                raise requests.RequestException(msg)
+            self.sent_at = seconds
+
+
+class Turns(Limiter):
+    """Gives each attempt its turn: no faster than the pace, and none while all wait."""
+
+    def __init__(self, bucket: InMemoryBucket, clock: Clock) -> None:
+        """Begin with the whole allowance of a window."""
+        super().__init__(bucket)
+        self._clock = clock
+        self._one_by_one = threading.Lock()  # turns come in the order of asking
+        self._held_until = -math.inf
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody send for some seconds, as an answer 429 has told."""
+        until = self._clock.seconds() + min(seconds, LONGEST_TOLD)
+        self._held_until = max(self._held_until, until)
+
+    @override
+    def try_acquire(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        attempt = t.cast("Attempt", threading.current_thread())
+        with self._one_by_one:
+            # A turn that comes while all are told to wait is lost, and another is taken.
+            acquired = attempt.is_given_up() or super().try_acquire(*args, **kwargs)
+            while (wait := self._held_until - self._clock.seconds()) > 0:
+                time.sleep(wait)
+                acquired = super().try_acquire(*args, **kwargs)
+            attempt.begin(self._clock.seconds())
+        return acquired
+
+
+# --- What an answer 429 tells -------------------------------------------------------
+
+
+def answered_at(response: requests.Response) -> float:
+    """Give the stopwatch's reading when a response of the session had arrived."""
+    return t.cast("float", vars(response)["answered_at"])
+
+
+def told_wait(response: requests.Response, now: datetime) -> float | None:
+    """Give the seconds that an answer 429 tells to wait, None where it does not.
+
+    ``Retry-After`` holds seconds or an HTTP date; a reset header holds seconds or the
+    instant as seconds since 1970.
+    """
+    headers = response.headers
+    told = headers.get("Retry-After", "")
+    seconds = _number(told)
+    if seconds is not None:
+        return max(0.0, seconds)
+    date = _http_date(told)
+    if date is not None:
+        return max(0.0, (date - now).total_seconds())
+    for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
+        reset = _number(headers.get(name, ""))
+        if reset is not None:
+            if reset > MILLISECONDS_1970_TO_2001:
+                reset /= 1000
+            is_instant = reset > SECONDS_1970_TO_2001
+            return max(0.0, reset - now.timestamp() if is_instant else reset)
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -19,6 +19,7 @@ if t.TYPE_CHECKING:
 API_URL = "https://api.bugspulse.com/export"
 KEY_PREFIX = "bp_"
 MAX_PAGE_SIZE = 1000  # "Rows per page - max 1,000"
+CONCURRENCY, MAX_CONCURRENCY = 8, 32  # measured, see docs/performance.md
 REQUESTS_PER_MINUTE = 60  # "rate-limited to 60 requests / minute per API key"
 EVENTS_FOR = ("all", "errors", "crashed")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -120,6 +121,17 @@ CONFIG_SCHEMA: dict[str, t.Any] = th.PropertiesList(
         ),
     ),
     th.Property(
+        "concurrency",
+        th.IntegerType,
+        default=CONCURRENCY,
+        title="Concurrent requests",
+        description=(
+            "Requests that may be on their way at the same time, 1 to 32, so that the "
+            "allowance is used also when answers are slow; 1 asks for one after the "
+            "other. Rows and their order are the same."
+        ),
+    ),
+    th.Property(
         "request_timeout",
         th.NumberType,
         default=60,
@@ -157,6 +169,7 @@ class Settings:
     project: str | None
     page_size: int
     requests_per_minute: int
+    concurrency: int
     request_timeout: float
     user_agent: str
 
@@ -195,6 +208,10 @@ class Settings:
             requests_per_minute=int(
                 read.number("requests_per_minute", REQUESTS_PER_MINUTE, 1, whole=True)
                 or REQUESTS_PER_MINUTE
+            ),
+            concurrency=int(
+                read.number("concurrency", CONCURRENCY, 1, MAX_CONCURRENCY, whole=True)
+                or CONCURRENCY
             ),
             request_timeout=read.number("request_timeout", 60, 0, above=True) or 60,
             user_agent=read.text("user_agent")

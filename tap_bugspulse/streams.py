@@ -219,6 +219,12 @@ class Network(IncrementalStream):
 
     _count: tuple[datetime, int] | None = None
 
+    @override
+    def choose(self, row: Row, instant: datetime | None, window: Window) -> Iterator[Row]:
+        is_ahead = instant is not None and instant > self.tap.run.started
+        if self.ignores_state or self._is_new_ahead(row["id"], is_ahead=is_ahead):
+            yield from super().choose(row, instant, window)
+
     def _is_new_ahead(self, row_id: str, *, is_ahead: bool) -> bool:
         """Tell whether a row has not been met while it lay in the future."""
         key = session_key(row_id)
@@ -246,8 +252,14 @@ class Network(IncrementalStream):
             "days": {
                 day.isoformat(): self.days[day].write()
                 for day in sorted(self.days)
-                # Between the newest row and the recent days, whatever comes is new.
-                if day >= edge and (day <= self._tracked_to(newest) or day >= self._recent)
+                # Between the newest row and the recent days, whatever comes is new, but
+                # for rows that the API files under another instant than their own.
+                if day >= edge
+                and (
+                    day <= self._tracked_to(newest)
+                    or day >= self._recent
+                    or self.days[day].total
+                )
             },
             "ahead": b64encode(b"".join(sorted(self.ahead))).decode(),
         }

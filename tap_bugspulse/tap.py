@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import typing as t
 from functools import cached_property
 
@@ -100,8 +99,6 @@ class TapBugsPulse(Tap):
             _check_environment(known)
             raise
         super()._setup_signal_handlers()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGALRM, self._tick)
         if self.metrics_logger.level > logging.DEBUG:
             self.metrics_logger.setLevel(logging.WARNING)
 
@@ -128,8 +125,7 @@ class TapBugsPulse(Tap):
     @cached_property
     def session(self) -> ApiSession:
         """The one HTTP session of the tap: the limit counts per key."""
-        pace = self.settings.requests_per_minute
-        return ApiSession(pace, self.minute_seconds, self.clock)
+        return ApiSession(self.settings, self.minute_seconds, self.clock)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
@@ -278,11 +274,6 @@ class TapBugsPulse(Tap):
     @override
     def _setup_signal_handlers(self) -> None:
         """Do nothing yet: they are set up when there is a state to write."""
-
-    def _tick(self, *_: object) -> None:
-        """End an answer that is overdue as a timeout of its socket would."""
-        if "session" in vars(self):
-            self.session.check_deadline()
 
     # The SDK ends with 0, and a killed run must not look successful. Its state could
     # also land in the middle of a message that is being written.

@@ -282,6 +282,23 @@ def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
             state = output.state
 
 
+def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
+    """A call of long ago that the API files under the day it came is not loaded again."""
+    project = generate(seed=0, sessions=0, days=1, until=now)
+    with Sandbox(
+        project, Options(requests_per_minute=None, filter_on="received")
+    ) as sandbox:
+        project.now = now
+        call = project.new_network(now - timedelta(hours=361))
+        first = sync(sandbox, now)
+        assert {key[0] for key in first.table("network")} == {call}
+        state = first.state
+        for hours in (300, 300, 400):
+            output = sync(sandbox, now + timedelta(hours=hours), state)
+            assert output.rows("network") == []
+            state = output.state
+
+
 def test_clocks_that_are_ahead_move_no_mark(sandbox: Sandbox, now: datetime) -> None:
     """A session and a call in the future are loaded once and hold nothing up."""
     project = sandbox.project
@@ -297,6 +314,18 @@ def test_clocks_that_are_ahead_move_no_mark(sandbox: Sandbox, now: datetime) -> 
     assert calls <= {key[0] for key in second.table("network")}
     third = sync(sandbox, now + timedelta(hours=1), second.state)
     assert third.rows("sessions") == third.rows("network") == third.rows("events") == []
+
+
+def test_a_call_of_the_future_is_not_loaded_again_when_its_time_has_come(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A call that a clock had put days ahead is known when runs get there."""
+    sandbox.project.new_network(now + timedelta(hours=151))
+    state = sync(sandbox, now, lookback_days=1).state
+    for hours in (1, 300, 300, 400):
+        output = sync(sandbox, now + timedelta(hours=hours), state, lookback_days=1)
+        assert output.rows("network") == []
+        state = output.state
 
 
 # --- Which events are fetched ------------------------------------------------------------

@@ -13,7 +13,7 @@ import typing as t
 
 import pytest
 
-from tests.running import Output, expected, select, sync
+from tests.running import Output, expected, select, sync, wait_until
 from tests.tap_process import SignalAt, TapProcess
 from tests.test_corporate import listening
 from tests.test_http import assert_one_line, run_tap
@@ -144,7 +144,7 @@ def test_headers_that_drip_are_an_answer_too_late(now: datetime, tmp_path: Path)
             request_timeout=0.5,
         )
         assert tap.end() == 0, tap.log
-    assert stop.is_set()
+    wait_until(stop.is_set)
     assert tap.log.count("trying again in ") == 1
     assert "crashes: trying again in 0 s after no answer in time" in tap.log
 

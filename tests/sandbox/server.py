@@ -88,6 +88,7 @@ class Sandbox:
         self.requests: list[Request] = []
         self.closing = Event()
         self._log = log
+        self._hooks = Lock()  # hooks count requests, which come at once
         self._lock = Lock()
         self._errors: list[Exception] = []
         self._random = random.Random(self.options.fault_seed)
@@ -181,9 +182,10 @@ class Sandbox:
             wait = allowance.take(options, request.at)
         if wait:
             raise _Refusal(self._too_many(wait))
-        if options.on_request:
-            options.on_request(request, self.project)
-        fault = options.script(request) if options.script else None
+        with self._hooks:
+            if options.on_request:
+                options.on_request(request, self.project)
+            fault = options.script(request) if options.script else None
         with self._lock:
             fault = fault or self._draw_fault()
             delay = options.latency + options.jitter * self._random.random()

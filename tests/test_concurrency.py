@@ -1,0 +1,187 @@
+"""Asking ahead: the same rows and requests, and never more at once than set."""
+
+from __future__ import annotations
+
+import json
+import math
+import typing as t
+from datetime import timedelta
+
+import pytest
+
+from tests.running import PRIMARY_KEYS, Row, expected, select, sync
+from tests.sandbox import Options, Sandbox, generate
+from tests.tap_process import TapProcess
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from tests.sandbox import Project, Request
+
+MANY = 8
+
+
+@pytest.fixture
+def slow(now: datetime) -> Iterator[Sandbox]:
+    """A project whose answers take a while, some longer than others."""
+    project = generate(seed=3, sessions=80, days=10, until=now - timedelta(hours=1))
+    options = Options(requests_per_minute=None, latency=0.005, jitter=0.02)
+    with Sandbox(project, options) as running:
+        yield running
+
+
+def asked(sandbox: Sandbox) -> list[tuple[tuple[str, str], ...]]:
+    """Give what was asked for, in an order of its own."""
+    return sorted(
+        (("path", one.path), *sorted(one.query.items())) for one in sandbox.requests
+    )
+
+
+def test_rows_and_requests_are_the_same_as_one_at_a_time(
+    slow: Sandbox, now: datetime
+) -> None:
+    """Asking ahead changes no message but STATE, and no request but its moment."""
+    one = sync(slow, now, concurrency=1, page_size=10)
+    in_turn = asked(slow)
+    slow.reset()
+    many = sync(slow, now, concurrency=MANY, page_size=10)
+    for stream in PRIMARY_KEYS:
+        assert many.rows(stream) == one.rows(stream)
+        assert one.table(stream) == expected(slow.project, stream)
+    assert many.state == one.state
+    assert asked(slow) == in_turn
+    assert len(in_turn) > 100
+
+
+@pytest.mark.parametrize("concurrency", [1, MANY])
+def test_no_more_are_on_their_way_than_set(
+    slow: Sandbox, now: datetime, concurrency: int
+) -> None:
+    """As many requests as set are on their way at once, and never one more."""
+    most = 0
+
+    def count(request: Request, project: Project) -> None:
+        nonlocal most
+        del request, project
+        most = max(most, sum(one.status == 0 for one in list(slow.requests)))
+
+    slow.options.on_request = count
+    slow.options.latency = 0.03
+    sync(slow, now, concurrency=concurrency, page_size=10)
+    assert most == concurrency
+
+
+def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
+    """While an answer 429 is waited out, nobody else asks for anything."""
+    told, on_their_way = 3.0, 1.0
+    slow.options.minute = 60 * told
+    refused: list[float] = []
+
+    def script(request: Request) -> str | None:
+        if request.path == "/events" and len(slow.requests) > 40 and not refused:
+            refused.append(request.at)
+            return "429"
+        return None
+
+    slow.options.script = script
+    output = sync(slow, now, concurrency=MANY)
+    assert output.table("events") == expected(slow.project, "events")
+    late = [one.at - refused[0] for one in slow.requests if one.at > refused[0]]
+    assert [at for at in late if on_their_way < at < told] == []
+    assert len([at for at in late if at < told]) < MANY
+    assert len([at for at in late if at > told]) > MANY
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "arbitrary"])
+@pytest.mark.parametrize(
+    ("change", "every"), [("late_every", 3), ("new_every", 3), ("purge_every", 25)]
+)
+def test_pages_that_are_answered_out_of_turn_lose_nothing(
+    now: datetime,
+    order: t.Literal["newest", "oldest", "arbitrary"],
+    change: str,
+    every: int,
+) -> None:
+    """Rows that are there all the time arrive, though pages overtake each other."""
+    project = generate(seed=8, sessions=80, days=6, until=now - timedelta(hours=1))
+    before = {name: set(project.table(name)) for name in ("sessions", "network")}
+    options = Options(requests_per_minute=None, order=order, jitter=0.03)
+    setattr(options, change, every)
+    with Sandbox(project, options) as sandbox:
+        output = sync(
+            sandbox,
+            now,
+            catalog=select(now, "sessions", "network"),
+            page_size=5,
+            concurrency=MANY,
+        )
+    for stream, known in before.items():
+        stayed = known & set(project.table(stream))
+        assert len(stayed) > 20
+        assert stayed <= {key[0] for key in output.table(stream)}
+        assert output.repeated(stream) == []
+
+
+def test_an_error_ends_the_run_though_others_hang(
+    slow: Sandbox, now: datetime, tmp_path: Path
+) -> None:
+    """Answers that never come hold up no end, and nothing more is asked for."""
+    slow.options.hang_seconds = 600.0
+    events = 0
+
+    def script(request: Request) -> str | None:
+        nonlocal events
+        events += request.path == "/events"
+        if request.path != "/events" or events < 20:
+            return None
+        return "401" if events == 20 else "timeout"
+
+    slow.options.script = script
+    tap = TapProcess(tmp_path / "tap", slow, now, concurrency=MANY)
+    assert tap.end() == 1
+    assert "401 Unauthorized for /events" in tap.log.splitlines()[-1]
+    assert "Traceback" not in tap.log
+    assert 20 <= events < 20 + MANY
+    lines = [json.loads(line) for line in tap.written.splitlines()]
+    assert lines[-1]["type"] in {"RECORD", "STATE"}
+
+
+def test_a_time_box_takes_what_is_on_its_way(
+    slow: Sandbox, now: datetime, tmp_path: Path
+) -> None:
+    """No session is asked for twice by runs that a small time box stops."""
+    stopwatch = tmp_path / "stopwatch"
+
+    def pass_a_second(request: Request, project: Project) -> None:
+        del request, project
+        with stopwatch.open("ab") as file:
+            file.write(b".")
+
+    stopwatch.touch()
+    slow.options.on_request = pass_a_second
+    state, runs = None, 0
+    tables: dict[tuple[str, ...], Row] = {}
+    while True:
+        tap = TapProcess(
+            tmp_path / str(runs),
+            slow,
+            now,
+            state,
+            stopwatch=stopwatch,
+            concurrency=MANY,
+            max_runtime_minutes=0.75,
+            request_timeout=1e6,
+        )
+        assert tap.end() == 0, tap.log
+        runs += 1
+        tables |= tap.output().table("events")
+        state = json.dumps(tap.output().state)
+        if "summary status=complete" in tap.log:
+            break
+        assert runs < math.ceil(len(slow.project.sessions) / MANY)
+    assert runs > 2
+    assert tables == expected(slow.project, "events")
+    sessions = [one.query["sessionId"] for one in slow.requests if one.path == "/events"]
+    assert sorted(sessions) == sorted(set(sessions))
