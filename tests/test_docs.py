@@ -19,6 +19,7 @@ if t.TYPE_CHECKING:
     from tests.sandbox import Sandbox
 
 README = text("README.md")
+UNSEEN = {"given up"}  # of a request that nobody waits for any more
 SHORTEST = 20  # letters of a part of a message that tell it from others
 
 
@@ -85,7 +86,7 @@ def test_each_message_is_explained() -> None:
     assert len(known) > 40
     missing = [
         one
-        for one in messages()
+        for one in messages() - UNSEEN
         if not any(one in other or other.rstrip("…") in one for other in known)
     ]
     assert missing == []
