@@ -517,6 +517,25 @@ def test_a_stretch_that_begins_later_has_its_history_read_again(sandbox: Sandbox
     }
 
 
+def test_a_mark_that_is_set_back_brings_what_lies_before_the_lookback(
+    sandbox: Sandbox,
+) -> None:
+    """An edited forward mark has older sessions emitted again, recent ones compared."""
+    state = sync(sandbox, NOW).state
+    mark = state["bookmarks"]["sessions"]
+    assert mark["replication_key_value"] > "2026-02-28"
+    mark["replication_key_value"] = "2026-02-12T00:00:00.000Z"
+    loaded = {row["id"] for row in sync(sandbox, NOW, state).rows("sessions")}
+    remembered = {key[0] for key in expected(sandbox.project, "sessions")} - loaded
+    starts = {key: sandbox.project.sessions[key]["startedAt"] for key in loaded}
+    assert loaded
+    assert max(starts.values()) < "2026-02-21"
+    assert {sandbox.project.sessions[key]["startedAt"][:10] for key in remembered} >= {
+        "2026-02-26",
+        "2026-02-27",
+    }
+
+
 def test_a_session_that_is_given_up_is_not_asked_for_again(sandbox: Sandbox) -> None:
     """What is deleted from `set_aside` is left alone by later runs."""
     broken = max(sandbox.project.sessions, key=lambda key: key == "sess_1771604823_wy1h8k")
