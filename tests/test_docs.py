@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 import re
 import typing as t
-from pathlib import Path
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
+from tests.documents import table, text
+from tests.messages import messages
 from tests.running import PRIMARY_KEYS, select, sync
+from tests.test_release import script
 
 if t.TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from tests.sandbox import Sandbox
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-
-
-def table(heading: str) -> list[list[str]]:
-    """Give the cells of the first table below a heading, without its head."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+README = text("README.md")
+UNSEEN = {"given up"}  # of a request that nobody waits for any more
+SHORTEST = 20  # letters of a part of a message that tell it from others
 
 
 def test_the_settings_table_is_the_settings() -> None:
     """README lists every setting in order with its default."""
-    rows = table("Settings")
+    rows = table("README.md", "Settings")
     assert [row[0].strip("`") for row in rows] == list(CONFIG_SCHEMA["properties"])
     for name, default, _ in rows:
         setting = CONFIG_SCHEMA["properties"][name.strip("`")]
@@ -37,7 +35,7 @@ def test_the_settings_table_is_the_settings() -> None:
 
 def test_the_streams_table_is_the_catalog(now: datetime) -> None:
     """README lists every stream with its primary key and replication."""
-    rows = {row[0].strip("`"): row for row in table("Streams")}
+    rows = {row[0].strip("`"): row for row in table("README.md", "Streams")}
     streams = select(now, *PRIMARY_KEYS)["streams"]
     assert set(rows) == {stream["stream"] for stream in streams}
     for stream in streams:
@@ -56,3 +54,96 @@ def test_the_example_state_has_the_keys_of_a_real_one(
     assert state["bookmarks"].keys() == example["bookmarks"].keys()
     for stream, bookmark in state["bookmarks"].items():
         assert bookmark.keys() == example["bookmarks"][stream].keys()
+
+
+# --- Messages -------------------------------------------------------------------------
+
+
+def explained() -> list[str]:
+    """Give the messages that docs/repair.md explains, `…` for each value."""
+    section = text("docs/repair.md").split("\n## What it says, and what to do\n")[1]
+    cells = [line.split("|")[1] for line in section.splitlines() if line[:3] == "| `"]
+    return [one for cell in cells for one in re.findall("`(.*?)`", cell)]
+
+
+def is_said(message: str, source: set[str]) -> bool:
+    """Tell whether a message of the docs is one of the source, or a part of it."""
+    return any(
+        message.rstrip("…") in one or (len(one) > SHORTEST and one in message)
+        for one in source
+    )
+
+
+def test_each_message_that_is_explained_exists() -> None:
+    """No line of the troubleshooting tables is about a message the tap cannot print."""
+    source = messages()
+    assert [one for one in explained() if not is_said(one, source)] == []
+
+
+def test_each_message_is_explained() -> None:
+    """Each warning and error that the source can print has a line with cause and cure."""
+    known = set(explained())
+    assert len(known) > 40
+    missing = [
+        one
+        for one in messages() - UNSEEN
+        if not any(one in other or other.rstrip("…") in one for other in known)
+    ]
+    assert missing == []
+
+
+def test_a_message_is_found_in_every_form(tmp_path: Path) -> None:
+    """A call, an error, an f-string and a sum of texts count; other texts do not."""
+    source = """
+RULE = "no message at all"
+logger.warning("%s: first %d of", 1, 2)
+msg = f"second {value!r} is" + WRONG
+problems.append("third thing: " f"{name}")
+logger.info("fourth thing")
+"""
+    (tmp_path / "module.py").write_text(source)
+    assert messages(tmp_path) == {
+        "…: first … of",
+        "second … is…",
+        "third thing: …",
+    }
+
+
+# --- Cost -----------------------------------------------------------------------------
+
+
+def test_the_tables_of_cost_are_computed() -> None:
+    """Hours, ceiling and credits follow from the counts that the page gives."""
+    cost = script("cost")
+    page = "docs/cost.md"
+    cells = table(page, "Requests without events")
+    numbers = [[int(cell.replace(",", "")) for cell in row] for row in cells]
+    found = {row[0]: cost.Counted(*row[1:]) for row in numbers}
+    assert list(found) == list(cost.SIZES)
+    assert cells == cost.measured_table(found)
+    assert table(page, "First load of 30 days") == cost.time_table(found, hourly=False)
+    assert table(page, "Hourly run") == cost.time_table(found, hourly=True)
+    assert table(page, "The ceiling") == cost.ceiling_table(found)
+    assert table(page, "Waking an XS warehouse") == cost.snowflake_table()
+
+
+def test_the_counts_of_cost_are_measured() -> None:
+    """A project makes as many requests as the page says."""
+    cost = script("cost")
+    cells = {row[0]: row for row in table("docs/cost.md", "Requests without events")}
+    for size in cost.FEW:
+        assert cost.measured_table({size: cost.measure(size)}) == [cells[f"{size:,}"]]
+
+
+# --- Tables ---------------------------------------------------------------------------
+
+
+def test_the_page_of_tables_is_made_from_the_schemas(now: datetime) -> None:
+    """docs/tables.md is what its script writes, with the keys of the catalog."""
+    tables = script("tables")
+    assert text("docs/tables.md") == tables.page()
+    assert tables.KEYS == PRIMARY_KEYS
+    for stream in select(now, *PRIMARY_KEYS)["streams"]:
+        name, columns = stream["stream"], stream["schema"]["properties"]
+        assert [row[0].strip("`") for row in table("docs/tables.md", name)] == [*columns]
+        assert tables.KEYS[name] == tuple(stream["key_properties"])
