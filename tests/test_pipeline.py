@@ -27,6 +27,14 @@ from tests.pipeline.meltano import (
     snowflake_settings,
 )
 from tests.pipeline.snowflake import NotEmulatedError, rewrite
+from tests.pipeline.truth import (
+    KEYS,
+    assert_same,
+    change,
+    events_asked,
+    held,
+    tap_settings,
+)
 from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -35,12 +43,6 @@ if TYPE_CHECKING:
 
     from tests.sandbox import Request
 
-KEYS = {
-    "sessions": ("id",),
-    "crashes": ("id",),
-    "network": ("id",),
-    "events": ("sessionId", "id"),
-}
 # What target-snowflake 0.20.4 sends, for the tables of one test.
 COPY = """copy into ANALYTICS.BUGSPULSE.copied (id, started_at, data) from \
 (select {casts} from '@~/target-snowflake/x')file_format = (format_name='f')"""
@@ -64,38 +66,6 @@ def sandbox() -> Iterator[Sandbox]:
 def meltano(tmp_path: Path) -> MeltanoProject:
     """Make a Meltano project of its own in a path with a space."""
     return MeltanoProject(tmp_path / "a project")
-
-
-def tap_settings(sandbox: Sandbox) -> dict[str, str]:
-    """Say the settings that take the tap to a sandbox, with no pacing to wait for."""
-    return {
-        "TAP_BUGSPULSE_API_URL": sandbox.url,
-        "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
-        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
-    }
-
-
-def held(project: Project) -> dict[str, list[dict[str, Any]]]:
-    """Say all rows that the tap should load from a sandbox's project, by stream."""
-    return {
-        "sessions": list(project.sessions.values()),
-        "crashes": list(project.crashes.values()),
-        "network": list(project.network.values()),
-        "events": [
-            {"sessionId": session, **event}
-            for session, events in project.events.items()
-            for event in events
-        ],
-    }
-
-
-def by_key(
-    stream: str, rows: list[dict[str, Any]]
-) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Index rows by primary key, having checked that each is there once."""
-    keys = [tuple(row[name] for name in KEYS[stream]) for row in rows]
-    assert [key for key, count in Counter(keys).items() if count > 1] == []
-    return dict(zip(keys, rows, strict=True))
 
 
 def column(field: str) -> str:
@@ -133,17 +103,6 @@ def loaded(
         ]
         for (stream, names), answer in zip(fields.items(), answers, strict=True)
     }
-
-
-def assert_same(
-    actual: dict[str, list[dict[str, Any]]], expected: dict[str, list[dict[str, Any]]]
-) -> None:
-    """Compare rows by stream, row by row and field by field, whatever their order."""
-    assert {name: len(rows) for name, rows in actual.items()} == {
-        name: len(rows) for name, rows in expected.items()
-    }
-    for stream, rows in expected.items():
-        assert by_key(stream, actual[stream]) == by_key(stream, rows)
 
 
 def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
@@ -254,11 +213,6 @@ def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
         assert first[0] not in {*killed, *events_asked(sandbox)}
 
 
-def events_asked(sandbox: Sandbox) -> list[str]:
-    """Give the sessions whose events a sandbox was asked for, in order."""
-    return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
-
-
 def kill_when(
     reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
 ) -> None:
@@ -274,19 +228,6 @@ def kill_when(
         assert reached.wait(90)
         os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == -signal.SIGKILL
-
-
-def change(project: Project) -> None:
-    """Have happen what happens to a project between two runs."""
-    sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
-    # The last ones on a clock that is right are within the lookback.
-    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][
-        -5:
-    ]
-    project.grow(recent[-1])
-    project.crash(recent[-2])
-    project.end(project.new_session(project.now, active=True))
-    project.new_network(project.now)
 
 
 def assert_variants(port: int, rows: dict[str, list[dict[str, Any]]], home: Path) -> None:
