@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
-from tests.pipeline.children import CHECKOUT, environment, serving
+from tests.pipeline.children import CHECKOUT, serving
 from tests.pipeline.meltano import (
     MeltanoProject,
     NotLoopbackError,
@@ -27,21 +23,12 @@ from tests.pipeline.meltano import (
     snowflake_settings,
 )
 from tests.pipeline.snowflake import NotEmulatedError, rewrite
-from tests.pipeline.truth import (
-    KEYS,
-    assert_same,
-    change,
-    events_asked,
-    held,
-    tap_settings,
-)
-from tests.sandbox import Options, Project, Sandbox, generate
+from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.sandbox import Request
 
 # What target-snowflake 0.20.4 sends, for the tables of one test.
 COPY = """copy into ANALYTICS.BUGSPULSE.copied (id, started_at, data) from \
@@ -68,43 +55,6 @@ def meltano(tmp_path: Path) -> MeltanoProject:
     return MeltanoProject(tmp_path / "a project")
 
 
-def column(field: str) -> str:
-    """Say the column that target-snowflake makes of a field with `normalise_casing`."""
-    return re.sub(r"([A-Z])", r"_\1", field).upper()
-
-
-def loaded(
-    port: int, rows: dict[str, list[dict[str, Any]]], home: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """Read the tables of the emulated Snowflake back, in the API's names and forms.
-
-    Args:
-        port: Where the emulated Snowflake listens.
-        rows: By stream, rows that have all fields which are to be read.
-        home: A home directory for the client.
-    """
-    fields = {stream: list(some[0]) for stream, some in rows.items()}
-    statements = [
-        f"select {', '.join(map(column, names))} from {stream}"  # noqa: S608 - own names
-        for stream, names in fields.items()
-    ]
-    answers = query(port, statements, home=home)
-    return {
-        stream: [
-            {
-                name: json.loads(value)
-                if name == "data"
-                else value + "Z"
-                if isinstance(value, str) and INSTANT.fullmatch(value)
-                else value
-                for name, value in zip(names, row, strict=True)
-            }
-            for row in answer
-        ]
-        for (stream, names), answer in zip(fields.items(), answers, strict=True)
-    }
-
-
 def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
     """A setting that Meltano writes changes its own line of meltano.yml and no other."""
     file = meltano.directory / "meltano.yml"
@@ -117,138 +67,6 @@ def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
     ]
     assert meltano.call(*change, "false", settings={}) == 0
     assert file.read_text() == before
-
-
-def test_meltano_writes_every_row_once_as_json_lines(
-    sandbox: Sandbox, meltano: MeltanoProject
-) -> None:
-    """`meltano run tap-bugspulse target-jsonl` writes all the sandbox holds, once."""
-    code = meltano.run("tap-bugspulse", "target-jsonl", settings=tap_settings(sandbox))
-
-    assert code == 0
-    written: dict[str, list[dict[str, Any]]] = {}
-    for stream in KEYS:
-        lines = (
-            (meltano.directory / "output" / f"{stream}.jsonl")
-            .read_text("utf-8")
-            .splitlines()
-        )
-        written[stream] = [json.loads(line) for line in lines]
-        # The sandbox has no field that the reference does not have.
-        assert {str(row.pop("_extra", None)) for row in written[stream]} == {"None"}
-    assert_same(written, held(sandbox.project))
-
-
-def test_snowflake_holds_what_bugspulse_holds_after_each_run(
-    sandbox: Sandbox, meltano: MeltanoProject, tmp_path: Path
-) -> None:
-    """Two runs into Snowflake leave each row once, with latest values and nested JSON."""
-    sql_log = tmp_path / "statements.jsonl"
-    home = tmp_path / "home"
-    arguments = ("--database-dir", str(tmp_path / "databases"), "--sql-log", str(sql_log))
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as server:
-        port = server["port"]
-        settings = tap_settings(sandbox) | snowflake_settings(emulated_account(port))
-
-        assert meltano.run("tap-bugspulse", "target-snowflake", settings=settings) == 0
-        first = held(sandbox.project)
-        assert_same(loaded(port, first, home), first)
-        assert_variants(port, first, home)
-
-        change(sandbox.project)
-        second = held(sandbox.project)
-        assert second["sessions"] != first["sessions"]
-        assert len(second["network"]) > len(first["network"])
-        assert meltano.run("tap-bugspulse", "target-snowflake", settings=settings) == 0
-        assert_same(loaded(port, second, home), second)
-
-    statements = [
-        json.loads(line)["sql"] for line in sql_log.read_text("utf-8").splitlines()
-    ]
-    merged = {
-        match[1]
-        for sql in statements
-        if (match := re.match(r'merge into \S+"(\w+)" d', sql))
-    }
-    assert merged == {"SESSIONS", "CRASHES", "NETWORK", "EVENTS"}
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as again:
-        # The database outlives the server.
-        assert_same(loaded(again["port"], second, home), second)
-
-
-def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
-    sandbox: Sandbox, meltano: MeltanoProject, tmp_path: Path
-) -> None:
-    """A whole `meltano run` that is killed leaves nothing out and nothing twice."""
-    home = tmp_path / "home"
-    arguments = ("--database-dir", str(tmp_path / "warehouse"))
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as ready:
-        account = loopback_only(emulated_account(ready["port"]))
-        settings = snowflake_settings(account) | tap_settings(sandbox)
-        # A box of no time: what is new, and the events of one session, with a state.
-        box = settings | {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "0.000001"}
-        assert meltano.run("tap-bugspulse", "target-snowflake", settings=box) == 0
-        first = events_asked(sandbox)
-        assert len(first) == 1
-
-        sandbox.reset()
-        reached = threading.Event()
-
-        def watch(request: Request, _: Project) -> None:
-            if request.path == "/events" and len(events_asked(sandbox)) >= 20:
-                reached.set()
-
-        sandbox.options.on_request = watch
-        kill_when(reached, meltano, settings)
-        sandbox.options.on_request = None
-        killed = events_asked(sandbox)
-        assert len(killed) >= 20
-
-        sandbox.reset()
-        # Meltano takes the killed run for one that still goes on, for five minutes.
-        run = ("--force", "tap-bugspulse", "target-snowflake")
-        assert meltano.run(*run, settings=settings) == 0
-        rows = held(sandbox.project)
-        assert_same(loaded(ready["port"], rows, home), rows)
-        assert first[0] not in {*killed, *events_asked(sandbox)}
-
-
-def kill_when(
-    reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
-) -> None:
-    """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
-    with subprocess.Popen(
-        [meltano.meltano, "run", "tap-bugspulse", "target-snowflake"],
-        cwd=meltano.directory,
-        env=environment(meltano.home, {"MELTANO_AUTO_INSTALL": "false", **settings}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as running:
-        assert reached.wait(90)
-        os.killpg(running.pid, signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
-
-
-def assert_variants(port: int, rows: dict[str, list[dict[str, Any]]], home: Path) -> None:
-    """Check that Snowflake's path syntax finds what is inside the `data` of events."""
-    navigate_sql = """
-        select data:to::string, count(*)
-        from events where type = 'navigate' group by 1
-    """
-    custom_sql = """
-        select data:name::string, data:properties.screen::string, count(*)
-        from events where type = 'custom' group by 1, 2
-    """
-    screens, actions = query(port, [navigate_sql, custom_sql], home=home)
-    navigated = [event["data"] for event in rows["events"] if event["type"] == "navigate"]
-    custom = [event["data"] for event in rows["events"] if event["type"] == "custom"]
-    assert {row[0]: row[1] for row in screens} == Counter(data["to"] for data in navigated)
-    assert {(row[0], row[1]): row[2] for row in actions} == Counter(
-        (data["name"], data["properties"].get("screen")) for data in custom
-    )
-    assert len(navigated) > 0
-    assert any(data["properties"].get("screen") for data in custom)
 
 
 def test_the_meltano_project_has_all_settings_of_the_tap() -> None:

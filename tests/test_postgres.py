@@ -57,7 +57,7 @@ class Postgres(NamedTuple):
     def query(self, statement: str, *values: object) -> list[dict[str, Any]]:
         """Run a statement of these tests, `{schema}` in it is the schema's name."""
         # It is a constant of this file.
-        template = sql.SQL(statement)  # type: ignore[arg-type] # no LiteralString here
+        template = sql.SQL(statement)
         composed = template.format(schema=sql.Identifier(self.schema))
         with psycopg.connect(self.dsn, row_factory=dict_row) as connection:
             return connection.execute(composed, values).fetchall()
@@ -96,7 +96,7 @@ def postgres(tmp_path: Path) -> Iterator[Postgres]:
 def test_postgres_holds_what_bugspulse_holds_after_each_run(
     postgres: Postgres, tmp_path: Path
 ) -> None:
-    """Two runs leave each row once, with latest values; the second loads the changes only."""
+    """Two runs leave each row once, with latest values; the second loads what changed."""
     meltano = MeltanoProject(tmp_path / "project")
     project = generate(2, 60, 5, datetime.now(UTC), crash_groups=6)
     run = ("tap-bugspulse", "target-postgres")
