@@ -4,8 +4,9 @@ The emulator runs what the target sends in DuckDB, so it proves which statements
 in which order, and what they leave in the tables by the meaning that SQL gives them. It
 does not prove what only Snowflake has:
 
-- **Signing in.** It takes any user and password. Key pairs, network policies, roles and
-  their grants, and OAuth are never tried.
+- **Signing in.** It takes any user, password and key: the target reads a key and signs with
+  it (tests/test_schedules.py), but nothing checks that. Network policies, roles and their
+  grants, and OAuth are never tried.
 - **Staging.** PUT copies a file into a folder. Encryption, uploads to a cloud's storage,
   and files that Snowflake cuts or refuses are never tried.
 - **COPY and MERGE as Snowflake runs them.** Both are rewritten for DuckDB: how a file
@@ -29,7 +30,6 @@ for that account, and no cost.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import signal
@@ -39,19 +39,12 @@ import uuid
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pipeline.children import CHECKOUT, environment, serving
-from tests.pipeline.meltano import (
-    SCHEMA,
-    MeltanoProject,
-    ask,
-    emulated_account,
-    emulated_connection,
-    snowflake_settings,
-)
+from tests.pipeline.children import CHECKOUT, environment
+from tests.pipeline.meltano import MeltanoProject, ask
 from tests.pipeline.truth import (
     KEYS,
     Rows,
@@ -61,6 +54,7 @@ from tests.pipeline.truth import (
     held,
     tap_settings,
 )
+from tests.pipeline.warehouse import Snowflake, emulated
 from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -70,103 +64,21 @@ if TYPE_CHECKING:
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "target-snowflake.sql"
 MASKED = CHECKOUT / "examples" / "masking" / "masked.meltano.yml"
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
-OBJECTS = {"data", "_extra"}
 RUN = ("tap-bugspulse", "target-snowflake")
-
-
-class Snowflake(NamedTuple):
-    """A schema in Snowflake, the emulated or a real one.
-
-    Attributes:
-        schema: Its name.
-        settings: The settings of target-snowflake, as environment variables.
-        connection: The arguments of Snowflake's connector.
-        home: A home directory for the connector.
-        sql_log: Where the emulated one writes down all statements.
-    """
-
-    schema: str
-    settings: dict[str, str]
-    connection: dict[str, object]
-    home: Path
-    sql_log: Path
-
-    def query(self, *statements: str) -> list[list[list[Any]]]:
-        """Run statements and give the rows of each."""
-        return ask(self.connection, statements, home=self.home)
-
-    def sent(self) -> list[str]:
-        """Give the statements since this was last called; none of a real account."""
-        if not self.sql_log.exists():
-            return []
-        lines = self.sql_log.read_text("utf-8").splitlines()
-        self.sql_log.unlink()
-        return [json.loads(line)["sql"] for line in lines]
-
-    def rows(self, like: Rows) -> Rows:
-        """Read tables back, in the API's names and forms.
-
-        Args:
-            like: By stream, rows that have all fields which are to be read.
-        """
-        fields = {stream: list(some[0]) for stream, some in like.items()}
-        answers = self.query(
-            *(
-                f"select {', '.join(map(column, names))} from {stream}"  # noqa: S608 - own names
-                for stream, names in fields.items()
-            )
-        )
-        return {
-            stream: [
-                {name: plain(name, value) for name, value in zip(names, row, strict=True)}
-                for row in answer
-            ]
-            for (stream, names), answer in zip(fields.items(), answers, strict=True)
-        }
-
-    def types(self) -> dict[str, str]:
-        """Give the type of each column of the API's, by table and column."""
-        of_schema = f"information_schema.columns where table_schema = '{self.schema}'"
-        (columns,) = self.query(
-            f"select table_name || '.' || column_name, data_type from {of_schema}"  # noqa: S608 - as above
-        )
-        return {name: kind for name, kind in columns if "._SDC_" not in name}
-
-
-def column(field: str) -> str:
-    """Say the column that target-snowflake makes of a field with `normalise_casing`."""
-    return re.sub(r"([A-Z])", r"_\1", field).upper()
-
-
-def plain(name: str, value: object) -> object:
-    """Say a value of Snowflake as the API has it."""
-    if name in OBJECTS and isinstance(value, str):
-        return json.loads(value)
-    if isinstance(value, str) and INSTANT.fullmatch(value):
-        return value + "Z"
-    return value
 
 
 @pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.account)])
 def snowflake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Snowflake]:
     """A schema that nobody else has, dropped afterwards where the account is real."""
-    home, sql_log = tmp_path / "home", tmp_path / "statements.jsonl"
     if request.param == "real":
+        home = tmp_path / "home"
         schema = f"BUGSPULSE_TEST_{uuid.uuid4().hex[:8].upper()}"
         settings, connection = account(os.environ, schema)
-        yield Snowflake(schema, settings, connection, home, sql_log)
+        yield Snowflake(schema, settings, connection, home, tmp_path / "none")
         ask(connection, [f"drop schema if exists {schema} cascade"], home=home)
         return
-    arguments = ("--database-dir", str(tmp_path / "databases"), "--sql-log", str(sql_log))
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as server:
-        yield Snowflake(
-            SCHEMA,
-            snowflake_settings(emulated_account(server["port"])),
-            emulated_connection(server["port"]),
-            home,
-            sql_log,
-        )
+    with emulated(tmp_path) as server:
+        yield server
 
 
 def account(
