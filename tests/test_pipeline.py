@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import subprocess
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,10 +21,8 @@ from tests.pipeline.meltano import (
     snowflake_settings,
 )
 from tests.pipeline.snowflake import NotEmulatedError, rewrite
-from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -38,15 +34,6 @@ MERGE = """merge into ANALYTICS.BUGSPULSE.merged d using \
 QUALIFY ROW_NUMBER() OVER (PARTITION BY id ORDER BY SEQ8() DESC) = 1) s \
 on d.id = s.id when matched then update set d.id = s.id when not matched then \
 insert (id, started_at, data) values (s.id, s.started_at, s.data)"""
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """Serve a small project that is a few days old, without a limit of requests."""
-    project = generate(seed=1, sessions=60, days=5, until=datetime.now(UTC))
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -154,6 +141,9 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path) -> None:
                 server["port"], statements, home=tmp_path
             )
             answers[f"{table} count"] = loaded_rows
+    with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as again:
+        # The database outlives the server.
+        (kept,) = query(again["port"], ["select count(*) from merged"], home=tmp_path)
 
     assert answers["copied"] == [
         ["a", "2026-01-15T10:00:00.123", 1],
@@ -163,6 +153,7 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path) -> None:
     assert answers["copied count"] == [["staged", "LOADED", 3, 3]]
     assert answers["merged"] == [["a", None, 2], ["b", None, None]]
     assert [sum(map(int, row)) for row in answers["merged count"]] == [2]
+    assert kept == [[2]]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def account(
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """Serve a small project that is a few days old, without a limit of requests."""
-    project = generate(seed=1, sessions=60, days=5, until=datetime.now(UTC))
+    project = generate(1, 60, 5, datetime.now(UTC), crash_groups=6)
     with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
         yield sandbox
 
