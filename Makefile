@@ -1,11 +1,13 @@
 # Everything is installed inside the checkout, see scripts/setup.sh.
 
-.PHONY: help setup demo test test-slow bench lint audit wheel test-wheel hub lock clean
+.PHONY: help setup demo test test-all test-slow test-snowflake bench lint audit wheel test-wheel hub lock clean
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the tests'
+	@echo 'make test-all  run the tests, and those that need Airflow, which it installs'
 	@echo 'make test-slow  run the tests that wait for real minutes'
+	@echo 'make test-snowflake  load into a Snowflake account of yours, into a schema of its own'
 	@echo 'make bench   measure the tap next to a stock SDK tap; about half an hour'
 	@echo 'make lint    run the linters'
 	@echo 'make audit   audit the workflows under .github/'
@@ -25,8 +27,15 @@ demo:
 test: setup
 	.venv/bin/python -m pytest
 
+test-all: setup
+	@sh scripts/setup.sh airflow
+	.venv/bin/python -m pytest -m 'not (slow or account)'
+
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
+
+test-snowflake:
+	@sh scripts/test_snowflake.sh
 
 bench:
 	@sh scripts/setup.sh tap
@@ -58,4 +67,4 @@ lock:
 	@sh scripts/lock.sh
 
 clean:
-	rm -rf .venv .venv-meltano .meltano .demo dist output
+	rm -rf .venv .venv-meltano .venv-airflow .meltano .demo dist output

@@ -12,11 +12,13 @@ form() {
     .venv/bin/check-jsonschema --builtin-schema "$schema" "$@"
 }
 
+# Others copy it, so it is held to the same.
+example=examples/github-actions/load.yml
 offline=--offline
 [ -z "${GH_TOKEN:-}" ] || offline=''
-.venv/bin/zizmor --persona pedantic --strict-collection $offline .github
-form vendor.github-workflows .github/workflows/*.yml
-form custom.github-workflows-require-timeout .github/workflows/*.yml
+.venv/bin/zizmor --persona pedantic --strict-collection $offline .github "$example"
+form vendor.github-workflows .github/workflows/*.yml "$example"
+form custom.github-workflows-require-timeout .github/workflows/*.yml "$example"
 form vendor.dependabot .github/dependabot.yml
 form vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
 form vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml

@@ -15,6 +15,7 @@ compile() {
 
 compile dev pyproject.toml --group pyproject.toml:dev
 echo 'meltano~=4.4' | compile meltano -
+echo 'apache-airflow~=3.3' | compile airflow -
 # A target's own version stands in meltano.yml, before its constraints file.
 sed -n 's|^ *pip_url: \(.*\) -c constraints/\(target-.*\)\.txt$|\1 \2|p' meltano.yml |
     while read -r requirement name; do

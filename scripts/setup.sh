@@ -3,6 +3,7 @@
 #
 #   sh scripts/setup.sh tap       .venv           the tap, its tests, the emulated Snowflake
 #   sh scripts/setup.sh meltano   .venv-meltano   Meltano, and its plugins under .meltano/
+#   sh scripts/setup.sh airflow   .venv-airflow   Airflow, which one example is tested with
 #
 # Uses uv where it is on the PATH, else the venv and pip of Python. PYTHON names a
 # certain Python. Nothing outside the checkout is written but the cache of pip or uv.
@@ -103,7 +104,7 @@ setup_meltano() {
         rm -f .meltano/.stamp
     fi
 
-    plugins='tap-bugspulse target-jsonl target-snowflake'
+    plugins='tap-bugspulse target-jsonl target-snowflake target-postgres target-csv'
     now=$(stamp meltano.yml pyproject.toml constraints/dev.txt constraints/target-*.txt)
     if [ "$(cat .meltano/.stamp 2>/dev/null)" = "$now" ]; then
         return
@@ -137,10 +138,21 @@ setup_meltano() {
     printf '%s\n' "$now" >.meltano/.stamp
 }
 
+setup_airflow() {
+    now=$(stamp constraints/airflow.txt)
+    if [ "$(cat .venv-airflow/.stamp 2>/dev/null)" = "$now" ] && runs .venv-airflow/bin/python; then
+        return
+    fi
+    echo 'Setting up .venv-airflow: Airflow'
+    install_into .venv-airflow apache-airflow --constraint constraints/airflow.txt
+    printf '%s\n' "$now" >.venv-airflow/.stamp
+}
+
 for part in "$@"; do
     case $part in
     tap) setup_tap ;;
     meltano) setup_meltano ;;
-    *) fail "unknown part: $part (tap or meltano)" ;;
+    airflow) setup_airflow ;;
+    *) fail "unknown part: $part (tap, meltano or airflow)" ;;
     esac
 done

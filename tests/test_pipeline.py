@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
-from tests.pipeline.children import CHECKOUT, environment, serving
+from tests.pipeline.children import CHECKOUT, serving
 from tests.pipeline.meltano import (
     MeltanoProject,
     NotLoopbackError,
@@ -27,20 +21,11 @@ from tests.pipeline.meltano import (
     snowflake_settings,
 )
 from tests.pipeline.snowflake import NotEmulatedError, rewrite
-from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.sandbox import Request
 
-KEYS = {
-    "sessions": ("id",),
-    "crashes": ("id",),
-    "network": ("id",),
-    "events": ("sessionId", "id"),
-}
 # What target-snowflake 0.20.4 sends, for the tables of one test.
 COPY = """copy into ANALYTICS.BUGSPULSE.copied (id, started_at, data) from \
 (select {casts} from '@~/target-snowflake/x')file_format = (format_name='f')"""
@@ -49,101 +34,12 @@ MERGE = """merge into ANALYTICS.BUGSPULSE.merged d using \
 QUALIFY ROW_NUMBER() OVER (PARTITION BY id ORDER BY SEQ8() DESC) = 1) s \
 on d.id = s.id when matched then update set d.id = s.id when not matched then \
 insert (id, started_at, data) values (s.id, s.started_at, s.data)"""
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """Serve a small project that is a few days old, without a limit of requests."""
-    project = generate(seed=1, sessions=60, days=5, until=datetime.now(UTC))
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
 def meltano(tmp_path: Path) -> MeltanoProject:
     """Make a Meltano project of its own in a path with a space."""
     return MeltanoProject(tmp_path / "a project")
-
-
-def tap_settings(sandbox: Sandbox) -> dict[str, str]:
-    """Say the settings that take the tap to a sandbox, with no pacing to wait for."""
-    return {
-        "TAP_BUGSPULSE_API_URL": sandbox.url,
-        "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
-        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
-    }
-
-
-def held(project: Project) -> dict[str, list[dict[str, Any]]]:
-    """Say all rows that the tap should load from a sandbox's project, by stream."""
-    return {
-        "sessions": list(project.sessions.values()),
-        "crashes": list(project.crashes.values()),
-        "network": list(project.network.values()),
-        "events": [
-            {"sessionId": session, **event}
-            for session, events in project.events.items()
-            for event in events
-        ],
-    }
-
-
-def by_key(
-    stream: str, rows: list[dict[str, Any]]
-) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Index rows by primary key, having checked that each is there once."""
-    keys = [tuple(row[name] for name in KEYS[stream]) for row in rows]
-    assert [key for key, count in Counter(keys).items() if count > 1] == []
-    return dict(zip(keys, rows, strict=True))
-
-
-def column(field: str) -> str:
-    """Say the column that target-snowflake makes of a field with `normalise_casing`."""
-    return re.sub(r"([A-Z])", r"_\1", field).upper()
-
-
-def loaded(
-    port: int, rows: dict[str, list[dict[str, Any]]], home: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """Read the tables of the emulated Snowflake back, in the API's names and forms.
-
-    Args:
-        port: Where the emulated Snowflake listens.
-        rows: By stream, rows that have all fields which are to be read.
-        home: A home directory for the client.
-    """
-    fields = {stream: list(some[0]) for stream, some in rows.items()}
-    statements = [
-        f"select {', '.join(map(column, names))} from {stream}"  # noqa: S608 - own names
-        for stream, names in fields.items()
-    ]
-    answers = query(port, statements, home=home)
-    return {
-        stream: [
-            {
-                name: json.loads(value)
-                if name == "data"
-                else value + "Z"
-                if isinstance(value, str) and INSTANT.fullmatch(value)
-                else value
-                for name, value in zip(names, row, strict=True)
-            }
-            for row in answer
-        ]
-        for (stream, names), answer in zip(fields.items(), answers, strict=True)
-    }
-
-
-def assert_same(
-    actual: dict[str, list[dict[str, Any]]], expected: dict[str, list[dict[str, Any]]]
-) -> None:
-    """Compare rows by stream, row by row and field by field, whatever their order."""
-    assert {name: len(rows) for name, rows in actual.items()} == {
-        name: len(rows) for name, rows in expected.items()
-    }
-    for stream, rows in expected.items():
-        assert by_key(stream, actual[stream]) == by_key(stream, rows)
 
 
 def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
@@ -158,156 +54,6 @@ def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
     ]
     assert meltano.call(*change, "false", settings={}) == 0
     assert file.read_text() == before
-
-
-def test_meltano_writes_every_row_once_as_json_lines(
-    sandbox: Sandbox, meltano: MeltanoProject
-) -> None:
-    """`meltano run tap-bugspulse target-jsonl` writes all the sandbox holds, once."""
-    code = meltano.run("tap-bugspulse", "target-jsonl", settings=tap_settings(sandbox))
-
-    assert code == 0
-    written: dict[str, list[dict[str, Any]]] = {}
-    for stream in KEYS:
-        lines = (
-            (meltano.directory / "output" / f"{stream}.jsonl")
-            .read_text("utf-8")
-            .splitlines()
-        )
-        written[stream] = [json.loads(line) for line in lines]
-        # The sandbox has no field that the reference does not have.
-        assert {str(row.pop("_extra", None)) for row in written[stream]} == {"None"}
-    assert_same(written, held(sandbox.project))
-
-
-def test_snowflake_holds_what_bugspulse_holds_after_each_run(
-    sandbox: Sandbox, meltano: MeltanoProject, tmp_path: Path
-) -> None:
-    """Two runs into Snowflake leave each row once, with latest values and nested JSON."""
-    sql_log = tmp_path / "statements.jsonl"
-    home = tmp_path / "home"
-    arguments = ("--database-dir", str(tmp_path / "databases"), "--sql-log", str(sql_log))
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as server:
-        port = server["port"]
-        settings = tap_settings(sandbox) | snowflake_settings(emulated_account(port))
-
-        assert meltano.run("tap-bugspulse", "target-snowflake", settings=settings) == 0
-        first = held(sandbox.project)
-        assert_same(loaded(port, first, home), first)
-        assert_variants(port, first, home)
-
-        change(sandbox.project)
-        second = held(sandbox.project)
-        assert second["sessions"] != first["sessions"]
-        assert len(second["network"]) > len(first["network"])
-        assert meltano.run("tap-bugspulse", "target-snowflake", settings=settings) == 0
-        assert_same(loaded(port, second, home), second)
-
-    statements = [
-        json.loads(line)["sql"] for line in sql_log.read_text("utf-8").splitlines()
-    ]
-    merged = {
-        match[1]
-        for sql in statements
-        if (match := re.match(r'merge into \S+"(\w+)" d', sql))
-    }
-    assert merged == {"SESSIONS", "CRASHES", "NETWORK", "EVENTS"}
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as again:
-        # The database outlives the server.
-        assert_same(loaded(again["port"], second, home), second)
-
-
-def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
-    sandbox: Sandbox, meltano: MeltanoProject, tmp_path: Path
-) -> None:
-    """A whole `meltano run` that is killed leaves nothing out and nothing twice."""
-    home = tmp_path / "home"
-    arguments = ("--database-dir", str(tmp_path / "warehouse"))
-    with serving("tests.pipeline.snowflake", *arguments, home=home) as ready:
-        account = loopback_only(emulated_account(ready["port"]))
-        settings = snowflake_settings(account) | tap_settings(sandbox)
-        # A box of no time: what is new, and the events of one session, with a state.
-        box = settings | {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "0.000001"}
-        assert meltano.run("tap-bugspulse", "target-snowflake", settings=box) == 0
-        first = events_asked(sandbox)
-        assert len(first) == 1
-
-        sandbox.reset()
-        reached = threading.Event()
-
-        def watch(request: Request, _: Project) -> None:
-            if request.path == "/events" and len(events_asked(sandbox)) >= 20:
-                reached.set()
-
-        sandbox.options.on_request = watch
-        kill_when(reached, meltano, settings)
-        sandbox.options.on_request = None
-        killed = events_asked(sandbox)
-        assert len(killed) >= 20
-
-        sandbox.reset()
-        # Meltano takes the killed run for one that still goes on, for five minutes.
-        run = ("--force", "tap-bugspulse", "target-snowflake")
-        assert meltano.run(*run, settings=settings) == 0
-        rows = held(sandbox.project)
-        assert_same(loaded(ready["port"], rows, home), rows)
-        assert first[0] not in {*killed, *events_asked(sandbox)}
-
-
-def events_asked(sandbox: Sandbox) -> list[str]:
-    """Give the sessions whose events a sandbox was asked for, in order."""
-    return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
-
-
-def kill_when(
-    reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
-) -> None:
-    """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
-    with subprocess.Popen(
-        [meltano.meltano, "run", "tap-bugspulse", "target-snowflake"],
-        cwd=meltano.directory,
-        env=environment(meltano.home, {"MELTANO_AUTO_INSTALL": "false", **settings}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as running:
-        assert reached.wait(90)
-        os.killpg(running.pid, signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
-
-
-def change(project: Project) -> None:
-    """Have happen what happens to a project between two runs."""
-    sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
-    # The last ones on a clock that is right are within the lookback.
-    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][
-        -5:
-    ]
-    project.grow(recent[-1])
-    project.crash(recent[-2])
-    project.end(project.new_session(project.now, active=True))
-    project.new_network(project.now)
-
-
-def assert_variants(port: int, rows: dict[str, list[dict[str, Any]]], home: Path) -> None:
-    """Check that Snowflake's path syntax finds what is inside the `data` of events."""
-    navigate_sql = """
-        select data:to::string, count(*)
-        from events where type = 'navigate' group by 1
-    """
-    custom_sql = """
-        select data:name::string, data:properties.screen::string, count(*)
-        from events where type = 'custom' group by 1, 2
-    """
-    screens, actions = query(port, [navigate_sql, custom_sql], home=home)
-    navigated = [event["data"] for event in rows["events"] if event["type"] == "navigate"]
-    custom = [event["data"] for event in rows["events"] if event["type"] == "custom"]
-    assert {row[0]: row[1] for row in screens} == Counter(data["to"] for data in navigated)
-    assert {(row[0], row[1]): row[2] for row in actions} == Counter(
-        (data["name"], data["properties"].get("screen")) for data in custom
-    )
-    assert len(navigated) > 0
-    assert any(data["properties"].get("screen") for data in custom)
 
 
 def test_the_meltano_project_has_all_settings_of_the_tap() -> None:
@@ -395,6 +141,9 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path) -> None:
                 server["port"], statements, home=tmp_path
             )
             answers[f"{table} count"] = loaded_rows
+    with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as again:
+        # The database outlives the server.
+        (kept,) = query(again["port"], ["select count(*) from merged"], home=tmp_path)
 
     assert answers["copied"] == [
         ["a", "2026-01-15T10:00:00.123", 1],
@@ -404,6 +153,7 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path) -> None:
     assert answers["copied count"] == [["staged", "LOADED", 3, 3]]
     assert answers["merged"] == [["a", None, 2], ["b", None, None]]
     assert [sum(map(int, row)) for row in answers["merged count"]] == [2]
+    assert kept == [[2]]
 
 
 @pytest.mark.parametrize(

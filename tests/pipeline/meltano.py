@@ -19,6 +19,8 @@ DATABASE = "ANALYTICS"
 SCHEMA = "BUGSPULSE"
 """Where the tables are, in the emulated Snowflake; the schema comes from meltano.yml."""
 
+# Else the connector asks the metadata servers of three clouds where it runs.
+NO_PLATFORM_DETECTION = {"SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true"}
 PLUGINS = ("extractors", "loaders")
 ACCOUNT = re.compile(
     r"127\.0\.0\.1:[0-9]{1,5}/[A-Z]+\?protocol=http&account=fakesnow&passcode="
@@ -67,9 +69,7 @@ def snowflake_settings(account: str) -> dict[str, str]:
         "TARGET_SNOWFLAKE_USER": "emulated",
         "TARGET_SNOWFLAKE_PASSWORD": "emulated",
         "SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS": "1",
-        # Else the connector asks the metadata servers of three clouds where it runs.
-        "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",
-    }
+    } | NO_PLATFORM_DETECTION
 
 
 class MeltanoProject:
@@ -80,12 +80,13 @@ class MeltanoProject:
 
     Args:
         directory: Where to put it. What is there already is used again.
+        include: A file of plugins, jobs and schedules, put beside `meltano.yml`.
 
     Raises:
         NotSetUpError: Meltano or a plugin is not installed in the checkout.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, include: Path | None = None) -> None:
         """Make the project, or take up the one that is there."""
         self.directory = directory
         self.home = directory / "home"
@@ -97,6 +98,10 @@ class MeltanoProject:
                 raise NotSetUpError(msg)
         (directory / ".meltano").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(CHECKOUT / "meltano.yml", directory / "meltano.yml")
+        if include:
+            shutil.copyfile(include, directory / include.name)
+            with (directory / "meltano.yml").open("a") as file:
+                file.write(f"include_paths:\n- {include.name}\n")
         for plugins in installed:
             link = directory / ".meltano" / plugins.name
             if not link.is_symlink():
@@ -152,13 +157,36 @@ class MeltanoProject:
         )
 
 
-def query(
-    port: int, statements: Sequence[str], *, home: Path, seconds: float = 60
+def emulated_connection(port: int) -> dict[str, object]:
+    """Say the arguments that take Snowflake's connector to the emulated Snowflake."""
+    return {
+        "user": "emulated",
+        "password": "emulated",
+        "account": "fakesnow",
+        "host": "127.0.0.1",
+        "port": port,
+        "protocol": "http",
+        "database": DATABASE,
+        "schema": SCHEMA,
+    }
+
+
+def query(port: int, statements: Sequence[str], *, home: Path) -> list[list[list[Any]]]:
+    """Ask the emulated Snowflake that listens on a port, see `ask`."""
+    return ask(emulated_connection(port), statements, home=home)
+
+
+def ask(
+    connection: Mapping[str, object],
+    statements: Sequence[str],
+    *,
+    home: Path,
+    seconds: float = 60,
 ) -> list[list[list[Any]]]:
-    """Ask the emulated Snowflake, through Snowflake's own connector in a child.
+    """Ask Snowflake, through its own connector in a child.
 
     Args:
-        port: Where it listens.
+        connection: Arguments of the connector.
         statements: Statements to run, tables need no qualification.
         home: The directory that stands for the child's home directory.
         seconds: How long all of them may take.
@@ -169,19 +197,18 @@ def query(
     Raises:
         ChildError: A statement failed.
     """
-    account = snowflake_settings(emulated_account(port))
     child = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.query", str(port)],
+        [sys.executable, "-m", "tests.pipeline.query"],
         cwd=CHECKOUT,
-        env=environment(home, account),
-        input=json.dumps(list(statements)),
+        env=environment(home, NO_PLATFORM_DETECTION),
+        input=json.dumps({"connection": connection, "statements": statements}),
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
     if child.returncode:
-        msg = f"the emulated Snowflake could not be asked: {child.stderr[-1000:]}"
+        msg = f"Snowflake could not be asked: {child.stderr[-1000:]}"
         raise ChildError(msg)
     rows: list[list[list[Any]]] = json.loads(child.stdout)
     return rows

@@ -1,8 +1,8 @@
-"""Run statements in the emulated Snowflake, through Snowflake's own connector.
+"""Run statements in Snowflake, through its own connector.
 
-    echo '["select count(*) from sessions"]' | python -m tests.pipeline.query PORT
+    echo '{"connection": {…}, "statements": ["select 1"]}' | python -m tests.pipeline.query
 
-prints the rows of each statement as JSON.
+connects with these arguments of the connector, prints the rows of each statement as JSON.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from datetime import datetime
 from decimal import Decimal
 
 import snowflake.connector
-
-from tests.pipeline.meltano import DATABASE, SCHEMA
 
 
 def plain(value: object) -> object:
@@ -28,21 +26,13 @@ def plain(value: object) -> object:
 
 def main() -> None:
     """Read statements from standard input, print their rows."""
+    asked = json.load(sys.stdin)
     with snowflake.connector.connect(
-        user="emulated",
-        password="emulated",  # noqa: S106 - the emulated Snowflake takes any
-        account="fakesnow",
-        host="127.0.0.1",
-        port=int(sys.argv[1]),
-        protocol="http",
-        database=DATABASE,
-        schema=SCHEMA,
-        login_timeout=20,
-        network_timeout=30,
+        login_timeout=20, network_timeout=30, **asked["connection"]
     ) as connection:
         cursor = connection.cursor()
         rows = []
-        for statement in json.load(sys.stdin):
+        for statement in asked["statements"]:
             cursor.execute(statement)
             rows.append(cursor.fetchall())
     json.dump(rows, sys.stdout, default=plain)

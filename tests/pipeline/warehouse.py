@@ -1,0 +1,114 @@
+"""A schema in Snowflake, the emulated or a real one, and reading its tables back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.pipeline.children import serving
+from tests.pipeline.meltano import (
+    SCHEMA,
+    ask,
+    emulated_account,
+    emulated_connection,
+    snowflake_settings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.pipeline.truth import Rows
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
+OBJECTS = {"data", "_extra"}
+
+
+class Snowflake(NamedTuple):
+    """A schema in Snowflake, the emulated or a real one.
+
+    Attributes:
+        schema: Its name.
+        settings: The settings of target-snowflake, as environment variables.
+        connection: The arguments of Snowflake's connector.
+        home: A home directory for the connector.
+        sql_log: Where the emulated one writes down all statements.
+    """
+
+    schema: str
+    settings: dict[str, str]
+    connection: dict[str, object]
+    home: Path
+    sql_log: Path
+
+    def query(self, *statements: str) -> list[list[list[Any]]]:
+        """Run statements and give the rows of each."""
+        return ask(self.connection, statements, home=self.home)
+
+    def sent(self) -> list[str]:
+        """Give the statements since this was last called; none of a real account."""
+        if not self.sql_log.exists():
+            return []
+        lines = self.sql_log.read_text("utf-8").splitlines()
+        self.sql_log.unlink()
+        return [json.loads(line)["sql"] for line in lines]
+
+    def rows(self, like: Rows) -> Rows:
+        """Read tables back, in the API's names and forms.
+
+        Args:
+            like: By stream, rows that have all fields which are to be read.
+        """
+        fields = {stream: list(some[0]) for stream, some in like.items()}
+        answers = self.query(
+            *(
+                f"select {', '.join(map(column, names))} from {stream}"  # noqa: S608 - own names
+                for stream, names in fields.items()
+            )
+        )
+        return {
+            stream: [
+                {name: plain(name, value) for name, value in zip(names, row, strict=True)}
+                for row in answer
+            ]
+            for (stream, names), answer in zip(fields.items(), answers, strict=True)
+        }
+
+    def types(self) -> dict[str, str]:
+        """Give the type of each column of the API's, by table and column."""
+        of_schema = f"information_schema.columns where table_schema = '{self.schema}'"
+        (columns,) = self.query(
+            f"select table_name || '.' || column_name, data_type from {of_schema}"  # noqa: S608 - as above
+        )
+        return {name: kind for name, kind in columns if "._SDC_" not in name}
+
+
+def column(field: str) -> str:
+    """Say the column that target-snowflake makes of a field with `normalise_casing`."""
+    return re.sub(r"([A-Z])", r"_\1", field).upper()
+
+
+def plain(name: str, value: object) -> object:
+    """Say a value of Snowflake as the API has it."""
+    if name in OBJECTS and isinstance(value, str):
+        return json.loads(value)
+    if isinstance(value, str) and INSTANT.fullmatch(value):
+        return value + "Z"
+    return value
+
+
+@contextlib.contextmanager
+def emulated(directory: Path) -> Iterator[Snowflake]:
+    """Serve an emulated Snowflake that keeps its files in a directory."""
+    sql_log, home = directory / "statements.jsonl", directory / "home"
+    kept = ("--database-dir", str(directory / "databases"), "--sql-log", str(sql_log))
+    with serving("tests.pipeline.snowflake", *kept, home=home) as server:
+        yield Snowflake(
+            SCHEMA,
+            snowflake_settings(emulated_account(server["port"])),
+            emulated_connection(server["port"]),
+            home,
+            sql_log,
+        )

@@ -1,0 +1,186 @@
+"""`meltano run tap-bugspulse target-postgres`, into a real PostgreSQL.
+
+The tests start one themselves. `TEST_POSTGRES_DSN=postgresql://user:password@host/database`
+takes them to another, where they make a schema of their own and drop it in the end.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from tests.pipeline.children import serving
+from tests.pipeline.meltano import MeltanoProject
+from tests.pipeline.truth import (
+    KEYS,
+    Rows,
+    assert_same,
+    change,
+    events_asked,
+    held,
+    tap_settings,
+)
+from tests.sandbox import Options, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+METADATA = "_sdc_"
+"""What the names of the columns begin with that `add_record_metadata` adds."""
+
+
+class Postgres(NamedTuple):
+    """A schema in a PostgreSQL server."""
+
+    dsn: str
+    schema: str
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings of target-postgres."""
+        return {
+            # The target's own driver is named, as SQLAlchemy would take an older one.
+            "TARGET_POSTGRES_SQLALCHEMY_URL": self.dsn.replace(
+                "postgresql://", "postgresql+psycopg://", 1
+            ),
+            "TARGET_POSTGRES_DEFAULT_TARGET_SCHEMA": self.schema,
+        }
+
+    def query(self, statement: str, *values: object) -> list[dict[str, Any]]:
+        """Run a statement of these tests, `{schema}` in it is the schema's name."""
+        # It is a constant of this file.
+        template = sql.SQL(statement)
+        composed = template.format(schema=sql.Identifier(self.schema))
+        with psycopg.connect(self.dsn, row_factory=dict_row) as connection:
+            return connection.execute(composed, values).fetchall()
+
+    def rows(self) -> Rows:
+        """Read all tables, in the API's names and forms."""
+        return {
+            stream: [
+                {
+                    name: value.isoformat(timespec="milliseconds") + "Z"
+                    if isinstance(value, datetime)
+                    else value
+                    for name, value in row.items()
+                    if not name.startswith(METADATA)
+                }
+                for row in self.query(f"select * from {{schema}}.{stream}")  # noqa: S608 - own name
+            ]
+            for stream in KEYS
+        }
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[Postgres]:
+    """A schema that nobody else has, in a server of its own unless one is named."""
+    schema = f"bugspulse_test_{uuid.uuid4().hex[:8]}"
+    if dsn := os.environ.get("TEST_POSTGRES_DSN"):
+        yield Postgres(dsn, schema)
+        with psycopg.connect(dsn) as connection:
+            drop = sql.SQL("drop schema if exists {} cascade")
+            connection.execute(drop.format(sql.Identifier(schema)))
+    else:
+        with serving("tests.pipeline.postgres", home=tmp_path / "home") as server:
+            yield Postgres(server["dsn"], schema)
+
+
+def test_postgres_holds_what_bugspulse_holds_after_each_run(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """Two runs leave each row once, with latest values; the second loads what changed."""
+    meltano = MeltanoProject(tmp_path / "project")
+    project = generate(2, 60, 5, datetime.now(UTC), crash_groups=6)
+    run = ("tap-bugspulse", "target-postgres")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        settings = tap_settings(sandbox) | postgres.settings
+        assert meltano.run(*run, settings=settings) == 0
+        first = held(project)
+        assert_same(postgres.rows(), first)
+        assert_types(postgres)
+        (batched,) = postgres.query(
+            "select max(_sdc_batched_at) as last from (select _sdc_batched_at from "
+            "{schema}.sessions union all select _sdc_batched_at from {schema}.events)"
+        )
+
+        changed = change(project)
+        # A field that the reference does not have.
+        (grown, *_) = sorted(changed)
+        extra = {"experiment": {"name": "checkout", "arm": "b"}}
+        project.sessions[grown] |= extra
+        project.changed("sessions")
+        sandbox.reset()
+        assert meltano.run(*run, settings=settings) == 0
+
+        second = held(project)
+        for row in second["sessions"]:
+            if row["id"] == grown:
+                del row["experiment"]
+                row["_extra"] = extra
+        assert second["sessions"] != first["sessions"]
+        assert_same(postgres.rows(), second)
+        assert sorted(events_asked(sandbox)) == sorted(changed)
+
+    # The others were not even written again.
+    for stream, key in (("sessions", "id"), ("events", "sessionId")):
+        found = postgres.query(
+            f'select distinct "{key}" from {{schema}}.{stream}'  # noqa: S608 - own names
+            " where _sdc_batched_at > %s",
+            batched["last"],
+        )
+        assert {row[key] for row in found} == changed
+    # JSON's own operators reach into what is nested.
+    found = postgres.query(
+        "select id from {schema}.sessions where _extra->'experiment'->>'arm' = 'b'"
+    )
+    assert [row["id"] for row in found] == [grown]
+
+
+def assert_types(postgres: Postgres) -> None:
+    """Check that keys are primary keys, objects JSONB, and times without a zone, as UTC."""
+    keys = postgres.query(
+        """
+        select t.relname as stream, array_agg(a.attname::text order by k.place) as names
+        from pg_constraint c
+        join pg_class t on t.oid = c.conrelid
+        cross join unnest(c.conkey) with ordinality as k (number, place)
+        join pg_attribute a on a.attrelid = t.oid and a.attnum = k.number
+        where c.contype = 'p' and c.connamespace = %s::regnamespace
+        group by t.relname
+        """,
+        postgres.schema,
+    )
+    assert {row["stream"]: tuple(row["names"]) for row in keys} == KEYS
+    columns = postgres.query(
+        """
+        select table_name || '.' || column_name as name, data_type
+        from information_schema.columns where table_schema = %s
+        """,
+        postgres.schema,
+    )
+    types = {row["name"]: row["data_type"] for row in columns}
+    own = {name: kind for name, kind in types.items() if f".{METADATA}" not in name}
+    assert {name for name, kind in own.items() if kind == "jsonb"} == {
+        "events.data",
+        *(f"{stream}._extra" for stream in KEYS),
+    }
+    assert {name for name, kind in own.items() if kind.startswith("timestamp")} == {
+        "sessions.startedAt",
+        "sessions.endedAt",
+        "crashes.firstSeenAt",
+        "crashes.lastSeenAt",
+        "events.timestamp",
+        "network.timestamp",
+    }
+    assert own["sessions.eventCount"] == "bigint"
+    assert own["sessions.hasCrash"] == "boolean"
+    # Who queries it needs not guess what a column is.
+    assert len(types) > len(own)

@@ -1,0 +1,254 @@
+"""What runs by itself: jobs and schedules, cron, GitHub Actions, several projects."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml  # type: ignore[import-untyped] # it has no types
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.pipeline.children import CHECKOUT
+from tests.pipeline.meltano import MeltanoProject
+from tests.pipeline.truth import assert_same, change, events_asked, held, tap_settings
+from tests.pipeline.warehouse import Snowflake, emulated
+from tests.sandbox import Options, Project, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+EXAMPLES = CHECKOUT / "examples"
+PROJECTS = EXAMPLES / "several-projects" / "projects.meltano.yml"
+CRONTAB = EXAMPLES / "cron" / "bugspulse.crontab"
+WORKFLOW = EXAMPLES / "github-actions" / "load.yml"
+SECONDS = 120
+
+
+@pytest.fixture
+def snowflake(tmp_path: Path) -> Iterator[Snowflake]:
+    """An emulated Snowflake that is empty."""
+    with emulated(tmp_path) as server:
+        yield server
+
+
+NOW = datetime.now(UTC)
+
+
+def made_up() -> Project:
+    """Make up a small project; two are alike, ids and all."""
+    return generate(3, 40, 4, NOW, crash_groups=4)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a YAML file."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("path", [CHECKOUT / "meltano.yml", PROJECTS], ids=lambda p: p.name)
+def test_schedules_jobs_and_plugins_fit_together(path: Path) -> None:
+    """Each schedule has a job that is there, each job's plugins are there, each is run."""
+    base, own = read(CHECKOUT / "meltano.yml")["plugins"], read(path)
+    names = {
+        plugin["name"]
+        for kind in ("extractors", "loaders")
+        for plugin in (*base[kind], *own["plugins"].get(kind, []))
+    }
+    jobs = {job["name"]: job["tasks"] for job in own["jobs"]}
+    assert {schedule["job"] for schedule in own["schedules"]} == set(jobs)
+    for tasks in jobs.values():
+        assert {name for task in tasks for name in task.split()} <= names
+    assert len({schedule["interval"] for schedule in own["schedules"]}) == len(jobs)
+
+
+def test_several_projects_share_one_set_of_tables(
+    snowflake: Snowflake, tmp_path: Path
+) -> None:
+    """Two apps with the same ids are kept apart; one that has no key stops, alone."""
+    meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
+    jobs = ("shop-to-snowflake", "courier-to-snowflake")
+    shop = Sandbox(made_up(), Options(("bp_shop",), requests_per_minute=None))
+    courier = Sandbox(made_up(), Options(("bp_courier",), requests_per_minute=None))
+    with shop, courier:
+        settings = snowflake.settings | {
+            "TAP_BUGSPULSE_API_KEY": shop.api_key,  # not inherited
+            "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",  # inherited
+            "TAP_BUGSPULSE__SHOP_API_URL": shop.url,
+            "TAP_BUGSPULSE__SHOP_API_KEY": shop.api_key,
+            "TAP_BUGSPULSE__COURIER_API_URL": courier.url,
+        }
+        assert meltano.run(*jobs, settings=settings) == 1
+        assert courier.requests == []
+        first = held(shop.project, "shop")
+        assert_same(snowflake.rows(first), first)
+
+        settings["TAP_BUGSPULSE__COURIER_API_KEY"] = courier.api_key
+        changed = change(shop.project)
+        shop.reset()
+        assert meltano.run(*jobs, settings=settings) == 0
+        # The first brings its changes, though another's state came between.
+        assert sorted(events_asked(shop)) == sorted(changed)
+        both = held(shop.project, "shop")
+        assert set(courier.project.sessions) < set(shop.project.sessions)
+        for stream, rows in held(courier.project, "courier").items():
+            both[stream] += rows
+        assert_same(snowflake.rows(both), both)
+
+
+def installed(meltano: MeltanoProject) -> None:
+    """Put the checkout's Meltano where the examples look for it."""
+    (meltano.directory / ".venv-meltano").symlink_to(CHECKOUT / ".venv-meltano")
+
+
+def test_the_line_for_cron_runs_with_what_cron_gives(
+    snowflake: Snowflake, tmp_path: Path
+) -> None:
+    """It loads with settings from .env only, is silent, and tells why where it fails."""
+    meltano = MeltanoProject(tmp_path / "project")
+    installed(meltano)
+    *_, line = CRONTAB.read_text("utf-8").splitlines()
+    *when, command = line.split(maxsplit=5)
+    assert all(re.fullmatch(r"[\d*/,-]+", field) for field in when)
+    assert "%" not in command, "cron makes it a new line"
+    assert command.count("/srv/bugspulse") == 1
+    command = command.replace("/srv/bugspulse", str(meltano.directory))
+    environment = {
+        "HOME": str(meltano.home),
+        "LOGNAME": "loader",
+        "PATH": "/usr/bin:/bin",
+        "SHELL": "/bin/sh",
+    }
+
+    def run() -> str:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    meltano.home.mkdir()
+    with Sandbox(made_up(), Options(requests_per_minute=None)) as sandbox:
+        settings = {"MELTANO_AUTO_INSTALL": "false"} | snowflake.settings
+        dotenv = "".join(f"{name}='{text}'\n" for name, text in settings.items())
+        (meltano.directory / ".env").write_text(dotenv)
+        assert "api_key" in run()
+        assert sandbox.requests == []
+
+        dotenv += "".join(
+            f"{name}='{text}'\n" for name, text in tap_settings(sandbox).items()
+        )
+        (meltano.directory / ".env").write_text(dotenv)
+        assert run() == ""
+        rows = held(sandbox.project)
+        assert_same(snowflake.rows(rows), rows)
+
+
+def test_the_workflow_keeps_the_state_from_run_to_run(
+    snowflake: Snowflake, tmp_path: Path
+) -> None:
+    """Its steps load on a fresh machine each, and what the cache keeps is enough."""
+    (job,) = read(WORKFLOW)["jobs"].values()
+    steps: list[dict[str, Any]] = job["steps"]
+    restore, save = (step["with"] for step in steps if "cache/" in step.get("uses", ""))
+    assert (save["path"], save["key"]) == (restore["path"], restore["key"])
+    assert save["key"].startswith(restore["restore-keys"])
+    assert steps[-1]["if"] == "always()"
+    load = next(step for step in steps if "env" in step)
+    box = int(load["env"]["TAP_BUGSPULSE_MAX_RUNTIME_MINUTES"])
+    assert box <= job["timeout-minutes"] - 10
+
+    with Sandbox(made_up(), Options(requests_per_minute=None)) as sandbox:
+        settings = tap_settings(sandbox) | snowflake.settings
+        # The target takes one way to sign in, and the workflow has the key.
+        del settings["TARGET_SNOWFLAKE_PASSWORD"]
+        settings |= {"TARGET_SNOWFLAKE_PRIVATE_KEY": key(), "MELTANO_AUTO_INSTALL": "false"}
+        settings |= {"TARGET_SNOWFLAKE_WAREHOUSE": "LOADING"}
+        values = {f"secrets.{name}": text for name, text in settings.items()}
+        # Beside the secrets, what takes it to the sandbox and the emulated Snowflake.
+        around = {name: settings[name] for name in settings.keys() - load["env"].keys()}
+        cache = tmp_path / "cache"
+        for number in ("one", "two"):
+            meltano = MeltanoProject(tmp_path / number)
+            installed(meltano)
+            if cache.exists():
+                shutil.copytree(cache, meltano.directory / restore["path"])
+            values["github.workspace"] = str(meltano.directory)
+            sandbox.reset()
+            for step in steps:
+                if "run" in step:
+                    given = filled(job["env"] | step.get("env", {}), values)
+                    # As GitHub runs it.
+                    done = subprocess.run(
+                        ["/bin/bash", "-e", "-c", step["run"]],
+                        # Set-up is that of the checkout, and done.
+                        cwd=CHECKOUT if "setup.sh" in step["run"] else meltano.directory,
+                        env={"PATH": "/usr/bin:/bin", "HOME": str(meltano.home)}
+                        | around
+                        | given,
+                        stdin=subprocess.DEVNULL,
+                        timeout=SECONDS,
+                        check=False,
+                    )
+                    assert done.returncode == 0, step["run"]
+            shutil.rmtree(cache, ignore_errors=True)
+            shutil.copytree(meltano.directory / save["path"], cache)
+            if number == "one":
+                changed = change(sandbox.project)
+        assert sorted(events_asked(sandbox)) == sorted(changed)
+        rows = held(sandbox.project)
+        assert_same(snowflake.rows(rows), rows)
+
+
+def key() -> str:
+    """Make a private key, in the form that the target asks for."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return base64.b64encode(
+        private.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    ).decode()
+
+
+def filled(variables: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """Put values where a workflow has expressions; a secret that is not set is empty."""
+    return {
+        name: re.sub(r"\$\{\{ (\S+) \}\}", lambda match: values.get(match[1], ""), text)
+        for name, text in variables.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        EXAMPLES / "dagster" / "bugspulse_dagster.py",
+        EXAMPLES / "kubernetes" / "bugspulse.yaml",
+    ],
+    ids=lambda path: path.name,
+)
+def test_what_is_not_tested_says_so(path: Path) -> None:
+    """The sketches say in their first line that they are untested; they are well formed."""
+    text = path.read_text("utf-8")
+    assert "NOT TESTED" in text.splitlines()[0]
+    if path.suffix == ".py":
+        compile(text, path.name, "exec")
+    else:
+        assert yaml.safe_load(text)["kind"] == "CronJob"
+    # It calls a job that is there.
+    jobs = {job["name"] for job in read(CHECKOUT / "meltano.yml")["jobs"]}
+    assert jobs & set(re.findall(r"[a-z]+(?:-[a-z]+)+", text))

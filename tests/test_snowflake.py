@@ -1,0 +1,360 @@
+"""`meltano run tap-bugspulse target-snowflake`, into the emulated Snowflake or a real one.
+
+The emulator runs what the target sends in DuckDB, so it proves which statements are sent,
+in which order, and what they leave in the tables by the meaning that SQL gives them. It
+does not prove what only Snowflake has:
+
+- **Signing in.** It takes any user, password and key: the target reads a key and signs with
+  it (tests/test_schedules.py), but nothing checks that. Network policies, roles and their
+  grants, and OAuth are never tried.
+- **Staging.** PUT copies a file into a folder. Encryption, uploads to a cloud's storage,
+  and files that Snowflake cuts or refuses are never tried.
+- **COPY and MERGE as Snowflake runs them.** Both are rewritten for DuckDB: how a file
+  format reads JSON, what a value that cannot be cast does, how MERGE locks, and what two
+  loads at once do to one table, may differ. Primary keys are enforced here, in Snowflake
+  they are only a note.
+- **JSON's null.** A VARIANT of it is no SQL NULL in Snowflake: `_extra is null` is false
+  there, `is_null_value(_extra)` is true. Here it is NULL.
+- **Types at their limits.** A VARIANT holds 128 MB there (16 MB in older accounts), a
+  text as much, a number 38 digits; DuckDB's limits are others. fakesnow reads a NULL
+  timestamp as 1970, which the layer before it corrects; Snowflake has no such fault.
+- **Time zones and other parameters** of account, user and session.
+- **Cost and speed.** Waking a warehouse, suspending it, queues, clustering, pruning, and
+  what a MERGE rewrites.
+- **Statements of its own**: tasks, streams, Snowpipe, GRANT, masking policies.
+
+`make test-snowflake` runs these same tests on a real account, which proves the first four
+for that account, and no cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.pipeline.children import CHECKOUT, environment
+from tests.pipeline.meltano import MeltanoProject, ask
+from tests.pipeline.truth import (
+    KEYS,
+    Rows,
+    assert_same,
+    change,
+    events_asked,
+    held,
+    tap_settings,
+)
+from tests.pipeline.warehouse import Snowflake, emulated
+from tests.sandbox import Options, Project, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from tests.sandbox import Request
+
+SNAPSHOT = Path(__file__).parent / "snapshots" / "target-snowflake.sql"
+MASKED = CHECKOUT / "examples" / "masking" / "masked.meltano.yml"
+RUN = ("tap-bugspulse", "target-snowflake")
+
+
+@pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.account)])
+def snowflake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Snowflake]:
+    """A schema that nobody else has, dropped afterwards where the account is real."""
+    if request.param == "real":
+        home = tmp_path / "home"
+        schema = f"BUGSPULSE_TEST_{uuid.uuid4().hex[:8].upper()}"
+        settings, connection = account(os.environ, schema)
+        yield Snowflake(schema, settings, connection, home, tmp_path / "none")
+        ask(connection, [f"drop schema if exists {schema} cascade"], home=home)
+        return
+    with emulated(tmp_path) as server:
+        yield server
+
+
+def account(
+    variables: Mapping[str, str], schema: str
+) -> tuple[dict[str, str], dict[str, object]]:
+    """Say the settings of target-snowflake and the connector's arguments for an account.
+
+    `scripts/test_snowflake.sh` has checked that the variables which must be there are.
+    """
+    prefix = "TARGET_SNOWFLAKE_"
+    settings = {name: text for name, text in variables.items() if name.startswith(prefix)}
+    settings[f"{prefix}DEFAULT_TARGET_SCHEMA"] = schema
+    if path := settings.get(f"{prefix}PRIVATE_KEY_PATH"):
+        # The home directory is another one where it is read.
+        settings[f"{prefix}PRIVATE_KEY_PATH"] = str(Path(path).expanduser().resolve())
+    arguments = {
+        "ACCOUNT": "account",
+        "USER": "user",
+        "PASSWORD": "password",
+        "PRIVATE_KEY_PATH": "private_key_file",
+        "PRIVATE_KEY_PASSPHRASE": "private_key_file_pwd",
+        "ROLE": "role",
+        "WAREHOUSE": "warehouse",
+        "DATABASE": "database",
+    }
+    connection: dict[str, object] = {
+        argument: settings[prefix + name]
+        for name, argument in arguments.items()
+        if prefix + name in settings
+    }
+    return settings, connection | {"schema": schema}
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Serve a small project that is a few days old, without a limit of requests."""
+    project = generate(1, 60, 5, datetime.now(UTC), crash_groups=6)
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def meltano(tmp_path: Path) -> MeltanoProject:
+    """Make a Meltano project of its own in a path with a space."""
+    return MeltanoProject(tmp_path / "a project")
+
+
+def test_snowflake_holds_what_bugspulse_holds_after_each_run(
+    snowflake: Snowflake, sandbox: Sandbox, meltano: MeltanoProject
+) -> None:
+    """Two runs leave each row once, with latest values; the second loads what changed."""
+    settings = tap_settings(sandbox) | snowflake.settings
+
+    assert meltano.run(*RUN, settings=settings) == 0
+    sent = snowflake.sent()
+    first = held(sandbox.project)
+    assert_same(snowflake.rows(first), first)
+    assert_variants(snowflake, first)
+    assert_types(snowflake)
+
+    changed = change(sandbox.project)
+    second = held(sandbox.project)
+    assert second["sessions"] != first["sessions"]
+    assert len(second["network"]) > len(first["network"])
+    sandbox.reset()
+    snowflake.sent()
+    # What the schedule runs; it carries on from a run by hand.
+    assert meltano.run("bugspulse-to-snowflake", settings=settings) == 0
+    sent += snowflake.sent()
+    assert_same(snowflake.rows(second), second)
+    assert sorted(events_asked(sandbox)) == sorted(changed)
+
+    if sent:
+        assert_snapshot(normal(sent))
+
+
+def assert_snapshot(sent: str) -> None:
+    """Compare what the target sent with what it sent before; write it where it is new."""
+    if not SNAPSHOT.exists():
+        SNAPSHOT.write_text(sent, "utf-8")
+        pytest.fail(f"{SNAPSHOT.name} was missing and is written: look at it, commit it")
+    assert sent.splitlines() == SNAPSHOT.read_text("utf-8").splitlines(), (
+        f"target-snowflake sends other statements than {SNAPSHOT.name} has. If they are "
+        "right, delete the file and run this test twice."
+    )
+
+
+def normal(statements: Iterable[str]) -> str:
+    """Say what the target sent, the same for each run: by table, each statement once.
+
+    Four threads load four tables, so the order is fixed within a table only. The ends of
+    transactions are left out.
+    """
+    sections: dict[str, dict[str, None]] = {name: {} for name in ("the session", *KEYS)}
+    for statement in statements:
+        text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", statement)
+        text = re.sub(r"'file://[^']*/", "'file://FOLDER/", text)
+        text = " ".join(text.split()).rstrip(";")
+        if text in {"COMMIT", "ROLLBACK"}:
+            continue
+        sections[table_of(text) or "the session"][text] = None
+    head = (
+        "-- What target-snowflake sends in two loads, each statement once; tests compare.\n"
+    )
+    return head + "".join(
+        f"\n-- {name}\n\n" + "".join(text.replace(", ", ",\n    ") + ";\n" for text in some)
+        for name, some in sections.items()
+    )
+
+
+def table_of(text: str) -> str | None:
+    """Say which table a statement is about, by the table's name or a file's."""
+    names = (name for name in KEYS if f'"{name.upper()}"' in text or f"-{name}-ID" in text)
+    return next(names, None) or next((name for name in KEYS if f"/{name}-ID" in text), None)
+
+
+def assert_variants(snowflake: Snowflake, rows: Rows) -> None:
+    """Check that Snowflake's path syntax finds what is inside the `data` of events."""
+    screens, actions = snowflake.query(
+        "select data:to::string, count(*) from events where type = 'navigate' group by 1",
+        "select data:name::string, data:properties.screen::string, count(*) "
+        "from events where type = 'custom' group by 1, 2",
+    )
+    navigated = [event["data"] for event in rows["events"] if event["type"] == "navigate"]
+    custom = [event["data"] for event in rows["events"] if event["type"] == "custom"]
+    assert {row[0]: row[1] for row in screens} == Counter(data["to"] for data in navigated)
+    assert {(row[0], row[1]): row[2] for row in actions} == Counter(
+        (data["name"], data["properties"].get("screen")) for data in custom
+    )
+    assert len(navigated) > 0
+    assert any(data["properties"].get("screen") for data in custom)
+
+
+def assert_types(snowflake: Snowflake) -> None:
+    """Check that objects are VARIANT, times without a zone and names spelled with `_`."""
+    types = snowflake.types()
+    assert {name for name, kind in types.items() if kind == "VARIANT"} == {
+        "EVENTS.DATA",
+        *(f"{stream.upper()}._EXTRA" for stream in KEYS),
+    }
+    assert {name for name, kind in types.items() if kind == "TIMESTAMP_NTZ"} == {
+        "SESSIONS.STARTED_AT",
+        "SESSIONS.ENDED_AT",
+        "CRASHES.FIRST_SEEN_AT",
+        "CRASHES.LAST_SEEN_AT",
+        "EVENTS.TIMESTAMP",
+        "NETWORK.TIMESTAMP",
+    }
+    assert types["SESSIONS.EVENT_COUNT"] == "NUMBER"
+    assert types["SESSIONS.HAS_CRASH"] == "BOOLEAN"
+
+
+def test_what_is_masked_or_deselected_never_reaches_snowflake(
+    snowflake: Snowflake, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """The example hashes users with a salt, cuts queries off URLs, leaves a column out."""
+    meltano = MeltanoProject(tmp_path / "project", include=MASKED)
+    settings = tap_settings(sandbox) | snowflake.settings | {"BUGSPULSE_SALT": "sea"}
+    run = ("tap-bugspulse--masked", "target-snowflake")
+    assert meltano.run(*run, settings=settings) == 0
+
+    rows = held(sandbox.project)
+    users = {row["userId"] for row in rows["sessions"]}
+    assert None in users
+    assert len(users) > 2
+    assert any("?" in row["url"] for row in rows["network"])
+    for row in rows["sessions"]:
+        del row["networkType"]
+        if row["userId"] is not None:
+            row["userId"] = hashlib.sha256(f"sea{row['userId']}".encode()).hexdigest()
+    for row in rows["network"]:
+        row["url"] = row["url"].split("?")[0]
+    assert_same(snowflake.rows(rows), rows)
+    assert "SESSIONS.NETWORK_TYPE" not in snowflake.types()
+    assert "SESSIONS.USER_ID" in snowflake.types()
+
+
+def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
+    snowflake: Snowflake, sandbox: Sandbox, meltano: MeltanoProject
+) -> None:
+    """A whole `meltano run` that is killed leaves nothing out and nothing twice."""
+    settings = tap_settings(sandbox) | snowflake.settings
+    # A box of no time: what is new, and the events of one session, with a state.
+    box = settings | {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "0.000001"}
+    assert meltano.run(*RUN, settings=box) == 0
+    first = events_asked(sandbox)
+    assert len(first) == 1
+
+    sandbox.reset()
+    reached = threading.Event()
+
+    def watch(request: Request, _: Project) -> None:
+        if request.path == "/events" and len(events_asked(sandbox)) >= 20:
+            reached.set()
+
+    sandbox.options.on_request = watch
+    kill_when(reached, meltano, settings)
+    sandbox.options.on_request = None
+    killed = events_asked(sandbox)
+    assert len(killed) >= 20
+
+    sandbox.reset()
+    # Meltano takes the killed run for one that still goes on, for five minutes.
+    assert meltano.run("--force", *RUN, settings=settings) == 0
+    rows = held(sandbox.project)
+    assert_same(snowflake.rows(rows), rows)
+    assert first[0] not in {*killed, *events_asked(sandbox)}
+
+
+def kill_when(
+    reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
+) -> None:
+    """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
+    with subprocess.Popen(
+        [meltano.meltano, "run", *RUN],
+        cwd=meltano.directory,
+        env=environment(meltano.home, {"MELTANO_AUTO_INSTALL": "false", **settings}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as running:
+        assert reached.wait(90)
+        os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "ACCOUNT USER DATABASE WAREHOUSE PRIVATE_KEY_PATH"),
+        ({"ACCOUNT": "a", "USER": "u", "PASSWORD": "p"}, "DATABASE WAREHOUSE"),
+    ],
+)
+def test_a_real_account_needs_its_variables(given: dict[str, str], missing: str) -> None:
+    """`make test-snowflake` names the variables that are not set, and does nothing else."""
+    variables = {f"TARGET_SNOWFLAKE_{name}": text for name, text in given.items()}
+    command = ["make", "--no-print-directory", "test-snowflake"]
+    done = subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    names = "".join(f" TARGET_SNOWFLAKE_{name}" for name in missing.split())
+    assert done.stderr.splitlines()[0] == (
+        f"These tests load into a Snowflake account of yours. Not set:{names}"
+    )
+
+
+def test_a_real_account_gets_a_schema_of_the_tests(tmp_path: Path) -> None:
+    """Target and connector are given the account's variables, and the throwaway schema."""
+    key = tmp_path / "key.p8"
+    variables = {
+        "TARGET_SNOWFLAKE_ACCOUNT": "myorg-account123",
+        "TARGET_SNOWFLAKE_USER": "LOADER",
+        "TARGET_SNOWFLAKE_PRIVATE_KEY_PATH": str(key),
+        "TARGET_SNOWFLAKE_DATABASE": "RAW",
+        "TARGET_SNOWFLAKE_WAREHOUSE": "LOADING",
+        "TARGET_SNOWFLAKE_DEFAULT_TARGET_SCHEMA": "PRODUCTION",
+        "HOME": "/home/somebody",
+    }
+    settings, connection = account(variables, "BUGSPULSE_TEST_1")
+    assert settings == {
+        **{name: text for name, text in variables.items() if name != "HOME"},
+        "TARGET_SNOWFLAKE_DEFAULT_TARGET_SCHEMA": "BUGSPULSE_TEST_1",
+    }
+    assert connection == {
+        "account": "myorg-account123",
+        "user": "LOADER",
+        "private_key_file": str(key),
+        "database": "RAW",
+        "warehouse": "LOADING",
+        "schema": "BUGSPULSE_TEST_1",
+    }
