@@ -25,11 +25,11 @@ demo:
 	@sh scripts/demo.sh
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist load
 
 test-all: setup
 	@sh scripts/setup.sh airflow
-	.venv/bin/python -m pytest -m 'not (slow or account)'
+	.venv/bin/python -m pytest -n 2 --dist load -m 'not (slow or account)'
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -287,7 +287,6 @@ def test_the_audit_finds_what_is_wrong(old: str, new: str, tmp_path: Path) -> No
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in ("zizmor", "check-jsonschema"):
         (tmp_path / ".venv" / "bin" / name).symlink_to(Path(sys.executable).parent / name)
-    assert run("sh", "scripts/audit.sh", cwd=tmp_path).returncode == 0
     workflow = tmp_path / ".github" / "workflows" / "audit.yml"
     text = workflow.read_text()
     assert old in text
