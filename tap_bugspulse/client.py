@@ -378,9 +378,15 @@ class BugsPulseStream(RESTStream[int]):
                     yield page
                     paginator.advance(response)
                     number = paginator.current_value + len(asked)
+                    # Without totals nothing would show that pages were out of turn.
+                    may_ask_ahead = ahead and page.is_counted
                     while not paginator.finished and (
                         not asked
-                        or (ahead and self.tap.session.has_room and number <= page.pages)
+                        or (
+                            may_ask_ahead
+                            and self.tap.session.has_room
+                            and number <= page.pages
+                        )
                     ):
                         asked.append(self.ask(query, number))
                         number += 1

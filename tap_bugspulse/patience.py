@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from datetime import timedelta
 from http import HTTPStatus
 
 import requests
@@ -44,16 +45,16 @@ class Patience:
             PatienceError: If it was the last one that is tolerated.
             FatalAPIError: If the API tells to wait for more than a day.
         """
+        now = self._clock.seconds()
         response = error.response if isinstance(error, RetriableAPIError) else None
+        # An answer that was asked for ahead may have come some time ago.
+        age = now - answered_at(error if response is None else response, now)
         if response is not None and response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            # Told when the answer came; it may have been taken later.
-            age = self._clock.seconds() - answered_at(response)
-            wait = max(0.0, self._wait_told(response) - age)
+            wait = max(0.0, self._wait_told(response, age) - age)
             if self._failing_since is not None:
                 self._failing_since += wait  # waiting as told is no failing
             return wait
         self._refusals = 0
-        now = self._clock.seconds()
         if self._failing_since is None:
             self._failing_since = now
         self._failures += 1
@@ -64,11 +65,11 @@ class Patience:
                 f"{failing:.0f} s, the last one: {reason(error)}"
             )
             raise PatienceError(msg) from None
-        wait = self._minute / 60 * min(60.0, 2.0**self._failures)
-        return min(wait, MOST_FAILING * self._minute - failing)
+        wait = self._minute / 60 * min(60.0, 2.0**self._failures) - age
+        return max(0.0, min(wait, MOST_FAILING * self._minute - failing))
 
-    def _wait_told(self, response: requests.Response) -> float:
-        told = told_wait(response, self._clock.now())
+    def _wait_told(self, response: requests.Response, age: float) -> float:
+        told = told_wait(response, self._clock.now() - timedelta(seconds=age))
         if told is None:
             return self._minute * RATE_WINDOW
         if told > LONGEST_TOLD:

@@ -18,11 +18,14 @@ from singer_sdk.exceptions import FatalAPIError
 from typing_extensions import override
 
 if t.TYPE_CHECKING:
+    import logging
+
     from tap_bugspulse.run import Clock
     from tap_bugspulse.settings import Settings
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 CHUNK = 1 << 16  # bytes
+LONG = 5.0  # seconds of waiting for all that a person should know of
 TICK = 1.0  # seconds after which a wait looks for signals and deadlines
 LONGEST_TOLD = 86_400.0  # seconds; whoever runs the tap should hear of more
 SECONDS_1970_TO_2001 = 1e9
@@ -50,10 +53,14 @@ class ApiSession(requests.Session):
     rows come out as if one request were made after the other.
     """
 
-    def __init__(self, settings: Settings, minute: float, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, minute: float, clock: Clock, logger: logging.Logger
+    ) -> None:
         """Pace to a number of requests in a minute that takes some seconds."""
         super().__init__()
         self._clock = clock
+        self._logger = logger
+        self._has_said = False
         self._timeout = settings.request_timeout
         self._concurrency = settings.concurrency
         # A prepared request knows nothing of proxy and CA variables by itself. All go to
@@ -89,9 +96,12 @@ class ApiSession(requests.Session):
             self._asked[request] = self._start(request)
 
     def take_back(self, request: requests.PreparedRequest) -> bool:
-        """Give up a request unless it is on its way; tell whether it was given up."""
+        """Give up a request unless it is on its way; tell whether it was given up.
+
+        One that an answer 429 has refused is not on its way any more.
+        """
         attempt = self._asked.get(request)
-        if attempt is not None and not attempt.give_up():
+        if attempt is not None and not attempt.give_up() and not attempt.is_refused():
             return False
         self._asked.pop(request, None)
         return True
@@ -113,17 +123,25 @@ class ApiSession(requests.Session):
         """
         attempt = self._asked.pop(request, None) or self._start(request)
         while not attempt.done.wait(TICK):
+            self._say_why_it_waits()
             # Each read has a timeout of its own, which an answer that comes byte by
             # byte never meets. The thread is left behind: it holds up nothing.
             if self._clock.seconds() > attempt.sent_at + self._timeout:
                 msg = "the answer took too long"
                 raise requests.exceptions.ReadTimeout(msg)
+        vars(attempt.outcome)["answered_at"] = attempt.ended_at
         if isinstance(attempt.outcome, Exception):
             raise attempt.outcome
         return attempt.outcome
 
+    def _say_why_it_waits(self) -> None:
+        wait = self._turns.held_for()
+        if wait > LONG and not self._has_said:
+            self._logger.info("waiting %.0f s, as an answer 429 has told", wait)
+        self._has_said = wait > 0
+
     def _start(self, request: requests.PreparedRequest) -> Attempt:
-        attempt = Attempt(lambda: self._exchange(request))
+        attempt = Attempt(lambda: self._exchange(request), self._clock)
         attempt.start()
         return attempt
 
@@ -150,7 +168,6 @@ class ApiSession(requests.Session):
         if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
             told = told_wait(response, self._clock.now())
             self._turns.hold(self._minute * RATE_WINDOW if told is None else told)
-        vars(response)["answered_at"] = self._clock.seconds()
         return response
 
     def _read(self, response: requests.Response) -> None:
@@ -180,11 +197,12 @@ class Attempt(threading.Thread):
 
     outcome: requests.Response | Exception
 
-    def __init__(self, exchange: t.Callable[[], requests.Response]) -> None:
-        """Prepare the attempt; ``sent_at`` is the stopwatch's reading at its turn."""
+    def __init__(self, exchange: t.Callable[[], requests.Response], clock: Clock) -> None:
+        """Prepare the attempt; ``sent_at``, ``ended_at`` are readings of the stopwatch."""
         super().__init__(daemon=True)
         self.done = threading.Event()
-        self.sent_at = math.inf
+        self.sent_at = self.ended_at = math.inf
+        self._clock = clock
         self._exchange = exchange
         self._given_up = False
         self._turn = threading.Lock()
@@ -195,6 +213,7 @@ class Attempt(threading.Thread):
             self.outcome = self._exchange()
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             self.outcome = error
+        self.ended_at = self._clock.seconds()
         self.done.set()
 
     def give_up(self) -> bool:
@@ -202,6 +221,11 @@ class Attempt(threading.Thread):
         with self._turn:
             self._given_up = True
             return math.isinf(self.sent_at)
+
+    def is_refused(self) -> bool:
+        """Tell whether it was answered with 429."""
+        status = getattr(self.outcome, "status_code", None) if self.done.is_set() else None
+        return status == HTTPStatus.TOO_MANY_REQUESTS
 
     def is_given_up(self) -> bool:
         """Tell whether nobody waits for the answer any more."""
@@ -232,8 +256,13 @@ class Turns(Limiter):
 
     def hold(self, seconds: float) -> None:
         """Let nobody send for some seconds, as an answer 429 has told."""
-        until = self._clock.seconds() + min(seconds, LONGEST_TOLD)
-        self._held_until = max(self._held_until, until)
+        # More than a day is an error, said by whoever takes that answer.
+        if seconds <= LONGEST_TOLD:
+            self._held_until = max(self._held_until, self._clock.seconds() + seconds)
+
+    def held_for(self) -> float:
+        """Give the seconds for which nobody may send, 0 or less where all may."""
+        return self._held_until - self._clock.seconds()
 
     @override
     def try_acquire(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
@@ -241,7 +270,7 @@ class Turns(Limiter):
         with self._one_by_one:
             # A turn that comes while all are told to wait is lost, and another is taken.
             acquired = attempt.is_given_up() or super().try_acquire(*args, **kwargs)
-            while (wait := self._held_until - self._clock.seconds()) > 0:
+            while (wait := self.held_for()) > 0:
                 time.sleep(wait)
                 acquired = super().try_acquire(*args, **kwargs)
             attempt.begin(self._clock.seconds())
@@ -251,9 +280,9 @@ class Turns(Limiter):
 # --- What an answer 429 tells -------------------------------------------------------
 
 
-def answered_at(response: requests.Response) -> float:
-    """Give the stopwatch's reading when a response of the session had arrived."""
-    return t.cast("float", vars(response)["answered_at"])
+def answered_at(outcome: requests.Response | Exception, now: float) -> float:
+    """Give the stopwatch's reading when an attempt had ended, ``now`` if not known."""
+    return float(vars(outcome).get("answered_at", now))
 
 
 def told_wait(response: requests.Response, now: datetime) -> float | None:

@@ -59,7 +59,7 @@ class WholeMessageWriter(MsgSpecWriter):
     def __init__(self) -> None:
         """Begin with nothing being written."""
         super().__init__()
-        self.is_writing = False
+        self.is_writing = self.is_ending = False
         self.after: t.Callable[[], None] | None = None
         self._lines = bytearray()
 
@@ -148,7 +148,7 @@ class TapBugsPulse(Tap):
     @cached_property
     def session(self) -> ApiSession:
         """The one HTTP session of the tap: the limit counts per key."""
-        return ApiSession(self.settings, self.minute_seconds, self.clock)
+        return ApiSession(self.settings, self.minute_seconds, self.clock, self.logger)
 
     def flush(self) -> None:
         """Write the records that are kept back."""
@@ -307,14 +307,14 @@ class TapBugsPulse(Tap):
     @override
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
         def end() -> None:
-            writer.after = None
+            writer.after, writer.is_ending = None, True
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
             self.logger.warning("Stopped by %s", signal.Signals(signum).name)
             raise SystemExit(128 + signum)
 
         writer = t.cast("WholeMessageWriter", self.message_writer)
-        if writer.is_writing and writer.after is not None:
+        if writer.is_writing and (writer.is_ending or writer.after is not None):
             # A second one, while nobody reads what is written: its last line is cut.
             os._exit(128 + signum)
         elif writer.is_writing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import typing as t
 from datetime import timedelta
 
@@ -128,22 +129,24 @@ def test_an_error_ends_the_run_though_others_hang(
     slow: Sandbox, now: datetime, tmp_path: Path
 ) -> None:
     """Answers that never come hold up no end, and nothing more is asked for."""
+    sync(slow, now, concurrency=1, catalog=select(now, "events"))
+    order = [one.query["sessionId"] for one in slow.requests if one.path == "/events"]
+    slow.reset()
     slow.options.hang_seconds = 600.0
-    events = 0
 
     def script(request: Request) -> str | None:
-        nonlocal events
-        events += request.path == "/events"
-        if request.path != "/events" or events < 20:
+        if request.path != "/events":
             return None
-        return "401" if events == 20 else "timeout"
+        place = order.index(request.query["sessionId"])
+        return None if place < 20 else "401" if place == 20 else "timeout"
 
     slow.options.script = script
     tap = TapProcess(tmp_path / "tap", slow, now, concurrency=MANY)
     assert tap.end() == 1
     assert "401 Unauthorized for /events" in tap.log.splitlines()[-1]
     assert "Traceback" not in tap.log
-    assert 20 <= events < 20 + MANY
+    events = [one for one in slow.requests if one.path == "/events"]
+    assert 20 < len(events) <= 20 + MANY
     lines = [json.loads(line) for line in tap.written.splitlines()]
     assert lines[-1]["type"] in {"RECORD", "STATE"}
 
@@ -185,3 +188,62 @@ def test_a_time_box_takes_what_is_on_its_way(
     assert tables == expected(slow.project, "events")
     sessions = [one.query["sessionId"] for one in slow.requests if one.path == "/events"]
     assert sorted(sessions) == sorted(set(sessions))
+
+
+@pytest.mark.parametrize("change", ["late_every", "new_every"])
+def test_without_totals_no_page_is_asked_ahead(now: datetime, change: str) -> None:
+    """Where nothing would show that pages were answered out of turn, they come in turn."""
+    project = generate(seed=8, sessions=60, days=6, until=now - timedelta(hours=1))
+    before = set(project.sessions)
+    options = Options(requests_per_minute=None, jitter=0.03)
+    options.envelope = lambda envelope: {
+        name: value for name, value in envelope.items() if name != "total"
+    }
+    setattr(options, change, 3)
+    with Sandbox(project, options) as sandbox:
+        output = sync(
+            sandbox, now, catalog=select(now, "sessions"), page_size=5, concurrency=MANY
+        )
+    assert before <= {key[0] for key in output.table("sessions")}
+
+
+def test_a_refusal_for_more_than_a_day_ends_the_run_whoever_meets_it(
+    slow: Sandbox, now: datetime, tmp_path: Path
+) -> None:
+    """A request that was sent ahead and told to wait for days holds nothing up."""
+    slow.options.minute = 60 * 200_000.0  # a 429 tells a sixtieth of it
+    events = 0
+
+    def script(request: Request) -> str | None:
+        nonlocal events
+        events += request.path == "/events"
+        faults = {1: "500", 3: "429"}
+        return faults.get(events) if request.path == "/events" else None
+
+    slow.options.script = script
+    tap = TapProcess(tmp_path / "tap", slow, now, minute=6.0, concurrency=MANY)
+    assert tap.end() == 1
+    assert "the API tells to wait for more than a day" in tap.log.splitlines()[-1]
+    assert events <= 3 * MANY
+
+
+def test_failures_of_one_moment_cost_one_wait(slow: Sandbox, now: datetime) -> None:
+    """Answers that failed while the first one was waited out are asked for at once."""
+    failed = 0
+
+    def script(request: Request) -> str | None:
+        nonlocal failed
+        if request.path != "/events" or failed == MANY:
+            return None
+        failed += 1
+        return "503"
+
+    slow.options.script = script
+    # Two sixtieths of a minute are waited after a first failure.
+    minute = 60.0
+    began = time.monotonic()
+    output = sync(slow, now, minute=minute, concurrency=MANY)
+    assert output.table("events") == expected(slow.project, "events")
+    assert failed == MANY
+    # Far less than a wait for each.
+    assert time.monotonic() - began < MANY * minute / 60 * 2
