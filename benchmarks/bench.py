@@ -401,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", type=int, default=300_000, help="of cpu")
     parser.add_argument("--network-small", type=int, default=40_000, help="of memory")
     parser.add_argument("--event-sessions", type=int, default=2_000, help="of events")
-    parser.add_argument("--limit-sessions", type=int, default=200, help="of limit")
+    parser.add_argument("--limit-sessions", type=int, default=190, help="of limit")
     parser.add_argument("--limit-network", type=int, default=85_000, help="of limit")
     parser.add_argument(
         "--concurrency", type=int, help="the tap's setting, in events and limit"
