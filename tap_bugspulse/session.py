@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import queue
 import threading
 import time
 import typing as t
@@ -47,7 +48,7 @@ HOPELESS = (
 class ApiSession(requests.Session):
     """Sends requests no faster than the API allows, all streams together.
 
-    Each attempt is made by a thread of its own. :meth:`ask` starts one whose answer is
+    Attempts are made by threads of the session. :meth:`ask` starts one whose answer is
     wanted soon, and :meth:`send` waits for it, or starts one where none was started:
     who sends need not know. Answers are taken in the order in which they are wanted, so
     rows come out as if one request were made after the other.
@@ -69,6 +70,8 @@ class ApiSession(requests.Session):
             settings.api_url, proxies={}, stream=True, verify=None, cert=None
         )
         self._asked: dict[requests.PreparedRequest, Attempt] = {}
+        self._to_do: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)  # threads that wait for something to do
         self._minute = minute
         rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
         self._turns = Turns(InMemoryBucket([rate]), clock)
@@ -141,11 +144,27 @@ class ApiSession(requests.Session):
         self._has_said = wait > 0
 
     def _start(self, request: requests.PreparedRequest) -> Attempt:
-        attempt = Attempt(lambda: self._exchange(request), self._clock)
-        attempt.start()
+        attempt = Attempt(request)
+        if not self._idle.acquire(blocking=False):
+            # A daemon: the end of the process waits for none. One whose answer came too
+            # late is left behind until it comes.
+            threading.Thread(target=self._work, daemon=True).start()
+        self._to_do.put(attempt)
         return attempt
 
-    # --- One attempt, in its thread ----------------------------------------------------
+    # --- One attempt, in a thread ------------------------------------------------------
+
+    def _work(self) -> None:
+        """Make one attempt after the other."""
+        while True:
+            attempt = _here.attempt = self._to_do.get()
+            try:
+                attempt.outcome = self._exchange(attempt.request)
+            except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+                attempt.outcome = error
+            attempt.ended_at = self._clock.seconds()
+            self._idle.release()
+            attempt.done.set()
 
     def _exchange(self, request: requests.PreparedRequest) -> requests.Response:
         """Send a request and read its whole answer."""
@@ -192,29 +211,21 @@ class ApiSession(requests.Session):
         response.raw = body
 
 
-class Attempt(threading.Thread):
-    """One attempt at a request. A daemon: the end of the process waits for none."""
+_here = threading.local()  # the attempt that a thread makes
+
+
+class Attempt:
+    """One attempt at a request, and its outcome once it is done."""
 
     outcome: requests.Response | Exception
 
-    def __init__(self, exchange: t.Callable[[], requests.Response], clock: Clock) -> None:
+    def __init__(self, request: requests.PreparedRequest) -> None:
         """Prepare the attempt; ``sent_at``, ``ended_at`` are readings of the stopwatch."""
-        super().__init__(daemon=True)
+        self.request = request
         self.done = threading.Event()
         self.sent_at = self.ended_at = math.inf
-        self._clock = clock
-        self._exchange = exchange
         self._given_up = False
         self._turn = threading.Lock()
-
-    @override
-    def run(self) -> None:
-        try:
-            self.outcome = self._exchange()
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-            self.outcome = error
-        self.ended_at = self._clock.seconds()
-        self.done.set()
 
     def give_up(self) -> bool:
         """Keep the request from being sent; False if it is on its way already."""
@@ -266,7 +277,7 @@ class Turns(Limiter):
 
     @override
     def try_acquire(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        attempt = t.cast("Attempt", threading.current_thread())
+        attempt: Attempt = _here.attempt
         with self._one_by_one:
             # A turn that comes while all are told to wait is lost, and another is taken.
             acquired = attempt.is_given_up() or super().try_acquire(*args, **kwargs)

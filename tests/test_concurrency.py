@@ -91,7 +91,7 @@ def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
     assert output.table("events") == expected(slow.project, "events")
     late = [one.at - refused[0] for one in slow.requests if one.at > refused[0]]
     assert [at for at in late if on_their_way < at < told] == []
-    assert len([at for at in late if at < told]) < MANY
+    assert len([at for at in late if at < told]) < 2 * MANY
     assert len([at for at in late if at > told]) > MANY
 
 
