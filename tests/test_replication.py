@@ -219,6 +219,9 @@ def test_the_rows_that_are_left_are_known_once_all_were_counted() -> None:
     assert not cutter.fits(30)
     assert cutter.rows_left == 30
     assert cutter.propose() == Window(TODAY - 18 * DAY, TODAY)
+    is_open = Cutter(Window(TODAY - 59 * DAY, None), 10, TODAY, newest_first=True)
+    assert not is_open.fits(30)
+    assert is_open.propose() == Window(TODAY - 17 * DAY, None)
     assert cutter.fits(9)
     assert cutter.rows_left == 21
     assert cutter.fits(10)
@@ -252,6 +255,7 @@ def test_windows_cover_all_days_once_and_in_order(
     while window := cutter.propose():
         proposals += 1
         assert proposals < 400
+        assert start is None or (window.start is not None and window.start >= start)
         total = sum(window.holds(day) for day in rows)
         if cutter.fits(total):
             windows.append(window)
@@ -337,6 +341,17 @@ MIDNIGHT = midnight(TODAY)
                 ),
                 (Stretch(NOW - DAY, NOW), NOW - DAY, Span(None, NOW - DAY)),
             )
+        ),
+        # A need that ends within the lookback, and one that ends where that begins.
+        (
+            Stretch(None, NOW - 3 * DAY),
+            Span(None, NOW - DAY),
+            Plan(Span(NOW - 10 * DAY, NOW - DAY), None, Stretch(None, NOW - 3 * DAY)),
+        ),
+        (
+            Stretch(None, NOW),
+            Span(None, NOW - WEEK),
+            Plan(None, None, Stretch(None, NOW)),
         ),
         # A need that begins where the stretch does has no history.
         *(
@@ -459,6 +474,14 @@ def test_rows_before_the_forward_part_do_not_begin_a_stretch() -> None:
     assert marks.stretch is None
     marks.history_done(Window(TODAY - 31 * DAY, TODAY - 20 * DAY))
     assert marks.stretch == Stretch(MIDNIGHT - 30 * DAY, MIDNIGHT - 30 * DAY)
+
+
+def test_history_without_a_forward_row_begins_the_stretch() -> None:
+    """From the beginning of time to the largest instant seen."""
+    marks = Marks(make_plan(None, Span(), WEEK, NOW), Span(), NOW)
+    marks.saw(MIDNIGHT - 30 * DAY)
+    marks.history_done(Window(None, TODAY - 8 * DAY))
+    assert marks.stretch == Stretch(None, MIDNIGHT - 30 * DAY)
 
 
 def test_no_mark_moves_where_the_need_ends_before_the_stretch() -> None:
