@@ -3,7 +3,7 @@
 .PHONY: help setup demo test test-all test-slow test-snowflake coverage bench lint audit wheel test-wheel hub lock clean
 
 COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate edges errors \
-	http replication resume sdk sequences tap))
+	http numbers replication resume sdk sequences settings tap))
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
