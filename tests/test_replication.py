@@ -23,13 +23,18 @@ from tap_bugspulse.replication import (
     Stretch,
     Window,
     asked_for,
+    candidate,
     clean_state,
+    fingerprint,
     format_instant,
+    has_events,
+    is_wanted,
     make_plan,
     midnight,
     parse_instant,
     read_stretch,
     split,
+    wider,
     write_stretch,
 )
 
@@ -812,3 +817,108 @@ def test_a_reading_of_a_day_is_read_as_it_was_written(
     written: t.Any = reading.write()
     assert DayReading.read(written) == reading
     assert midnight(TODAY).tzinfo is UTC
+
+
+def test_days_of_a_ledger_that_cannot_be_read_are_counted() -> None:
+    """The others are known; none at all is no damage."""
+    ledger = Ledger()
+    ledger.put("one", TODAY, row=b"1234")
+    packed: dict[str, object] = dict(ledger.pack())
+    damaged = {"x": "", "2026-02-01": "AAAA", "2026-02-02": "?", "2026-02-03": None}
+    again, unread = Ledger.unpack(packed | damaged)
+    assert (unread, again.pack()) == (4, packed)
+    others: tuple[object, ...] = (None, {}, 5, [])
+    assert [Ledger.unpack(other)[1] for other in others] == [0, 0, 1, 1]
+
+
+def test_a_ledger_packs_what_has_changed() -> None:
+    """A session that is noted, moved, pruned or forgotten shows in the next state."""
+    ledger, tomorrow = Ledger(), TODAY + DAY
+    ledger.put("one", TODAY, row=b"1234")
+    ledger.put("two", TODAY, row=b"1234")
+    before = ledger.pack()
+    ledger.put("one", TODAY, events=b"5678")
+    after = ledger.pack()
+    assert after != before
+    assert ledger.get("one") == Entry(b"1234", b"5678")
+    ledger.prune(lambda _, entry: entry.events == b"5678")
+    assert ledger.get("two") is None
+    assert len(ledger.pack()[TODAY.isoformat()]) < len(after[TODAY.isoformat()])
+    ledger.put("one", tomorrow)
+    assert list(ledger.pack()) == [tomorrow.isoformat()]
+    assert ledger.forget_ahead(TODAY, 0) == 0  # tomorrow is not yet the future
+    ledger.put("three", tomorrow + DAY, row=b"1234")
+    ledger.pack()
+    assert ledger.forget_ahead(TODAY, 0) == 1
+    assert list(ledger.pack()) == [tomorrow.isoformat()]
+    ledger.prune(lambda *_: False)
+    assert ledger.pack() == {}
+
+
+def test_a_fingerprint_knows_a_row_whatever_the_order_of_its_fields() -> None:
+    """Four bytes, the same for the same values, others for others."""
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert len(fingerprint(None)) == 4
+
+
+SESSION = {
+    "id": "one",
+    "eventCount": 3,
+    "status": "completed",
+    "endedAt": "2026-02-01T00:00:00Z",
+    "hasCrash": False,
+    "hasNetworkErrors": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "crashed", "errors"),
+    [
+        ({}, False, False),
+        ({"hasCrash": True}, True, True),
+        ({"status": "crashed"}, True, True),
+        ({"hasNetworkErrors": True}, False, True),
+        ({"hasCrash": None, "hasNetworkErrors": None}, False, False),
+    ],
+)
+def test_events_are_wanted_by_what_happened(
+    changed: dict[str, object], *, crashed: bool, errors: bool
+) -> None:
+    """A crash counts among the errors, and the status tells of one, too."""
+    found = candidate(SESSION | changed, NOW, TODAY)
+    assert (found.id, found.instant, found.day) == ("one", NOW, TODAY)
+    wanted = [is_wanted(found, name) for name in ("all", "errors", "crashed")]
+    assert wanted == [True, errors, crashed]
+
+
+def test_events_are_fetched_again_where_their_session_has_changed() -> None:
+    """Four fields tell of that, and no other does."""
+    before = candidate(SESSION, NOW, TODAY).mark
+    for name, value in (
+        ("eventCount", 4),
+        ("status", "active"),
+        ("endedAt", None),
+        ("hasCrash", True),
+    ):
+        assert candidate(SESSION | {name: value}, NOW, TODAY).mark != before
+    assert candidate(SESSION | {"userId": "x"}, NOW, TODAY).mark == before
+
+
+def test_a_finished_session_without_events_has_none() -> None:
+    """One that goes on may still get some, and so may one whose count is not known."""
+    for count, status, wanted in (
+        (0, "completed", False),
+        (0, "crashed", False),
+        (0, "active", True),
+        (1, "completed", True),
+        (None, "completed", True),
+    ):
+        assert has_events({"eventCount": count, "status": status}) is wanted
+
+
+def test_what_was_fetched_for_more_sessions_serves_fewer() -> None:
+    """The widest comes first, and each serves itself."""
+    assert wider("all") == ("all",)
+    assert wider("errors") == ("all", "errors")
+    assert wider("crashed") == ("all", "errors", "crashed")
