@@ -1,6 +1,9 @@
 # Everything is installed inside the checkout, see scripts/setup.sh.
 
-.PHONY: help setup demo test test-all test-slow test-snowflake bench lint audit wheel test-wheel hub lock clean
+.PHONY: help setup demo test test-all test-slow test-snowflake coverage bench lint audit wheel test-wheel hub lock clean
+
+COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate edges errors \
+	http numbers replication resume sdk sequences settings tap))
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
@@ -8,6 +11,7 @@ help:
 	@echo 'make test-all  run the tests, and those that need Airflow, which it installs'
 	@echo 'make test-slow  run the tests that wait for real minutes'
 	@echo 'make test-snowflake  load into a Snowflake account of yours, into a schema of its own'
+	@echo 'make coverage  measure which branches the tests of the tap reach; minutes'
 	@echo 'make bench   measure the tap next to a stock SDK tap; about half an hour'
 	@echo 'make lint    run the linters'
 	@echo 'make audit   audit the workflows under .github/'
@@ -36,6 +40,14 @@ test-slow: setup
 
 test-snowflake:
 	@sh scripts/test_snowflake.sh
+
+# The tests of the tap itself: those of the pipeline run an installed one.
+coverage:
+	@sh scripts/setup.sh tap
+	.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest -n 2 --dist loadfile $(COVERED)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
 
 bench:
 	@sh scripts/setup.sh tap

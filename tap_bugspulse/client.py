@@ -541,10 +541,6 @@ class BugsPulseStream(RESTStream[int]):
         self.tap.sum_up(self)
 
     @override
-    def parse_response(self, response: requests.Response) -> Iterator[dict[str, t.Any]]:
-        yield from page_of(response).rows
-
-    @override
     def validate_response(self, response: requests.Response) -> None:
         status = response.status_code
         if status == HTTPStatus.OK:

@@ -20,6 +20,8 @@ if t.TYPE_CHECKING:
     from tests.sandbox import Project, Sandbox
 
 Row = dict[str, t.Any]
+# Variables that a process under test has of the one that runs the tests.
+KEPT = ("PATH", "HOME", "COVERAGE_PROCESS_CONFIG")
 PRIMARY_KEYS = {
     "sessions": ("id",),
     "crashes": ("id",),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from tests.running import PRIMARY_KEYS, Output, expected
+from tests.running import KEPT, PRIMARY_KEYS, Output, expected
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ def run_tap(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
         "from datetime import datetime, UTC; from tests.running import tap_class; "
         "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.01).cli()"
     )
-    base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    base = {name: os.environ[name] for name in KEPT if name in os.environ}
     settings = {
         "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
         "TAP_BUGSPULSE_API_URL": url,

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
@@ -215,7 +215,7 @@ def run_tap(
     url: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the tap as a process, with debug logs and a short minute."""
-    path = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    path = {name: os.environ[name] for name in KEPT if name in os.environ}
     program = (
         "from datetime import datetime, UTC; from tests.running import tap_class; "
         "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.1).cli()"

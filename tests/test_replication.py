@@ -6,6 +6,7 @@ import itertools
 import typing as t
 from datetime import UTC, date, datetime, timedelta
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -17,17 +18,23 @@ from tap_bugspulse.replication import (
     Entry,
     Ledger,
     Marks,
+    Plan,
     Span,
     Stretch,
     Window,
     asked_for,
+    candidate,
     clean_state,
+    fingerprint,
     format_instant,
+    has_events,
+    is_wanted,
     make_plan,
     midnight,
     parse_instant,
     read_stretch,
     split,
+    wider,
     write_stretch,
 )
 
@@ -74,7 +81,158 @@ def test_an_instant_is_written_as_it_was_read(instant: datetime, micro: int) -> 
     assert parse_instant(format_instant(exact)) == exact
 
 
+@pytest.mark.parametrize(
+    ("written", "instant"),
+    [
+        ("2026-01-15", datetime(2026, 1, 15, tzinfo=UTC)),
+        ("2026-01-15T10:00:00", datetime(2026, 1, 15, 10, tzinfo=UTC)),
+        ("2026-01-15T10:00:00+02:00", datetime(2026, 1, 15, 8, tzinfo=UTC)),
+        ("1900-01-01", datetime(1900, 1, 1, tzinfo=UTC)),
+        ("8999-12-31", datetime(8999, 12, 31, tzinfo=UTC)),
+        *((text, None) for text in ("1899-12-31", "9000-01-01", "x", "", 5, None)),
+        ("0001-01-01T00:00:00+14:00", None),
+    ],
+)
+def test_an_instant_is_read_in_utc_or_not_at_all(
+    written: object, instant: datetime | None
+) -> None:
+    """Without an offset it is UTC; a clock that was never set gives no instant."""
+    found = parse_instant(written)
+    assert found == instant
+    assert found is None or found.tzinfo is UTC
+
+
+def test_an_instant_is_written_as_the_api_does() -> None:
+    """With milliseconds, with microseconds where there are any, and a Z."""
+    assert format_instant(NOW) == "2026-03-01T12:00:00.000Z"
+    assert format_instant(NOW.replace(microsecond=5000)) == "2026-03-01T12:00:00.005Z"
+    assert format_instant(NOW.replace(microsecond=5001)) == "2026-03-01T12:00:00.005001Z"
+
+
+def test_a_span_has_its_start_and_not_its_end() -> None:
+    """Whatever has no instant is held; so is all on a side without a bound."""
+    hour = timedelta(hours=1)
+    span = Span(NOW - hour, NOW)
+    assert [span.holds(NOW + n * hour) for n in (-2, -1, 0, 1)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert span.holds(None)
+    assert Span(None, NOW).holds(NOW - 900 * DAY)
+    assert Span(NOW, None).holds(NOW + 900 * DAY)
+
+
 # --- Windows -------------------------------------------------------------------------
+
+
+def test_a_window_asks_for_its_bounds() -> None:
+    """A bound becomes a query parameter, and one that is missing does not."""
+    day = date(2026, 2, 1)
+    assert Window(day, TODAY).query() == {"from": "2026-02-01", "to": "2026-03-01"}
+    assert Window(day, None).query() == {"from": "2026-02-01"}
+    assert Window(None, day).query() == {"to": "2026-02-01"}
+    assert Window(None, None).query() == {}
+
+
+def test_a_row_is_filed_under_its_day_or_the_last_of_the_window() -> None:
+    """Outside of the window, or without an instant, it is the last; today, if open."""
+    week = Window(TODAY - 7 * DAY, TODAY)
+    assert week.day_of(NOW - 3 * DAY, TODAY) == TODAY - 3 * DAY
+    for instant in (None, NOW, NOW - 8 * DAY):
+        assert week.day_of(instant, TODAY) == TODAY - DAY
+    assert Window(TODAY - DAY, None).day_of(None, TODAY) == TODAY
+    assert Window(None, None).day_of(None, TODAY) == TODAY
+    assert Window(TODAY + DAY, None).day_of(None, TODAY) == TODAY + DAY
+
+
+def test_no_more_days_are_asked_for_than_time_zones_need() -> None:
+    """A day on each side, and no end where the window reaches the run's start."""
+    noon, day = NOW - 5 * DAY, TODAY - 5 * DAY
+    assert asked_for(Span(noon, None), NOW) == Window(day - DAY, None)
+    assert asked_for(Span(None, noon), NOW) == Window(None, day + 2 * DAY)
+    assert asked_for(Span(None, midnight(day)), NOW) == Window(None, day + DAY)
+    assert asked_for(Span(None, NOW), NOW) == Window(None, TODAY + 2 * DAY)
+    assert asked_for(Span(None, NOW + timedelta(seconds=1)), NOW) == Window(None, None)
+
+
+def cut(
+    cutter: Cutter, count: t.Callable[[Window], int]
+) -> tuple[list[tuple[Window, int]], int]:
+    """Give the windows that were cut with their rows, and the number of requests."""
+    windows, requests = [], 0
+    while window := cutter.propose():
+        requests += 1
+        assert requests < 1000
+        total = count(window)
+        if cutter.fits(total):
+            windows.append((window, total))
+    assert not cutter.fits(0)
+    return windows, requests
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("a_day", [1, 9, 40, 400])
+def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) -> None:
+    """Windows are nearly full, and hardly a request asks for one that is too large."""
+    asked = Window(TODAY - 400 * DAY, TODAY)
+
+    def count(window: Window) -> int:
+        assert window.start is not None
+        assert window.end is not None
+        return (window.end - window.start).days * a_day
+
+    cutter = Cutter(asked, 1000, TODAY, newest_first=newest_first)
+    windows, requests = cut(cutter, count)
+    assert max(total for _, total in windows) <= 1000
+    floor = -(-400 * a_day // 1000)
+    assert len(windows) <= 1.3 * floor + 3
+    assert requests <= len(windows) + 4
+
+
+def test_what_fits_is_one_window() -> None:
+    """As many rows as a window may have need no second one; one more row needs two."""
+    asked = Window(None, None)
+    windows, requests = cut(Cutter(asked, 10, TODAY, newest_first=True), lambda _: 10)
+    assert (windows, requests) == ([(asked, 10)], 1)
+    cutter = Cutter(Window(TODAY, None), 10, TODAY, newest_first=False)
+    assert cut(cutter, lambda _: 99) == ([(Window(TODAY, None), 99)], 1)
+    assert cutter.rest is None
+
+
+def test_the_beginning_of_time_is_reached_where_rows_lie_before_it() -> None:
+    """Rows of clocks that were never set come in one window that begins nowhere."""
+
+    def count(window: Window) -> int:
+        return 50 if window.start is None else 0
+
+    windows, requests = cut(
+        Cutter(Window(None, TODAY), 10, TODAY, newest_first=True), count
+    )
+    assert windows[-1][0].start is None
+    assert windows[-1][0].end is not None
+    assert windows[-1][0].end < date(1970, 1, 1) + 60_000 * DAY
+    assert requests < 20
+
+
+def test_the_rows_that_are_left_are_known_once_all_were_counted() -> None:
+    """What does not fit whole is counted, and each window takes its rows off."""
+    cutter = Cutter(Window(TODAY - 60 * DAY, TODAY), 10, TODAY, newest_first=True)
+    left: t.Any = cutter.rows_left  # mypy does not see that it changes
+    assert left is None
+    assert not cutter.fits(30)
+    assert cutter.rows_left == 30
+    assert cutter.propose() == Window(TODAY - 18 * DAY, TODAY)
+    is_open = Cutter(Window(TODAY - 59 * DAY, None), 10, TODAY, newest_first=True)
+    assert not is_open.fits(30)
+    assert is_open.propose() == Window(TODAY - 17 * DAY, None)
+    assert cutter.fits(9)
+    assert cutter.rows_left == 21
+    assert cutter.fits(10)
+    assert cutter.rows_left == 11
+    assert cutter.fits(1)
+    assert cutter.rest == cutter.propose()  # ten are left, which fit whole
 
 
 @given(
@@ -102,6 +260,7 @@ def test_windows_cover_all_days_once_and_in_order(
     while window := cutter.propose():
         proposals += 1
         assert proposals < 400
+        assert start is None or (window.start is not None and window.start >= start)
         total = sum(window.holds(day) for day in rows)
         if cutter.fits(total):
             windows.append(window)
@@ -150,6 +309,204 @@ def test_splitting_keeps_every_day(
 
 
 # --- Plans and marks -----------------------------------------------------------------
+
+
+WEEK = 7 * DAY
+MIDNIGHT = midnight(TODAY)
+
+
+@pytest.mark.parametrize(
+    ("stretch", "need", "plan"),
+    [
+        # Nothing is complete: today and the lookback first, then history.
+        (None, Span(), Plan(Span(MIDNIGHT - WEEK), Span(None, MIDNIGHT - WEEK))),
+        (None, Span(MIDNIGHT - WEEK), Plan(Span(MIDNIGHT - WEEK), None)),
+        (
+            None,
+            Span(NOW - 30 * DAY, NOW - 20 * DAY),
+            Plan(
+                Span(MIDNIGHT - 27 * DAY, NOW - 20 * DAY),
+                Span(NOW - 30 * DAY, MIDNIGHT - 27 * DAY),
+            ),
+        ),
+        (
+            None,
+            Span(None, NOW + 20 * DAY),
+            Plan(Span(MIDNIGHT - WEEK, NOW + 20 * DAY), Span(None, MIDNIGHT - WEEK)),
+        ),
+        # The lookback before the mark, and history up to what is complete.
+        *(
+            (stretch, Span(), Plan(Span(edge), history, stretch))
+            for stretch, edge, history in (
+                (Stretch(None, NOW), NOW - WEEK, None),
+                (
+                    Stretch(NOW - 9 * DAY, NOW),
+                    NOW - WEEK,
+                    Span(None, NOW - 9 * DAY),
+                ),
+                (Stretch(NOW - DAY, NOW), NOW - DAY, Span(None, NOW - DAY)),
+            )
+        ),
+        # A need that ends within the lookback, and one that ends where that begins.
+        (
+            Stretch(None, NOW - 3 * DAY),
+            Span(None, NOW - DAY),
+            Plan(Span(NOW - 10 * DAY, NOW - DAY), None, Stretch(None, NOW - 3 * DAY)),
+        ),
+        (
+            Stretch(None, NOW),
+            Span(None, NOW - WEEK),
+            Plan(None, None, Stretch(None, NOW)),
+        ),
+        # A need that begins where the stretch does has no history.
+        *(
+            (stretch, need, Plan(Span(NOW - DAY), None, stretch))
+            for stretch, need in [(Stretch(NOW - 9 * DAY, NOW), Span(NOW - DAY))]
+        ),
+        (
+            Stretch(NOW - DAY, NOW),
+            Span(NOW - DAY),
+            Plan(Span(NOW - DAY), None, Stretch(NOW - DAY, NOW)),
+        ),
+        # A need that begins after the mark restarts the stretch; at it, it does not.
+        (Stretch(None, NOW - 9 * DAY), Span(NOW - DAY), Plan(Span(NOW - DAY), None)),
+        (
+            Stretch(None, NOW - DAY),
+            Span(NOW - DAY),
+            Plan(Span(NOW - DAY), None, Stretch(None, NOW - DAY)),
+        ),
+        # A need that ends before the stretch moves no mark; at its beginning, it does.
+        (
+            Stretch(NOW - DAY, NOW),
+            Span(None, NOW - 2 * DAY),
+            Plan(
+                None,
+                Span(None, NOW - 2 * DAY),
+                Stretch(NOW - DAY, NOW),
+                moves_marks=False,
+            ),
+        ),
+        (
+            Stretch(NOW - DAY, NOW),
+            Span(None, NOW - DAY),
+            Plan(None, Span(None, NOW - DAY), Stretch(NOW - DAY, NOW)),
+        ),
+    ],
+)
+def test_a_plan_is_the_need_less_what_is_complete(
+    stretch: Stretch | None, need: Span, plan: Plan
+) -> None:
+    """With a lookback of a week, nothing is planned that is known to be there."""
+    assert make_plan(stretch, need, WEEK, NOW) == plan
+
+
+def test_history_touches_what_this_run_reads_and_overlaps_what_another_has() -> None:
+    """Whole days are asked for, one of them twice where an earlier run read it."""
+    fresh = make_plan(None, Span(), WEEK, NOW)
+    edge = TODAY - 8 * DAY
+    assert fresh.forward_days(NOW) == Window(edge, None)
+    assert fresh.history_days(NOW) == Window(None, edge)
+    later = make_plan(Stretch(NOW - 9 * DAY, NOW), Span(), WEEK, NOW)
+    assert later.forward_days(NOW) == Window(edge, None)
+    assert later.history_days(NOW) == Window(None, TODAY - 7 * DAY)
+    alone = Plan(None, Span(None, NOW), moves_marks=False)
+    assert alone.forward_days(NOW) is None
+    assert alone.history_days(NOW) == Window(None, TODAY + 2 * DAY)
+    assert Plan(Span(), None).history_days(NOW) is None
+
+
+def test_rows_were_read_only_where_history_overlaps_the_stretch() -> None:
+    """That is from its beginning to three days after the next midnight."""
+    begins = NOW - 9 * DAY
+    plan = make_plan(Stretch(begins, NOW), Span(), WEEK, NOW)
+    second, last = timedelta(seconds=1), midnight(TODAY - 5 * DAY)
+    found = [begins - second, begins, last - second, last, None]
+    assert [plan.was_read(instant) for instant in found] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    short = make_plan(Stretch(begins, begins + DAY), Span(), WEEK, NOW)
+    assert short.was_read(begins + DAY)
+    assert not short.was_read(begins + DAY + second)
+    for other in (
+        make_plan(None, Span(), WEEK, NOW),
+        make_plan(Stretch(None, NOW), Span(), WEEK, NOW),
+        make_plan(Stretch(begins, NOW), Span(None, begins - DAY), WEEK, NOW),
+    ):
+        assert [other.was_read(instant) for instant in (begins, NOW)] == [False, False]
+
+
+def test_marks_move_over_what_was_read() -> None:
+    """Forward to the largest instant seen, back to the days that were asked for."""
+    marks = Marks(make_plan(None, Span(), WEEK, NOW), Span(), NOW)
+    marks.forward_done(Window(TODAY - 8 * DAY, None))
+    nothing: t.Any = marks.stretch  # mypy does not see that it changes
+    assert nothing is None  # no row has been seen
+    for instant in (NOW - 3 * DAY, NOW - 4 * DAY, NOW + DAY, None):
+        marks.saw(instant)
+    marks.forward_done(Window(TODAY - 8 * DAY, TODAY - 3 * DAY))
+    # One day inside of what was asked for, in case the API means another time zone.
+    assert marks.stretch == Stretch(MIDNIGHT - WEEK, MIDNIGHT - 4 * DAY)
+    marks.forward_done(Window(TODAY - 3 * DAY, None))
+    assert marks.stretch == Stretch(MIDNIGHT - WEEK, NOW - 3 * DAY)
+    marks.forward_done(Window(TODAY - 8 * DAY, TODAY - 4 * DAY))
+    assert marks.stretch == Stretch(MIDNIGHT - WEEK, NOW - 3 * DAY)
+    marks.history_done(Window(TODAY - 20 * DAY, TODAY - 8 * DAY))
+    assert marks.stretch == Stretch(MIDNIGHT - 19 * DAY, NOW - 3 * DAY)
+    marks.history_done(Window(None, TODAY - 20 * DAY))
+    assert marks.stretch == Stretch(None, NOW - 3 * DAY)
+
+
+def test_a_row_at_the_start_of_the_run_counts() -> None:
+    """The mark may stand at the start of the run, and at the beginning of the need."""
+    need = Span(NOW)
+    marks = Marks(make_plan(None, need, WEEK, NOW), need, NOW)
+    marks.saw(NOW)
+    marks.forward_done(Window(TODAY - DAY, None))
+    assert marks.stretch == Stretch(NOW, NOW)
+
+
+def test_rows_before_the_forward_part_do_not_begin_a_stretch() -> None:
+    """A row that lies elsewhere than it was asked for claims nothing."""
+    marks = Marks(make_plan(None, Span(), WEEK, NOW), Span(), NOW)
+    marks.saw(MIDNIGHT - 30 * DAY)
+    marks.forward_done(Window(TODAY - 8 * DAY, None))
+    assert marks.stretch is None
+    marks.history_done(Window(TODAY - 20 * DAY, TODAY - 8 * DAY))
+    assert marks.stretch is None
+    marks.history_done(Window(TODAY - 31 * DAY, TODAY - 20 * DAY))
+    assert marks.stretch == Stretch(MIDNIGHT - 30 * DAY, MIDNIGHT - 30 * DAY)
+
+
+def test_history_without_a_forward_row_begins_the_stretch() -> None:
+    """From the beginning of time to the largest instant seen."""
+    marks = Marks(make_plan(None, Span(), WEEK, NOW), Span(), NOW)
+    marks.saw(MIDNIGHT - 30 * DAY)
+    marks.history_done(Window(None, TODAY - 8 * DAY))
+    assert marks.stretch == Stretch(None, MIDNIGHT - 30 * DAY)
+
+
+def test_no_mark_moves_where_the_need_ends_before_the_stretch() -> None:
+    """Such a run leaves the state as it is."""
+    stretch, need = Stretch(NOW - DAY, NOW - DAY), Span(None, NOW - 5 * DAY)
+    marks = Marks(make_plan(stretch, need, WEEK, NOW), need, NOW)
+    marks.saw(NOW - 6 * DAY)
+    marks.history_done(Window(None, TODAY - 3 * DAY))
+    marks.forward_done(Window(TODAY - 9 * DAY, None))
+    assert marks.stretch == stretch
+
+
+def test_a_stretch_reaches_no_further_back_than_the_need() -> None:
+    """Days are asked for whole; start_date is where the rows begin."""
+    need = Span(NOW - 30 * DAY)
+    marks = Marks(make_plan(Stretch(NOW - 9 * DAY, NOW), need, WEEK, NOW), need, NOW)
+    marks.history_done(Window(TODAY - 40 * DAY, TODAY - 7 * DAY))
+    assert marks.stretch == Stretch(NOW - 30 * DAY, NOW)
+    marks.history_done(Window(TODAY - 20 * DAY, TODAY - 7 * DAY))
+    assert marks.stretch == Stretch(NOW - 30 * DAY, NOW)
 
 
 class Reader:
@@ -250,7 +607,134 @@ def test_a_stretch_is_read_as_it_was_written(
         assert read_stretch(written, "mark", NOW, lookback) == (stretch, None)
 
 
+def test_stretches_that_touch_are_one() -> None:
+    """Where there is a gap between them they are not, in whichever order."""
+    day = [NOW + n * DAY for n in range(6)]
+    for one, other, both in (
+        (Stretch(day[0], day[2]), Stretch(day[1], day[3]), Stretch(day[0], day[3])),
+        (Stretch(day[0], day[2]), Stretch(day[2], day[3]), Stretch(day[0], day[3])),
+        (Stretch(day[0], day[5]), Stretch(day[2], day[3]), Stretch(day[0], day[5])),
+        (Stretch(None, day[2]), Stretch(day[1], day[3]), Stretch(None, day[3])),
+        (Stretch(None, day[2]), Stretch(None, day[3]), Stretch(None, day[3])),
+        (Stretch(day[0], day[1]), Stretch(day[2], day[3]), None),
+        (Stretch(None, day[1]), Stretch(day[2], day[3]), None),
+    ):
+        assert one.joined(other) == both
+        assert other.joined(one) == both
+
+
 # --- States --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bookmark", "stretch", "wrong"),
+    [
+        ({}, None, None),
+        ({"other": 1}, None, None),
+        ({"complete_from": BEGINNING}, None, "mark is None"),
+        ({"mark": "x", "complete_from": BEGINNING}, None, "mark is 'x'"),
+        ({"mark": "2026-03-02T12:00:00Z", "complete_from": BEGINNING}, (None, 0), None),
+        (
+            {"mark": "2026-03-02T12:00:01Z", "complete_from": BEGINNING},
+            None,
+            "mark is '2026-03-02T12:00:01Z'",
+        ),
+        ({"mark": "2026-03-01", "complete_from": "2026-03-01"}, (0.5, 0.5), None),
+        ({"mark": "2026-03-01"}, (7.5, 0.5), "complete_from is None"),
+        (
+            {"mark": "2026-03-01", "complete_from": "2026-03-02"},
+            (7.5, 0.5),
+            "complete_from is '2026-03-02'",
+        ),
+    ],
+)
+def test_a_bookmark_is_taken_for_no_more_than_it_says(
+    bookmark: dict[str, object],
+    stretch: tuple[float | None, float] | None,
+    wrong: str | None,
+) -> None:
+    """What is wrong is said; a mark of tomorrow, by another clock, counts as now."""
+    wanted = stretch and Stretch(
+        None if stretch[0] is None else NOW - stretch[0] * DAY, NOW - stretch[1] * DAY
+    )
+    assert read_stretch(bookmark, "mark", NOW, WEEK) == (wanted, wrong)
+
+
+MARKED = {"replication_key": "startedAt", "replication_key_value": "2026-02-01"}
+WHOLE = {**MARKED, "complete_from": BEGINNING, "ledger": {}, "project": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("bookmark", "taken", "problems"),
+    [
+        (WHOLE, WHOLE, []),
+        ({"days": {}, "dates": [], "ahead": "", "set_aside": {}, "complete": {}},) * 2
+        + ([],),
+        # Written by a person or another tap: complete from start_date on.
+        (MARKED, {**MARKED, "complete_from": "2026-01-01T00:00:00.000Z"}, []),
+        ({**MARKED, "x": 1}, {**MARKED, "complete_from": "2026-01-01T00:00:00.000Z"}, []),
+        (
+            {"replication_key_value": "2026-02-01"},
+            {
+                "replication_key_value": "2026-02-01",
+                "complete_from": "2026-01-01T00:00:00.000Z",
+            },
+            [],
+        ),
+        ({"replication_key_value": "x"}, {"replication_key_value": "x"}, []),
+        # A key of ours that is damaged tells that the bookmark is not foreign.
+        ({**MARKED, "ledger": 5}, MARKED, ["ledger of sessions is '5'"]),
+        ({**MARKED, "ledger": None}, MARKED, []),
+        (
+            {**MARKED, "ledger": "y" * 50},
+            MARKED,
+            [f"ledger of sessions is {'y' * 40!r}"],
+        ),
+        (
+            {"complete_from": "\ud800", "replication_key_value": 5},
+            {},
+            [
+                "complete_from of sessions is '\\ud800'",
+                "replication_key_value of sessions is '5'",
+            ],
+        ),
+    ],
+)
+def test_a_state_is_taken_key_by_key(
+    bookmark: dict[str, object], taken: dict[str, object], problems: list[str]
+) -> None:
+    """What has the right type stays, the rest is named, and none is made up."""
+    marks = {"sessions": "replication_key_value"}
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    state = {"bookmarks": {"sessions": bookmark}}
+    assert clean_state(state, marks, start) == ({"sessions": taken}, problems)
+
+
+def test_a_foreign_bookmark_without_a_start_date_is_whole() -> None:
+    """It counts as complete from the beginning."""
+    taken, _ = clean_state(
+        {"bookmarks": {"sessions": MARKED}}, {"sessions": "replication_key_value"}, None
+    )
+    assert taken["sessions"]["complete_from"] == "beginning"
+
+
+def test_what_is_no_bookmark_is_named() -> None:
+    """Nothing at all is no problem, and neither is a stream without a bookmark."""
+    marks = {"sessions": "replication_key_value"}
+    no_state: tuple[object, ...] = (None, {}, {"bookmarks": {}})
+    for nothing in (*no_state, {"bookmarks": {"sessions": None}}):
+        assert clean_state(nothing, marks, None) == ({}, [])
+    wrongs: tuple[object, ...] = ([], 5, "x", {"bookmarks": []}, {"x": 1})
+    for wrong in wrongs:
+        assert clean_state(wrong, marks, None) == (
+            {},
+            ["there are no bookmarks in it"],
+        )
+    for stream, bookmark in (("sessions", 5), ("sessions", []), ("users", {"a": 1})):
+        assert clean_state({"bookmarks": {stream: bookmark}}, marks, None) == (
+            {},
+            [f"{stream!r} is not a bookmark of this tap"],
+        )
 
 
 @given(junk, instants)
@@ -333,3 +817,108 @@ def test_a_reading_of_a_day_is_read_as_it_was_written(
     written: t.Any = reading.write()
     assert DayReading.read(written) == reading
     assert midnight(TODAY).tzinfo is UTC
+
+
+def test_days_of_a_ledger_that_cannot_be_read_are_counted() -> None:
+    """The others are known; none at all is no damage."""
+    ledger = Ledger()
+    ledger.put("one", TODAY, row=b"1234")
+    packed: dict[str, object] = dict(ledger.pack())
+    damaged = {"x": "", "2026-02-01": "AAAA", "2026-02-02": "?", "2026-02-03": None}
+    again, unread = Ledger.unpack(packed | damaged)
+    assert (unread, again.pack()) == (4, packed)
+    others: tuple[object, ...] = (None, {}, 5, [])
+    assert [Ledger.unpack(other)[1] for other in others] == [0, 0, 1, 1]
+
+
+def test_a_ledger_packs_what_has_changed() -> None:
+    """A session that is noted, moved, pruned or forgotten shows in the next state."""
+    ledger, tomorrow = Ledger(), TODAY + DAY
+    ledger.put("one", TODAY, row=b"1234")
+    ledger.put("two", TODAY, row=b"1234")
+    before = ledger.pack()
+    ledger.put("one", TODAY, events=b"5678")
+    after = ledger.pack()
+    assert after != before
+    assert ledger.get("one") == Entry(b"1234", b"5678")
+    ledger.prune(lambda _, entry: entry.events == b"5678")
+    assert ledger.get("two") is None
+    assert len(ledger.pack()[TODAY.isoformat()]) < len(after[TODAY.isoformat()])
+    ledger.put("one", tomorrow)
+    assert list(ledger.pack()) == [tomorrow.isoformat()]
+    assert ledger.forget_ahead(TODAY, 0) == 0  # tomorrow is not yet the future
+    ledger.put("three", tomorrow + DAY, row=b"1234")
+    ledger.pack()
+    assert ledger.forget_ahead(TODAY, 0) == 1
+    assert list(ledger.pack()) == [tomorrow.isoformat()]
+    ledger.prune(lambda *_: False)
+    assert ledger.pack() == {}
+
+
+def test_a_fingerprint_knows_a_row_whatever_the_order_of_its_fields() -> None:
+    """Four bytes, the same for the same values, others for others."""
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert len(fingerprint(None)) == 4
+
+
+SESSION = {
+    "id": "one",
+    "eventCount": 3,
+    "status": "completed",
+    "endedAt": "2026-02-01T00:00:00Z",
+    "hasCrash": False,
+    "hasNetworkErrors": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "crashed", "errors"),
+    [
+        ({}, False, False),
+        ({"hasCrash": True}, True, True),
+        ({"status": "crashed"}, True, True),
+        ({"hasNetworkErrors": True}, False, True),
+        ({"hasCrash": None, "hasNetworkErrors": None}, False, False),
+    ],
+)
+def test_events_are_wanted_by_what_happened(
+    changed: dict[str, object], *, crashed: bool, errors: bool
+) -> None:
+    """A crash counts among the errors, and the status tells of one, too."""
+    found = candidate(SESSION | changed, NOW, TODAY)
+    assert (found.id, found.instant, found.day) == ("one", NOW, TODAY)
+    wanted = [is_wanted(found, name) for name in ("all", "errors", "crashed")]
+    assert wanted == [True, errors, crashed]
+
+
+def test_events_are_fetched_again_where_their_session_has_changed() -> None:
+    """Four fields tell of that, and no other does."""
+    before = candidate(SESSION, NOW, TODAY).mark
+    for name, value in (
+        ("eventCount", 4),
+        ("status", "active"),
+        ("endedAt", None),
+        ("hasCrash", True),
+    ):
+        assert candidate(SESSION | {name: value}, NOW, TODAY).mark != before
+    assert candidate(SESSION | {"userId": "x"}, NOW, TODAY).mark == before
+
+
+def test_a_finished_session_without_events_has_none() -> None:
+    """One that goes on may still get some, and so may one whose count is not known."""
+    for count, status, wanted in (
+        (0, "completed", False),
+        (0, "crashed", False),
+        (0, "active", True),
+        (1, "completed", True),
+        (None, "completed", True),
+    ):
+        assert has_events({"eventCount": count, "status": status}) is wanted
+
+
+def test_what_was_fetched_for_more_sessions_serves_fewer() -> None:
+    """The widest comes first, and each serves itself."""
+    assert wider("all") == ("all",)
+    assert wider("errors") == ("all", "errors")
+    assert wider("crashed") == ("all", "errors", "crashed")

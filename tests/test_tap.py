@@ -16,7 +16,7 @@ from singer_sdk.testing import get_tap_test_class
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tap_bugspulse.tap import TapBugsPulse
-from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate, misfit
 
 if t.TYPE_CHECKING:
@@ -197,7 +197,7 @@ def test_every_column_says_what_it_is(now: datetime) -> None:
 
 def run_tap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the tap as a process with nothing but the given environment."""
-    path = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    path = {name: os.environ[name] for name in KEPT if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "tap_bugspulse", *arguments],
         env=path | environment,
