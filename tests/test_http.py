@@ -218,7 +218,7 @@ def run_tap(
     path = {name: os.environ[name] for name in KEPT if name in os.environ}
     program = (
         "from datetime import datetime, UTC; from tests.running import tap_class; "
-        "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.1).cli()"
+        "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.3).cli()"
     )
     settings = {
         "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",

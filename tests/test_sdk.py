@@ -468,12 +468,12 @@ def test_a_connection_test_wants_one_record_of_each_stream(
 
 
 def test_batches_and_versions_are_asked_for_by_hooks(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Where the two hooks of a stream say no, no setting brings BATCH or a version."""
     batch = {
         "encoding": {"format": "jsonl", "compression": "none"},
-        "storage": {"root": "file://./no-such-folder"},
+        "storage": {"root": tmp_path.as_uri()},
     }
     full = kind_with(Parents, replication_key=None)
     names = ("emit_activate_version_messages", "get_batch_config")
