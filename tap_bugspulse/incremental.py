@@ -27,6 +27,8 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date, datetime
 
+    import requests
+
     from tap_bugspulse.client import Page, Row
     from tap_bugspulse.tap import TapBugsPulse
 
@@ -185,7 +187,12 @@ class IncrementalStream(BugsPulseStream):
         return self.cut(days, newest_first=True)
 
     def cut(
-        self, days: Window, *, newest_first: bool, rows: int | None = None
+        self,
+        days: Window,
+        *,
+        newest_first: bool,
+        rows: int | None = None,
+        asked: requests.PreparedRequest | None = None,
     ) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut days into windows of about 20 pages, by the totals the API names.
 
@@ -193,20 +200,34 @@ class IncrementalStream(BugsPulseStream):
         throw away its pages, and a small time box might never get past it. For the same
         reason the first window is read however late it is.
 
+        Args:
+            days: What is to be cut.
+            newest_first: Whether this is history.
+            rows: Rows of a window, if not those of 20 pages.
+            asked: The request for all of the days, where it was asked for already.
+
         Yields:
             Each window with its pages, the first of which has been asked for.
         """
         rows = rows or PAGES_PER_WINDOW * self.tap.settings.page_size
         cutter = Cutter(days, rows, self.today, newest_first=newest_first)
-        while window := cutter.propose():
-            if newest_first and self._has_history:
-                self.tap.run.check_time(self.box_share)
-            self._has_history = self._has_history or newest_first
-            pages = self.request_pages(window.query())
-            first = next(pages)
-            if cutter.fits(first.total):
-                self.rows_ahead = max(0, cutter.rows_left or 0) if cutter.rest else 0
-                yield window, itertools.chain([first], pages)
+        try:
+            while window := cutter.propose():
+                if newest_first and self._has_history:
+                    self.tap.run.check_time(self.box_share)
+                self._has_history = self._has_history or newest_first
+                pages = self.request_pages(window.query(), asked)
+                asked = None
+                first = next(pages)
+                if cutter.fits(first.total):
+                    self.rows_ahead = max(0, cutter.rows_left or 0) if cutter.rest else 0
+                    # What follows is known, whatever the rows of this one are.
+                    following = cutter.propose()
+                    asked = self.ask(following.query()) if following else None
+                    yield window, itertools.chain([first], pages)
+        finally:
+            if asked is not None:
+                self.tap.session.forget(asked)
 
     def checkpoint(self) -> None:
         """Write the marks into the state and send it; all rows before it are out."""

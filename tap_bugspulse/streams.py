@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 from base64 import b64decode, b64encode
+from collections import deque
 from datetime import date
 
 from typing_extensions import override
@@ -35,6 +36,8 @@ from tap_bugspulse.replication import (
 if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+
+    import requests
 
     from tap_bugspulse.client import Page, Row
     from tap_bugspulse.events import Events
@@ -117,23 +120,45 @@ class Network(IncrementalStream):
 
     @override
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
+        pieces = deque(self._pieces(days))
+        asked: deque[requests.PreparedRequest] = deque()
+        bulk: Window | None = None
+        try:
+            while pieces:
+                http = self.tap.session
+                while len(asked) < len(pieces) and (http.has_room or not asked):
+                    asked.append(self.ask(pieces[len(asked)].query()))
+                piece = pieces.popleft()
+                for window, pages in self.cut(
+                    piece, newest_first=False, asked=asked.popleft()
+                ):
+                    yield window, pages
+                    if not self._is_one_day(piece):
+                        bulk, self._bulk_ids = window, self.near
+        finally:
+            for request in asked:
+                self.tap.session.forget(request)
+        if bulk is not None:
+            yield from self._track(bulk)
+
+    def _pieces(self, days: Window) -> Iterator[Window]:
+        """Cut the forward part, oldest first, into days read on their own and the rest."""
         stretch = self.plan.stretch
         known_to = self._tracked_to(stretch.complete_to) if stretch else date.min
-        bulk: Window | None = None
         start, end = days.start, days.end or self.today + DAY
         while start is not None and start < end:
             if start <= known_to or start in self.days or start >= self._recent:
                 stop = start + DAY
             else:
                 stop = min(self._recent, end, *(day for day in self.days if day > start))
-            piece = Window(start, days.end if stop >= end else stop)
-            for window, pages in self.cut(piece, newest_first=False):
-                yield window, pages
-                if stop > start + DAY:
-                    bulk, self._bulk_ids = window, self.near
+            yield Window(start, days.end if stop >= end else stop)
             start = stop
-        if bulk is not None:
-            yield from self._track(bulk)
+
+    def _is_one_day(self, piece: Window) -> bool:
+        """Tell whether a piece is a day; the last one may have no end."""
+        return piece.start is not None and (piece.end or self.today + DAY) <= (
+            piece.start + DAY
+        )
 
     @override
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:

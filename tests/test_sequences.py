@@ -495,7 +495,8 @@ class Start:
 
         An insert and a purge that cancel exactly go unseen, as the design says.
         """
-        when = self.load.listed("network", row_id)
+        # What lies in the future counts with today.
+        when = min(self.load.listed("network", row_id), self.load.now)
         return row_id in self.missing["network"] and any(
             when - purge < SLACK for purge in self.load.purges
         )
