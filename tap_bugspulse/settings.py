@@ -19,7 +19,7 @@ if t.TYPE_CHECKING:
 API_URL = "https://api.bugspulse.com/export"
 KEY_PREFIX = "bp_"
 MAX_PAGE_SIZE = 1000  # "Rows per page - max 1,000"
-CONCURRENCY, MAX_CONCURRENCY = 12, 32  # measured, see docs/performance.md
+CONCURRENCY, MAX_CONCURRENCY = 16, 32  # measured, see docs/performance.md
 REQUESTS_PER_MINUTE = 60  # "rate-limited to 60 requests / minute per API key"
 EVENTS_FOR = ("all", "errors", "crashed")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
