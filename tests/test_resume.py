@@ -192,7 +192,7 @@ def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path
         key=lambda row: row["startedAt"],
         reverse=True,
     )
-    newest = [row["id"] for row in due[: 151 + CONCURRENCY]]
+    newest = [row["id"] for row in due[: 151 + 2 * CONCURRENCY]]
     with serve(project) as sandbox:
         sandbox.options.on_request = at = SignalAt(signal.SIGKILL, 51, "/events")
         tap = TapProcess(tmp_path / "killed", sandbox, NOW)
@@ -200,8 +200,8 @@ def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path
         assert tap.end() == -signal.SIGKILL, tap.log
         first = tap.output()
         asked = set(sessions_asked(sandbox.requests))
-        # The killed run may have had others on their way.
-        assert asked == set(newest[: len(asked)])
+        # The killed run had others on their way, which may overtake each other.
+        assert asked <= set(newest[: len(asked) + CONCURRENCY])
         assert 51 <= len(asked) <= 51 + CONCURRENCY
         sandbox.reset()
         sandbox.options.on_request = at = SignalAt(signal.SIGKILL, 151, "/events")
@@ -216,13 +216,13 @@ def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path
     events = expected(project, "events")
     written = {key[0] for key in first.table("events")}
     assert 50 - CONCURRENCY <= len(written) <= 50 + CONCURRENCY
-    assert written == set(newest[: len(written)])
+    assert written == set(newest[: len(written)])  # rows come in their order
     assert first.table("events") == {
         key: events[key] for key in events if key[0] in written
     }
     assert second.rows("sessions") == second.rows("network") == []
     asked = set(sessions_asked(requests))
-    assert asked == set(newest[: len(asked)])
+    assert asked <= set(newest[: len(asked) + CONCURRENCY])
     assert 151 <= len(asked) <= 151 + CONCURRENCY
     # The lookback, and the one window whose events come next.
     assert len([one for one in requests if one.path == "/sessions"]) <= 1 + 5 + PROBES
@@ -307,7 +307,8 @@ def test_a_signal_while_a_failure_is_waited_out_ends_the_run(
     wait_until(lambda: "trying again in 600 s" in tap.log)
     tap.process.send_signal(signum)
     stopped = assert_ended_by(tap, signum)
-    assert 30 <= len(sessions_asked(sandbox.requests)) <= 30 + CONCURRENCY
+    # The one that came as the 30th may have been asked for later than others of its time.
+    assert 30 <= len(sessions_asked(sandbox.requests)) <= 30 + 2 * CONCURRENCY
     sandbox.options.script = None
     assert_whole(together([stopped, sync(sandbox, NOW, stopped.state)]), sandbox.project)
 
