@@ -922,3 +922,26 @@ def test_what_was_fetched_for_more_sessions_serves_fewer() -> None:
     assert wider("all") == ("all",)
     assert wider("errors") == ("all", "errors")
     assert wider("crashed") == ("all", "errors", "crashed")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        None,
+        {},
+        "12",
+        [],
+        [1, 2],
+        [1, 2, "2026-01-01T00:00:00.000Z", 4],
+        ["1", 2, "2026-01-01T00:00:00.000Z"],
+        [1, "2", "2026-01-01T00:00:00.000Z"],
+        [1.0, 2, "2026-01-01T00:00:00.000Z"],
+        [True, 2, "2026-01-01T00:00:00.000Z"],
+        [1, None, "2026-01-01T00:00:00.000Z"],
+        [1, 2, "yesterday"],
+        [1, 2, None],
+    ],
+)
+def test_a_damaged_reading_of_a_day_is_none(written: object) -> None:
+    """Only two whole numbers and an instant are a reading of a day."""
+    assert DayReading.read(written) is None
