@@ -157,14 +157,19 @@ class ApiSession(requests.Session):
     def _work(self) -> None:
         """Make one attempt after the other."""
         while True:
-            attempt = _here.attempt = self._to_do.get()
-            try:
-                attempt.outcome = self._exchange(attempt.request)
-            except Exception as error:  # noqa: BLE001 - raised again where it is waited for
-                attempt.outcome = error
-            attempt.ended_at = self._clock.seconds()
-            self._idle.release()
-            attempt.done.set()
+            self._make(self._to_do.get())
+
+    def _make(self, attempt: Attempt) -> None:
+        """Make an attempt and keep nothing of it: an idle thread holds no answer."""
+        _here.attempt = attempt
+        try:
+            attempt.outcome = self._exchange(attempt.request)
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            attempt.outcome = error
+        del _here.attempt
+        attempt.ended_at = self._clock.seconds()
+        self._idle.release()
+        attempt.done.set()
 
     def _exchange(self, request: requests.PreparedRequest) -> requests.Response:
         """Send a request and read its whole answer."""
@@ -262,7 +267,7 @@ class Turns(Limiter):
         """Begin with the whole allowance of a window."""
         super().__init__(bucket)
         self._clock = clock
-        self._one_by_one = threading.Lock()  # turns come in the order of asking
+        self._one_by_one = threading.Lock()  # turns come about in the order of asking
         self._held_until = -math.inf
 
     def hold(self, seconds: float) -> None:
