@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import typing as t
 from collections import Counter, deque
@@ -31,12 +32,14 @@ if t.TYPE_CHECKING:
     from singer_sdk.singerlib import Catalog
     from singer_sdk.streams.rest import HTTPRequest
 
+    from tap_bugspulse.session import Then
     from tap_bugspulse.tap import TapBugsPulse
 
     Row = dict[str, t.Any]
     Query = Mapping[str, str]
     Key = tuple[str, ...]
     Fit = Callable[[t.Any], t.Any]
+    Asked = deque[requests.PreparedRequest]
 
 MOST_BARREN = 20  # pages in a row without a new row, however many the API says there are
 LISTINGS = 3  # times a listing is read before rows that do not turn up are given up
@@ -330,7 +333,9 @@ class BugsPulseStream(RESTStream[int]):
         request.params.update(page.stream_context or {})
         return request
 
-    def ask(self, query: Query, number: int = 1) -> requests.PreparedRequest:
+    def ask(
+        self, query: Query, number: int = 1, then: Then | None = None
+    ) -> requests.PreparedRequest:
         """Prepare the request for a page and, if there is room, send it ahead."""
         page = PageContext[int](query, number)
         request = self.get_http_request(page=page)
@@ -340,21 +345,44 @@ class BugsPulseStream(RESTStream[int]):
             params=request.encode_params(),
             headers=request.headers,
         )
-        self.tap.session.ask(prepared)
+        self.tap.session.ask(prepared, then)
         return prepared
 
+    def ask_for_listing(self, query: Query, is_wanted: Callable[[Page], bool]) -> Asked:
+        """Ask for a listing's first page and, when it has come, for those after it.
+
+        Args:
+            query: Query parameters of the listing.
+            is_wanted: Whether the rest is wanted, by the first page.
+        """
+
+        def go_on(answer: requests.Response | Exception) -> None:
+            if getattr(answer, "status_code", None) != HTTPStatus.OK:
+                return
+            with contextlib.suppress(RetriableAPIError):  # for whoever takes the answer
+                page = page_of(t.cast("requests.Response", answer))
+                if is_wanted(page):
+                    self._ask_more(query, page, asked, len(asked) + 1)
+
+        asked: Asked = deque()
+        asked.append(self.ask(query, then=go_on))
+        return asked
+
+    def _ask_more(self, query: Query, page: Page, asked: Asked, number: int) -> None:
+        """Ask for the pages of a listing from a number on, as far as there is room."""
+        # Without totals nothing would show that pages were out of turn.
+        while page.is_counted and self.tap.session.has_room and number <= page.pages:
+            asked.append(self.ask(query, number))
+            number += 1
+
     def request_pages(
-        self,
-        query: Query,
-        first: requests.PreparedRequest | None = None,
-        *,
-        ahead: bool = True,
+        self, query: Query, asked: Asked | None = None, *, ahead: bool = True
     ) -> Iterator[Page]:
         """Ask for the pages of one listing and give them in their order.
 
         Args:
             query: Query parameters beside ``page`` and ``limit``.
-            first: The request for the first page, where it was asked for already.
+            asked: The requests for its first pages, where they were asked for already.
             ahead: Whether further pages are asked for while the rows of one are used.
 
         Raises:
@@ -364,7 +392,7 @@ class BugsPulseStream(RESTStream[int]):
         # The call that the SDK's request_records makes.
         send = self.request_decorator(self._request)
         counts = self.tap.run.counts[self.name]
-        asked = deque([first or self.ask(query)])
+        asked = asked or deque([self.ask(query)])
         try:
             with self.get_http_request_counter() as counter:
                 while asked:
@@ -377,22 +405,21 @@ class BugsPulseStream(RESTStream[int]):
                     page = page_of(response)
                     yield page
                     paginator.advance(response)
-                    number = paginator.current_value + len(asked)
-                    # Without totals nothing would show that pages were out of turn.
-                    may_ask_ahead = ahead and page.is_counted
-                    while not paginator.finished and (
-                        not asked
-                        or (
-                            may_ask_ahead
-                            and self.tap.session.has_room
-                            and number <= page.pages
+                    if paginator.finished:
+                        continue
+                    if ahead:
+                        self._ask_more(
+                            query, page, asked, paginator.current_value + len(asked)
                         )
-                    ):
-                        asked.append(self.ask(query, number))
-                        number += 1
+                    if not asked:
+                        asked.append(self.ask(query, paginator.current_value))
         finally:
-            for request in asked:
-                self.tap.session.forget(request)
+            self.forget(asked)
+
+    def forget(self, asked: Asked) -> None:
+        """Give up requests that were asked for and are not wanted any more."""
+        for request in asked:
+            self.tap.session.forget(request)
 
     def rows(self, query: Query, pages: Iterator[Page] | None = None) -> Iterator[Row]:
         """Give each row of a listing once, shaped; list again when pages drift.

@@ -29,13 +29,16 @@ from tap_bugspulse.run import OutOfTime, duration
 from tap_bugspulse.streams import Listed, Sessions
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import requests
 
     from tap_bugspulse.client import Row
     from tap_bugspulse.replication import Plan
     from tap_bugspulse.tap import TapBugsPulse
+
+    # A window with the sessions whose events are due, and what moves the mark over it.
+    Batch = tuple[Listed, Callable[[Window], None]]
 
 COMPLETE_TO = "complete_to"
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before their mark moves
@@ -188,35 +191,31 @@ class Events(BugsPulseStream):
     def _fetch_due(self) -> Iterator[Row]:
         run, need = self.tap.run, self.tap.need
         plan = make_plan(self.stretch(), need, self.lookback, run.started)
-        self.marks = Marks(plan, need, run.started)
-        forward_days = plan.forward_days(run.started)
+        self.marks = marks = Marks(plan, need, run.started)
+        batches: list[Batch] = []
         forward: list[Candidate] = []
-        if forward_days:
-            for listed in self._listed(forward_days, newest_first=False):
-                forward += listed.candidates
-                for instant in listed.seen:
-                    self.marks.saw(instant)
-        forward = self._due(forward)
+        if forward_days := plan.forward_days(run.started):
+            windows = list(self._listed(forward_days, newest_first=False))
+            forward = self._due(one for listed in windows for one in listed.candidates)
+            seen = [instant for listed in windows for instant in listed.seen]
+            batches = [(Listed(forward_days, seen, forward), marks.forward_done)]
         self._left = len(forward)
         history = self._history(plan)
         # What this run remembers, and the first window that has to be listed anew.
-        ahead: list[Listed] = []
+        known = {session.id for session in forward}
         for listed in history:
-            ahead.append(listed)
+            due = [one for one in self._due(listed.candidates, plan) if one.id not in known]
+            known.update(session.id for session in due)
+            batches.append((listed._replace(candidates=due), marks.history_done))
             if self._lists_anew:
                 break
-        found = [session for listed in ahead for session in listed.candidates]
-        self._tell_what_is_ahead(forward, self._due(found, plan))
-        yield from self._fetch(forward)
-        if forward_days:
-            self.marks.forward_done(forward_days)
-            self.checkpoint()
-        for listed in itertools.chain(ahead, history):
-            for instant in listed.seen:
-                self.marks.saw(instant)
-            yield from self._fetch(self._due(listed.candidates, plan))
-            self.marks.history_done(listed.window)
-            self.checkpoint()
+        sessions = [session for listed, _ in batches for session in listed.candidates]
+        self._tell_what_is_ahead(forward, sessions[len(forward) :])
+        yield from self._fetch(batches)
+        for listed in history:
+            due = self._due(listed.candidates, plan)
+            batches = [(listed._replace(candidates=due), marks.history_done)]
+            yield from self._fetch(batches)
 
     def _due(
         self, found: Iterable[Candidate], history: Plan | None = None
@@ -251,8 +250,9 @@ class Events(BugsPulseStream):
                 yield from self._remembered(piece)
                 continue
             self._lists_anew = newest_first
+            # The next one would have come long before the events of this one are in.
             for window, pages in self.parent.cut(
-                piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW
+                piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW, ahead=False
             ):
                 yield self.parent.list_again(window, pages)
 
@@ -322,30 +322,48 @@ class Events(BugsPulseStream):
 
     # --- Fetching ----------------------------------------------------------------------
 
-    def _fetch(self, sessions: list[Candidate]) -> Iterator[Row]:
-        run, total = self.tap.run, self._left + self._done
-        for session, first in self._ask_ahead(sessions):
-            try:
-                yield from self._events_of(session, first)
-            except FatalAPIError:
-                # What was done before is done: one session that stops every run must not
-                # have the others fetched again and again.
-                self.checkpoint()
-                raise
-            self._left = max(0, self._left - 1)
-            self._done += 1
-            self._since_state += 1
-            run.progress(
-                "events: %s of %s sessions, %d requests a minute, about %s left",
-                f"{self._done:,}",
-                f"{total:,}",
-                self.tap.settings.requests_per_minute,
-                duration(run.minutes_for(self._left)),
-            )
-            waited = run.clock.seconds() - self._state_at
-            asked = self._since_state + self.tap.settings.concurrency
-            if asked >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
-                self.checkpoint()
+    def _fetch(self, batches: list[Batch]) -> Iterator[Row]:
+        """Fetch the events of windows' due sessions, and move the mark after each."""
+        due = [session for listed, _ in batches for session in listed.candidates]
+        asked = self._ask_ahead(due)
+        total = self._left + self._done
+        for listed, move_mark in batches:
+            for session, first in itertools.islice(asked, len(listed.candidates)):
+                yield from self._events_or_end(session, first)
+                self._count(total)
+            for instant in listed.seen:
+                t.cast("Marks", self.marks).saw(instant)
+            move_mark(listed.window)
+            self.checkpoint()
+
+    def _events_or_end(
+        self, session: Candidate, first: requests.PreparedRequest
+    ) -> Iterator[Row]:
+        try:
+            yield from self._events_of(session, first)
+        except FatalAPIError:
+            # What was done before is done: one session that stops every run must not
+            # have the others fetched again and again.
+            self.checkpoint()
+            raise
+
+    def _count(self, total: int) -> None:
+        """Count a session that is done, and say so from time to time, in a STATE, too."""
+        run = self.tap.run
+        self._left = max(0, self._left - 1)
+        self._done += 1
+        self._since_state += 1
+        run.progress(
+            "events: %s of %s sessions, %d requests a minute, about %s left",
+            f"{self._done:,}",
+            f"{total:,}",
+            self.tap.settings.requests_per_minute,
+            duration(run.minutes_for(self._left)),
+        )
+        waited = run.clock.seconds() - self._state_at
+        asked = self._since_state + self.tap.settings.concurrency
+        if asked >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
+            self.checkpoint()
 
     def _ask_ahead(
         self, sessions: list[Candidate]
@@ -388,7 +406,7 @@ class Events(BugsPulseStream):
         """Give a session's events; one that fails does not keep the others back."""
         query = {"sessionId": session.id}
         try:
-            yield from self.rows(query, self.request_pages(query, first))
+            yield from self.rows(query, self.request_pages(query, deque([first])))
         except NotFoundError:
             self._vanished.append(session)
             self.logger.info("events: session %s has vanished from the API", session.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import typing as t
+from collections import deque
 from datetime import timedelta
 from functools import cached_property
 
@@ -27,9 +28,7 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date, datetime
 
-    import requests
-
-    from tap_bugspulse.client import Page, Row
+    from tap_bugspulse.client import Asked, Page, Row
     from tap_bugspulse.tap import TapBugsPulse
 
 PAGES_PER_WINDOW = 20
@@ -50,6 +49,7 @@ class IncrementalStream(BugsPulseStream):
         self.near: set[str] = set()  # ids met in the window read before this one
         self.in_history = False
         self._has_history = False  # whether a window of history was begun in this run
+        self._asked: dict[Window, Asked] = {}  # of history, while forward days are read
         self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
 
     @property
@@ -94,6 +94,9 @@ class IncrementalStream(BugsPulseStream):
             yield from self._read_history()
         except OutOfTime:
             self.logger.info("%s: time is up, the next run goes on", self.name)
+        finally:
+            for asked in self._asked.values():
+                self.forget(asked)
         if self.marks.stretch is not None:
             marks = write_stretch(self.marks.stretch, MARK)
             self.logger.info(
@@ -180,11 +183,19 @@ class IncrementalStream(BugsPulseStream):
 
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut the forward part into windows, oldest first."""
-        return self.cut(days, newest_first=False)
+        asked = deque([self.ask(days.query())])
+        self.ask_for_history()
+        return self.cut(days, newest_first=False, asked=asked)
 
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut history into windows, newest first, as long as there is time."""
-        return self.cut(days, newest_first=True)
+        return self.cut(days, newest_first=True, asked=self._asked.pop(days, None))
+
+    def ask_for_history(self) -> None:
+        """Ask for all of history, which tells how much it is, before it is read."""
+        days = self.plan.history_days(self.tap.run.started)
+        if days:
+            self._asked[days] = deque([self.ask(days.query())])
 
     def cut(
         self,
@@ -192,42 +203,54 @@ class IncrementalStream(BugsPulseStream):
         *,
         newest_first: bool,
         rows: int | None = None,
-        asked: requests.PreparedRequest | None = None,
+        asked: Asked | None = None,
+        ahead: bool = True,
     ) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut days into windows of about 20 pages, by the totals the API names.
 
-        Time is looked at between windows of history: stopping inside of one would
-        throw away its pages, and a small time box might never get past it. For the same
-        reason the first window is read however late it is.
+        Time is looked at before a window of history is asked for: stopping inside of one
+        would throw away its pages, and a small time box might never get past it. For the
+        same reason the first window is read however late it is.
 
         Args:
             days: What is to be cut.
             newest_first: Whether this is history.
             rows: Rows of a window, if not those of 20 pages.
-            asked: The request for all of the days, where it was asked for already.
+            asked: The requests for all of the days, where they were asked for already.
+            ahead: Whether a window is asked for while the one before is read.
 
         Yields:
             Each window with its pages, the first of which has been asked for.
         """
         rows = rows or PAGES_PER_WINDOW * self.tap.settings.page_size
         cutter = Cutter(days, rows, self.today, newest_first=newest_first)
+        run, asked = self.tap.run, asked or deque()
         try:
             while window := cutter.propose():
-                if newest_first and self._has_history:
-                    self.tap.run.check_time(self.box_share)
+                # What is on its way is taken.
+                if newest_first and self._has_history and self._is_given_up(asked):
+                    run.check_time(self.box_share)
                 self._has_history = self._has_history or newest_first
                 pages = self.request_pages(window.query(), asked)
-                asked = None
+                asked = deque()
                 first = next(pages)
                 if cutter.fits(first.total):
                     self.rows_ahead = max(0, cutter.rows_left or 0) if cutter.rest else 0
                     # What follows is known, whatever the rows of this one are.
-                    following = cutter.propose()
-                    asked = self.ask(following.query()) if following else None
+                    following = cutter.propose() if ahead else None
+                    if following and not (newest_first and run.is_over(self.box_share)):
+                        asked = self.ask_for_listing(
+                            following.query(), lambda page: cutter.would_fit(page.total)
+                        )
                     yield window, itertools.chain([first], pages)
         finally:
-            if asked is not None:
-                self.tap.session.forget(asked)
+            self.forget(asked)
+
+    def _is_given_up(self, asked: Asked) -> bool:
+        """Tell whether a listing is not on its way, or not any more, for lack of time."""
+        return self.tap.run.is_over(self.box_share) and not (
+            asked and not self.tap.session.take_back(asked[0])
+        )
 
     def checkpoint(self) -> None:
         """Write the marks into the state and send it; all rows before it are out."""

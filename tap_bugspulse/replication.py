@@ -384,7 +384,10 @@ class Marks:
 
 
 class Cutter:
-    """Cuts days into windows of at most about ``rows`` rows by the API's own totals.
+    """Cuts days into windows of about ``rows`` rows by the API's own totals.
+
+    One that turns out up to half as large again is taken: to ask for a smaller one would
+    be one more request.
 
     Propose a window, ask for its first page, and say with :meth:`fits` how many rows
     the API has in it: True means that the window is to be read, False that a smaller
@@ -395,6 +398,7 @@ class Cutter:
         """Begin with nothing known of how dense the rows are."""
         self.rest: Window | None = days
         self._rows = rows
+        self._most = rows * 3 // 2
         self._today = today
         self._newest_first = newest_first
         self._try_rest = True
@@ -417,13 +421,19 @@ class Cutter:
             return Window(end - step, rest.end)
         return Window(rest.start, (rest.start or EPOCH) + step)
 
+    def would_fit(self, total: int) -> bool:
+        """Tell whether the proposed window is to be read if it has so many rows."""
+        window = self.propose()
+        size = self._size(window) if window else None
+        return total <= self._most or size == 1 or (size is None and self._at_epoch())
+
     def fits(self, total: int) -> bool:
         """Say how many rows the proposed window has; True if it is to be read."""
         rest, window = self.rest, self.propose()
         if rest is None or window is None:
             return False
         size = self._size(window)
-        if total > self._rows and size != 1 and not (size is None and self._at_epoch()):
+        if not self.would_fit(total):
             if window == rest:
                 self.rows_left = total
             self._try_rest = False
@@ -440,7 +450,7 @@ class Cutter:
             self.rest = Window(window.end, rest.end)
         if self.rows_left is not None:
             self.rows_left -= total
-            self._try_rest = self.rows_left <= self._rows
+            self._try_rest = self.rows_left <= self._most
         if size is not None:
             aim = int(size * self._rows * 0.9 / total) if total else 4 * size
             self._days = max(1, min(aim, 4 * size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import queue
@@ -20,9 +21,12 @@ from typing_extensions import override
 
 if t.TYPE_CHECKING:
     import logging
+    from collections.abc import Callable
 
     from tap_bugspulse.run import Clock
     from tap_bugspulse.settings import Settings
+
+    Then = Callable[[requests.Response | Exception], None]
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 CHUNK = 1 << 16  # bytes
@@ -71,6 +75,7 @@ class ApiSession(requests.Session):
         )
         self._asked: dict[requests.PreparedRequest, Attempt] = {}
         self._to_do: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)  # threads that wait for something to do
         self._minute = minute
         rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
@@ -93,10 +98,16 @@ class ApiSession(requests.Session):
         """Whether one more request may be asked ahead."""
         return self._concurrency > 1 and len(self._asked) < self._concurrency
 
-    def ask(self, request: requests.PreparedRequest) -> None:
-        """Start an attempt at a request that is sent soon, if there is room."""
+    def ask(self, request: requests.PreparedRequest, then: Then | None = None) -> None:
+        """Start an attempt at a request that is sent soon, if there is room.
+
+        Args:
+            request: What is to be sent.
+            then: What to do with its answer as soon as it has come and others are waited
+                for, such as to ask for what comes after it.
+        """
         if self.has_room:
-            self._asked[request] = self._start(request)
+            self._asked[request] = self._start(request, then)
 
     def take_back(self, request: requests.PreparedRequest) -> bool:
         """Give up a request unless it is on its way; tell whether it was given up.
@@ -125,7 +136,9 @@ class ApiSession(requests.Session):
             requests.RequestException: If there is no whole answer in time.
         """
         attempt = self._asked.pop(request, None) or self._start(request)
-        while not attempt.done.wait(TICK):
+        self._go_on_with_others()
+        while not attempt.done.is_set():
+            self._go_on_with_others(wait=TICK)
             self._say_why_it_waits()
             # Each read has a timeout of its own, which an answer that comes byte by
             # byte never meets. The thread is left behind: it holds up nothing.
@@ -137,14 +150,25 @@ class ApiSession(requests.Session):
             raise attempt.outcome
         return attempt.outcome
 
+    def _go_on_with_others(self, wait: float = 0.0) -> None:
+        """Do what is to be done with answers that have come, after a wait for one."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                attempt = self._done.get(block=wait > 0, timeout=wait or None)
+                wait = 0.0
+                if attempt.then is not None and attempt.request in self._asked:
+                    attempt.then(attempt.outcome)
+
     def _say_why_it_waits(self) -> None:
         wait = self._turns.held_for()
         if wait > LONG and not self._has_said:
             self._logger.info("waiting %.0f s, as an answer 429 has told", wait)
         self._has_said = wait > 0
 
-    def _start(self, request: requests.PreparedRequest) -> Attempt:
-        attempt = Attempt(request)
+    def _start(
+        self, request: requests.PreparedRequest, then: Then | None = None
+    ) -> Attempt:
+        attempt = Attempt(request, then)
         if not self._idle.acquire(blocking=False):
             # A daemon: the end of the process waits for none. One whose answer came too
             # late is left behind until it comes.
@@ -170,6 +194,7 @@ class ApiSession(requests.Session):
         attempt.ended_at = self._clock.seconds()
         self._idle.release()
         attempt.done.set()
+        self._done.put(attempt)  # wakes whoever waits, for this one or for another
 
     def _exchange(self, request: requests.PreparedRequest) -> requests.Response:
         """Send a request and read its whole answer."""
@@ -224,9 +249,10 @@ class Attempt:
 
     outcome: requests.Response | Exception
 
-    def __init__(self, request: requests.PreparedRequest) -> None:
+    def __init__(self, request: requests.PreparedRequest, then: Then | None) -> None:
         """Prepare the attempt; ``sent_at``, ``ended_at`` are readings of the stopwatch."""
         self.request = request
+        self.then = then
         self.done = threading.Event()
         self.sent_at = self.ended_at = math.inf
         self._given_up = False

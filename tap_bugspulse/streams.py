@@ -37,9 +37,7 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    import requests
-
-    from tap_bugspulse.client import Page, Row
+    from tap_bugspulse.client import Asked, Page, Row
     from tap_bugspulse.events import Events
     from tap_bugspulse.tap import TapBugsPulse
 
@@ -121,13 +119,13 @@ class Network(IncrementalStream):
     @override
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         pieces = deque(self._pieces(days))
-        asked: deque[requests.PreparedRequest] = deque()
+        asked: deque[Asked] = deque()
         bulk: Window | None = None
         try:
             while pieces:
                 http = self.tap.session
                 while len(asked) < len(pieces) and (http.has_room or not asked):
-                    asked.append(self.ask(pieces[len(asked)].query()))
+                    asked.append(self._ask_for_piece(pieces[len(asked)]))
                 piece = pieces.popleft()
                 for window, pages in self.cut(
                     piece, newest_first=False, asked=asked.popleft()
@@ -136,10 +134,26 @@ class Network(IncrementalStream):
                     if not self._is_one_day(piece):
                         bulk, self._bulk_ids = window, self.near
         finally:
-            for request in asked:
-                self.tap.session.forget(request)
+            for listing in asked:
+                self.forget(listing)
         if bulk is not None:
             yield from self._track(bulk)
+
+    def _ask_for_piece(self, piece: Window) -> Asked:
+        """Ask for the first page of a piece; for all of a day that has grown or is new."""
+
+        def is_wanted(page: Page) -> bool:
+            # Where the last day has none, the days before are read on their own.
+            if piece.end is None and page.rows:
+                self.ask_for_history()
+            return self._is_one_day(piece) and not self._is_known(piece.start, page)
+
+        return self.ask_for_listing(piece.query(), is_wanted)
+
+    def _is_known(self, day: date | None, first: Page) -> bool:
+        """Tell by the first page of a day whether it has the rows it had before."""
+        known = None if day is None else self.days.get(day)
+        return known is not None and first.is_counted and known.total == first.total
 
     def _pieces(self, days: Window) -> Iterator[Window]:
         """Cut the forward part, oldest first, into days read on their own and the rest."""
@@ -204,19 +218,17 @@ class Network(IncrementalStream):
             yield from super()._read(window, pages)
             return
         first = next(pages)
-        known = self.days.get(day)
-        if known is not None and first.is_counted and known.total == first.total:
-            return
-        yield from self._read_day(window, day, known, itertools.chain([first], pages))
+        if not self._is_known(day, first):
+            yield from self._read_day(window, day, itertools.chain([first], pages))
 
     def _read_day(
         self,
         window: Window,
         day: date,
-        known: DayReading | None,
         pages: Iterator[Page],
     ) -> Iterator[Row]:
         """Give the rows of a day that are new, and all where one must have come late."""
+        known = self.days.get(day)
         now, met, old, count = self.tap.run.started, set(), [], 0
         last = midnight(day)
         for row in self.rows(window.query(), pages):

@@ -74,6 +74,34 @@ def test_no_more_are_on_their_way_than_set(
     assert most == concurrency
 
 
+def test_no_day_waits_for_the_pages_of_the_day_before(slow: Sandbox, now: datetime) -> None:
+    """Further pages of recent days are all on their way before one of them is answered."""
+    settings: Row = {"page_size": 4, "catalog": select(now, "network")}
+    one = sync(slow, now, concurrency=1, **settings)
+    days = {
+        request.query["from"]
+        for request in slow.requests
+        if request.query["page"] == "2" and "from" in request.query
+    }
+    assert len(days) > 3
+    slow.reset()
+    slow.options.latency = 1.0
+    most = 0
+
+    def count(request: Request, project: Project) -> None:
+        nonlocal most
+        del request, project
+        waiting = [one for one in slow.requests if one.status == 0]
+        second = [one for one in waiting if one.query["page"] == "2"]
+        most = max(most, sum("from" in one.query for one in second))
+        slow.options.latency = 1.0 if most < len(days) else 0.0
+
+    slow.options.on_request = count
+    many = sync(slow, now, concurrency=32, **settings)
+    assert many.rows("network") == one.rows("network")
+    assert most == len(days)
+
+
 def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
     """While an answer 429 is waited out, nobody else asks for anything."""
     told, on_their_way = 3.0, 1.0
