@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import typing as t
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ if t.TYPE_CHECKING:
 
     Row = dict[str, t.Any]
     Query = Mapping[str, str]
-    Key = tuple[str, ...]
+    Key = str | tuple[str, ...]  # a column's value, or several
     Fit = Callable[[t.Any], t.Any]
     Asked = deque[requests.PreparedRequest]
 
@@ -126,10 +127,11 @@ class NotFoundError(FatalAPIError):
 class Listing:
     """What one reading of all pages of a listing has brought."""
 
-    def __init__(self, *, trusts_one_page: bool = False) -> None:
+    def __init__(self, keys: set[Key], *, trusts_one_page: bool = False) -> None:
         """Begin before the first page.
 
         Args:
+            keys: An empty set, to which the keys of rows are added.
             trusts_one_page: Whether a listing of one page is complete whatever its total.
         """
         self.is_counted = True  # whether the API has counted the rows
@@ -142,7 +144,7 @@ class Listing:
         self._barren = 0  # pages in a row without a new row
         self._shrank = False
         self._total = 0
-        self._keys: set[Key] = set()
+        self._keys = keys
         self._before: list[Key | None] = []
         self._head: list[Key | None] = []  # of the first page
 
@@ -260,6 +262,7 @@ class BugsPulseStream(RESTStream[int]):
         self.misfits: Counter[str] = Counter()
         self._alike: dict[tuple[t.Any, ...], list[tuple[str, Fit]]] = {}
         self.key_columns = tuple(self.primary_keys)
+        self._key_of = operator.itemgetter(*self.key_columns)
         super().__init__(tap)
         if tap.project is not None:
             self.primary_keys = (PROJECT, *self.key_columns)
@@ -435,7 +438,8 @@ class BugsPulseStream(RESTStream[int]):
         """
         known: set[Key] = set()
         for listing in range(LISTINGS):
-            self.listing = seen = Listing(trusts_one_page=self.trusts_one_page)
+            keys_seen = set() if listing else known  # one set for both in the first
+            self.listing = seen = Listing(keys_seen, trusts_one_page=self.trusts_one_page)
             head: list[Row | None] = []
             # The API may answer pages that are asked for at once out of turn, and rows
             # that come in between are then missed: one after the other misses none.
@@ -449,12 +453,14 @@ class BugsPulseStream(RESTStream[int]):
                         "of them is loaded"
                     )
                 head = head if seen.pages else rows
-                if not seen.add(page, keys):
-                    break
+                new: dict[Key, Row] = {}
                 for row, key in zip(rows, keys, strict=True):
                     if row is not None and key is not None and key not in known:
-                        known.add(key)
-                        yield row
+                        new.setdefault(key, row)
+                if not seen.add(page, keys):
+                    break
+                known.update(new)
+                yield from new.values()
             self.tap.run.rows_without_key[self.name] += seen.without_key
             if seen.is_complete() and not (
                 seen.pages > 1
@@ -552,10 +558,10 @@ class BugsPulseStream(RESTStream[int]):
         return {**dict.fromkeys(self._kinds), EXTRA: None, **project}
 
     def _key(self, row: Row | None) -> Key | None:
-        if row is None:
+        if row is None or any(row[name] is None for name in self.key_columns):
             return None
-        key = tuple(row[name] for name in self.key_columns)
-        return None if None in key else key
+        key: Key = self._key_of(row)
+        return key
 
     @override
     def post_process(self, row: Row, context: t.Any = None) -> Row:
