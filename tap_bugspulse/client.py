@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import operator
 import typing as t
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import deque
 from functools import cached_property
 from http import HTTPStatus
 
 import backoff
-import msgspec
 import requests
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import ConfigurationError, FatalAPIError, RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
-from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
+from tap_bugspulse.columns import EXTRA, PROJECT, PROJECT_COLUMN, Columns
+from tap_bugspulse.paging import Listing, PagePaginator, page_of
 from tap_bugspulse.patience import Patience, PatienceError, reason
-from tap_bugspulse.replication import format_instant, parse_instant
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -33,214 +30,19 @@ if t.TYPE_CHECKING:
     from singer_sdk.singerlib import Catalog
     from singer_sdk.streams.rest import HTTPRequest
 
+    from tap_bugspulse.columns import Row
+    from tap_bugspulse.paging import Key, Page
     from tap_bugspulse.session import Then
     from tap_bugspulse.tap import TapBugsPulse
 
-    Row = dict[str, t.Any]
     Query = Mapping[str, str]
-    Key = str | tuple[str, ...]  # a column's value, or several
-    Fit = Callable[[t.Any], t.Any]
     Asked = deque[requests.PreparedRequest]
 
-MOST_BARREN = 20  # pages in a row without a new row, however many the API says there are
 LISTINGS = 3  # times a listing is read before rows that do not turn up are given up
-MOST_ALIKE = 1000  # combinations of columns and types that are remembered
-EXTRA = "_extra"  # the column that keeps what has no column
-PROJECT = "project"
-
-__all__ = ["BugsPulseStream", "Page", "PagePaginator", "page_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of a listing as the API's envelope describes it.
-
-    ``total`` is a guess by the number of pages where the API does not count the rows.
-    """
-
-    rows: list[t.Any]
-    total: int
-    number: int | None
-    pages: int
-    is_counted: bool = True
-
-    @classmethod
-    def decode(cls, response: requests.Response) -> Page:
-        """Read the envelope ``data``, ``total``, ``page``, ``limit``, ``pages``.
-
-        Raises:
-            RetriableAPIError: If the body is not the documented JSON envelope.
-        """
-        try:
-            body = _decode(response.content)
-        except (ValueError, RecursionError):
-            raise RetriableAPIError(_not_an_envelope(response), response) from None
-        rows = body.get("data") if isinstance(body, dict) else None
-        if not isinstance(rows, list):
-            raise RetriableAPIError(_not_an_envelope(response), response)
-        number, limit = _count(body, "page"), _count(body, "limit") or len(rows)
-        total, pages = _count(body, "total"), _count(body, "pages")
-        if total is None and pages is None:
-            raise RetriableAPIError(_not_an_envelope(response), response)
-        if total is None:
-            pages = pages or 0
-            total = pages * limit if pages > 1 else len(rows)
-            return cls(rows, total, number, pages, is_counted=False)
-        # A full page of a longer listing has others after it, whatever `pages` says.
-        if pages is None or len(rows) == limit:
-            pages = max(pages or 0, -(-total // limit) if limit else 1)
-        return cls(rows, total, number, pages)
-
-
-def _decode(content: bytes) -> t.Any:  # noqa: ANN401 - whatever the API sends
-    """Read JSON; half a surrogate pair, of a text cut inside an emoji, becomes ``?``."""
-    try:
-        return msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        whole = json.dumps(json.loads(content), ensure_ascii=False, allow_nan=False)
-        return msgspec.json.decode(whole.encode(errors="replace"))
-
-
-def _count(body: dict[str, t.Any], key: str) -> int | None:
-    value = body.get(key)
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)  # as drivers of databases write large whole numbers
-    return value if type(value) is int and value >= 0 else None
-
-
-def _not_an_envelope(response: requests.Response) -> str:
-    return f"{response.status_code} without the documented JSON body"
-
-
-def page_of(response: requests.Response) -> Page:
-    """Decode the page of a response once; later calls return the same page."""
-    kept = vars(response)
-    if "page" not in kept:
-        kept["page"] = Page.decode(response)
-    return t.cast("Page", kept["page"])
 
 
 class NotFoundError(FatalAPIError):
     """The API does not know what was asked for."""
-
-
-class Listing:
-    """What one reading of all pages of a listing has brought."""
-
-    def __init__(self, keys: set[Key], *, trusts_one_page: bool = False) -> None:
-        """Begin before the first page.
-
-        Args:
-            keys: An empty set, to which the keys of rows are added.
-            trusts_one_page: Whether a listing of one page is complete whatever its total.
-        """
-        self.is_counted = True  # whether the API has counted the rows
-        self.first_total = 0
-        self._trusts_one_page = trusts_one_page
-        self._arrived = 0  # with rows that share a key
-        self.without_key = 0
-        self.leads_nowhere = False
-        self.pages = 0
-        self._barren = 0  # pages in a row without a new row
-        self._shrank = False
-        self._total = 0
-        self._keys = keys
-        self._before: list[Key | None] = []
-        self._head: list[Key | None] = []  # of the first page
-
-    @property
-    def rows(self) -> int:
-        """Number of distinct rows that arrived."""
-        return len(self._keys) + self.without_key
-
-    def add(self, page: Page, keys: list[Key | None]) -> bool:
-        """Note a page and the keys of its rows; False if there is no use in going on."""
-        if self.pages == 0:
-            self.first_total = page.total if page.is_counted else 0
-            self.is_counted = page.is_counted
-            self._head = keys
-        self.pages += 1
-        self._arrived += len(keys)
-        if page.is_counted:
-            self._shrank = self._shrank or page.total < self._total
-            self._total = page.total
-        known = self.rows
-        self.without_key += keys.count(None)
-        self._keys.update(key for key in keys if key is not None)
-        self._barren = 0 if self.rows > known else self._barren + 1
-        self.leads_nowhere = self._barren >= MOST_BARREN or (
-            bool(keys) and keys == self._before
-        )
-        self._before = keys
-        return not self.leads_nowhere
-
-    def is_complete(self) -> bool:
-        """Tell whether no row that was there all the time can have been missed.
-
-        One page is one answer, in which nothing can drift.
-        """
-        if self.pages == 1:
-            return self._trusts_one_page or self._arrived >= self.first_total
-        return not self.leads_nowhere and not self._shrank and self.rows >= self.first_total
-
-    def has_moved_up(self, keys: list[Key | None]) -> bool:
-        """Tell whether rows of the first page are gone, so that others moved up.
-
-        As many rows may have come as have gone, and then no total shows it. Rows that
-        came push the last ones off the page and leave the others in their order.
-
-        Args:
-            keys: Those of the first page, asked for once more.
-        """
-        stayed = [key for key in keys if key in self._head]
-        return keys[-1:] != stayed[-1:] or stayed != self._head[: len(stayed)]
-
-
-class PagePaginator(PageNumberPaginator):
-    """Follows ``page`` and ``pages`` of the answer, never the number of rows."""
-
-    @override
-    def has_more(self, response: requests.Response) -> bool:
-        page = page_of(response)
-        return max(page.number or 0, self.current_value) < page.pages
-
-    @override
-    def get_next(self, response: requests.Response) -> int:
-        # Counted from what was asked: an API that answers with one page for ever is
-        # then asked for no more than it says it has.
-        return self.current_value + 1
-
-
-def _instant(value: t.Any) -> str | None:  # noqa: ANN401 - whatever the API sends
-    instant = parse_instant(value)
-    if instant is None or value.endswith("Z"):
-        return value if instant else None
-    return format_instant(instant)
-
-
-def _whole(value: t.Any) -> int | None:  # noqa: ANN401 - whatever the API sends
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if type(value) is int else None
-
-
-# What makes a value fit a column, by the column's format or type; None where it does not.
-_FITS: dict[str, Fit] = {
-    "key": lambda value: str(value) if type(value) in {str, int} and value != "" else None,
-    "string": lambda value: value if isinstance(value, str) else None,
-    "date-time": _instant,
-    "integer": _whole,
-    "boolean": lambda value: value if isinstance(value, bool) else None,
-    "object": lambda value: value if isinstance(value, dict) else None,
-}
-
-
-# The type whose values all fit; others are looked at one by one.
-_SURE = {"string": str, "integer": int, "boolean": bool, "object": dict}
-PROJECT_COLUMN = {
-    "type": "string",
-    "description": "Name of the BugsPulse project, from the setting project.",
-}
 
 
 class BugsPulseStream(RESTStream[int]):
@@ -259,8 +61,6 @@ class BugsPulseStream(RESTStream[int]):
     def __init__(self, tap: TapBugsPulse) -> None:
         """Set the stream up with the tap's settings and its one HTTP session."""
         self.tap = tap
-        self.misfits: Counter[str] = Counter()
-        self._alike: dict[tuple[t.Any, ...], list[tuple[str, Fit]]] = {}
         self.key_columns = tuple(self.primary_keys)
         self._key_of = operator.itemgetter(*self.key_columns)
         super().__init__(tap)
@@ -277,6 +77,19 @@ class BugsPulseStream(RESTStream[int]):
             "required": [PROJECT, *self.schema_file["required"]],
             "properties": {PROJECT: PROJECT_COLUMN, **self.schema_file["properties"]},
         }
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What makes the API's rows fit this stream's table."""
+
+        def warn(name: str) -> None:
+            self.tap.run.warn_once(
+                f"{self.name}: the API sends {name}, which is no column yet; "
+                f"it is kept in {EXTRA}"
+            )
+
+        properties = self.schema["properties"]
+        return Columns(properties, self.key_columns, self.tap.project, warn)
 
     @override
     def apply_catalog(self, catalog: Catalog) -> None:
@@ -494,68 +307,8 @@ class BugsPulseStream(RESTStream[int]):
         return [self._key(self.shape(raw, query)) for raw in page.rows]
 
     def shape(self, raw: object, query: Query) -> Row | None:  # noqa: ARG002 - for events
-        """Fit a row of the API to the schema; None for what is no row at all.
-
-        What is not in the schema, and values that do not fit their column, are kept
-        in ``_extra``.
-        """
-        if not isinstance(raw, dict):
-            return None
-        # Rows with the same columns and types differ only in values to be looked at.
-        alike = (*raw, *map(type, raw.values()))
-        doubtful = self._alike.get(alike)
-        if doubtful is not None:
-            row: Row = {**self._empty, **raw}
-            for name, fit in doubtful:
-                row[name] = fit(raw[name])
-                if row[name] is None:
-                    break
-            else:
-                return row
-        return self._shape_any(raw, alike)
-
-    def _shape_any(self, raw: Row, alike: tuple[t.Any, ...]) -> Row:
-        row, extra = self._empty.copy(), {}
-        doubtful = []
-        for name, value in raw.items():
-            kind = self._kinds.get(name)
-            if kind is None:
-                self.tap.run.warn_once(
-                    f"{self.name}: the API sends {name}, which is no column yet; "
-                    f"it is kept in {EXTRA}"
-                )
-                extra[name] = value
-            elif value is not None:
-                fit = _FITS[kind]
-                row[name] = fit(value)
-                if row[name] is None:
-                    self.misfits[name] += 1
-                    extra[name] = value
-                if type(value) is not _SURE.get(kind):
-                    doubtful.append((name, fit))
-        row[EXTRA] = extra or None
-        if not extra and len(self._alike) < MOST_ALIKE:
-            self._alike[alike] = doubtful
-        return row
-
-    @cached_property
-    def _kinds(self) -> dict[str, str]:
-        """For each column of the API, the name of what makes a value fit it."""
-        kinds = {}
-        for name, column in self.schema["properties"].items():
-            if name in {EXTRA, PROJECT}:
-                continue
-            kind = column["type"][0] if isinstance(column["type"], list) else "key"
-            if name in self.key_columns:
-                kind = "key"
-            kinds[name] = column.get("format", kind)
-        return kinds
-
-    @cached_property
-    def _empty(self) -> Row:
-        """A row without a value; its project, where that is set, is known."""
-        project = {} if self.tap.project is None else {PROJECT: self.tap.project}
-        return {**dict.fromkeys(self._kinds), EXTRA: None, **project}
+        """Fit a row of the API to the schema; None for what is no row at all."""
+        return self.columns.fit(raw) if isinstance(raw, dict) else None
 
     def _key(self, row: Row | None) -> Key | None:
         if row is None or any(row[name] is None for name in self.key_columns):

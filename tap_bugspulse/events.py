@@ -33,7 +33,7 @@ if t.TYPE_CHECKING:
 
     import requests
 
-    from tap_bugspulse.client import Row
+    from tap_bugspulse.columns import Row
     from tap_bugspulse.replication import Plan
     from tap_bugspulse.tap import TapBugsPulse
 
@@ -119,35 +119,30 @@ class Events(BugsPulseStream):
 
     # --- What is complete --------------------------------------------------------------
 
-    @property
-    def lookback(self) -> timedelta:
-        """How far before the forward mark changed sessions are due again."""
-        return timedelta(days=self.tap.settings.lookback_days)
-
-    def stretches(self) -> Iterator[Stretch]:
-        """Give what is complete for each ``events_for``, whether or not it is set."""
-        if self.marks is not None and self.marks.stretch is not None:
-            yield self.marks.stretch
+    def _written(self) -> dict[str, tuple[Stretch | None, str | None]]:
+        """Read the bookmarks: what is complete for each ``events_for``, what is wrong."""
         complete = self.stream_state.get("complete")
-        for bookmark in complete.values() if isinstance(complete, dict) else ():
-            if isinstance(bookmark, dict):
-                started = self.tap.run.started
-                stretch, _ = read_stretch(bookmark, COMPLETE_TO, started, self.lookback)
-                if stretch is not None:
-                    yield stretch
+        started, lookback = self.tap.run.started, self.tap.settings.lookback
+        return {
+            events_for: read_stretch(bookmark, COMPLETE_TO, started, lookback)
+            for events_for, bookmark in (complete or {}).items()
+            if isinstance(bookmark, dict)
+        }
+
+    def stretches(self) -> list[Stretch]:
+        """Give what is complete for each ``events_for``, whether or not it is set."""
+        written = [stretch for stretch, _ in self._written().values() if stretch]
+        now = self.marks.stretch if self.marks else None
+        return [now, *written] if now else written
 
     def stretch(self) -> Stretch | None:
         """Give what is complete for the set ``events_for``; a wider one counts, too."""
         if self.marks is not None:
             return self.marks.stretch
         best: Stretch | None = None
-        complete = self.stream_state.get("complete")
+        written = self._written()
         for events_for in wider(self.tap.settings.events_for):
-            bookmark = complete.get(events_for) if isinstance(complete, dict) else None
-            if not isinstance(bookmark, dict):
-                continue
-            started = self.tap.run.started
-            stretch, wrong = read_stretch(bookmark, COMPLETE_TO, started, self.lookback)
+            stretch, wrong = written.get(events_for, (None, None))
             if wrong:
                 self.tap.run.warn_once(
                     f"events: the state is damaged ({wrong}): fetching history again"
@@ -190,7 +185,7 @@ class Events(BugsPulseStream):
 
     def _fetch_due(self) -> Iterator[Row]:
         run, need = self.tap.run, self.tap.need
-        plan = make_plan(self.stretch(), need, self.lookback, run.started)
+        plan = make_plan(self.stretch(), need, self.tap.settings.lookback, run.started)
         self.marks = marks = Marks(plan, need, run.started)
         batches: list[Batch] = []
         forward: list[Candidate] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import typing as t
 from collections import deque
-from datetime import timedelta
 from functools import cached_property
 
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
@@ -28,7 +27,9 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date, datetime
 
-    from tap_bugspulse.client import Asked, Page, Row
+    from tap_bugspulse.client import Asked
+    from tap_bugspulse.columns import Row
+    from tap_bugspulse.paging import Page
     from tap_bugspulse.tap import TapBugsPulse
 
 PAGES_PER_WINDOW = 20
@@ -51,11 +52,6 @@ class IncrementalStream(BugsPulseStream):
         self._has_history = False  # whether a window of history was begun in this run
         self._asked: dict[Window, Asked] = {}  # of history, while forward days are read
         self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
-
-    @property
-    def lookback(self) -> timedelta:
-        """How far before the forward mark rows are read again."""
-        return timedelta(days=self.tap.settings.lookback_days)
 
     @cached_property
     def today(self) -> date:
@@ -110,7 +106,7 @@ class IncrementalStream(BugsPulseStream):
             self.plan = Plan(None, need, moves_marks=False)
         else:
             stretch, wrong = read_stretch(
-                self.stream_state, MARK, run.started, self.lookback
+                self.stream_state, MARK, run.started, self.tap.settings.lookback
             )
             if wrong:
                 self.logger.warning(
@@ -118,7 +114,7 @@ class IncrementalStream(BugsPulseStream):
                     self.name,
                     wrong,
                 )
-            self.plan = make_plan(stretch, need, self.lookback, run.started)
+            self.plan = make_plan(stretch, need, self.tap.settings.lookback, run.started)
             if not self.plan.moves_marks:
                 self.logger.warning(
                     "%s: end_date lies before what is complete: the rows are loaded "

@@ -74,7 +74,7 @@ class ApiSession(requests.Session):
             settings.api_url, proxies={}, stream=True, verify=None, cert=None
         )
         self._asked: dict[requests.PreparedRequest, Attempt] = {}
-        self._to_do: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
+        self._to_do: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)  # threads that wait for something to do
         self._minute = minute
@@ -176,15 +176,23 @@ class ApiSession(requests.Session):
         self._to_do.put(attempt)
         return attempt
 
+    @override
+    def close(self) -> None:
+        """Close all connections and let the idle threads end."""
+        super().close()
+        while self._idle.acquire(blocking=False):
+            self._to_do.put(None)
+
     # --- One attempt, in a thread ------------------------------------------------------
 
     def _work(self) -> None:
-        """Make one attempt after the other."""
-        while True:
-            self._make(self._to_do.get())
+        """Make one attempt after the other, until the session is closed."""
+        while attempt := self._to_do.get():
+            self._make(attempt)
+            del attempt  # an idle thread holds no answer
 
     def _make(self, attempt: Attempt) -> None:
-        """Make an attempt and keep nothing of it: an idle thread holds no answer."""
+        """Make an attempt and say that it is done."""
         _here.attempt = attempt
         try:
             attempt.outcome = self._exchange(attempt.request)

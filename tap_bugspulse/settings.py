@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing as t
 from dataclasses import dataclass, field
+from datetime import timedelta
 from decimal import Decimal
 from importlib import metadata
 from urllib.parse import urlsplit
@@ -172,6 +173,11 @@ class Settings:
     concurrency: int
     request_timeout: float
     user_agent: str
+
+    @property
+    def lookback(self) -> timedelta:
+        """How far before the forward mark rows are read again."""
+        return timedelta(days=self.lookback_days)
 
     @classmethod
     def from_config(cls, config: Mapping[str, t.Any]) -> Settings:

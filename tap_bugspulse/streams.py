@@ -37,8 +37,10 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from tap_bugspulse.client import Asked, Page, Row
+    from tap_bugspulse.client import Asked
+    from tap_bugspulse.columns import Row
     from tap_bugspulse.events import Events
+    from tap_bugspulse.paging import Page
     from tap_bugspulse.tap import TapBugsPulse
 
 UNKNOWN = Entry()
@@ -103,7 +105,7 @@ class Network(IncrementalStream):
 
     def _tracked_from(self, newest: datetime) -> date:
         """Give the first day that is read on its own, so that its growth shows."""
-        return (newest - self.lookback).date() - DAY
+        return (newest - self.tap.settings.lookback).date() - DAY
 
     @staticmethod
     def _tracked_to(newest: datetime) -> date:
@@ -420,13 +422,13 @@ class Sessions(IncrementalStream):
 
     def _written_stretch(self) -> Stretch | None:
         started = self.tap.run.started
-        return read_stretch(self.stream_state, MARK, started, self.lookback)[0]
+        return read_stretch(self.stream_state, MARK, started, self.tap.settings.lookback)[0]
 
     def _kept_from(self, stretch: Stretch | None) -> date:
         """Give the first day that a lookback may ask for, with a day for time zones."""
         if stretch is None:
             return date.min
-        return (stretch.complete_to - self.lookback).date() - 2 * DAY
+        return (stretch.complete_to - self.tap.settings.lookback).date() - 2 * DAY
 
     def list_again(self, window: Window, pages: Iterator[Page]) -> Listed:
         """List sessions for their events only, without emitting them."""

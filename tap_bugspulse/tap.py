@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import difflib
 import gc
-import io
-import json
 import logging
 import os
 import signal
@@ -15,28 +11,39 @@ import sys
 import typing as t
 from functools import cached_property
 
-import requests
 from singer_sdk import Tap
-from singer_sdk.contrib.msgspec import MsgSpecWriter
 from singer_sdk.exceptions import (
     ConfigurationError,
     ConfigValidationError,
     SingerSDKError,
 )
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
-from singer_sdk.singerlib.messages import Message, RecordMessage, StateMessage
+from singer_sdk.singerlib.messages import StateMessage
 from typing_extensions import override
 
+from tap_bugspulse.command import (
+    end_on_signals,
+    errors_as_one_line,
+    json_file,
+    ticking,
+)
+from tap_bugspulse.environment import (
+    check_environment,
+    checked,
+    drop_empty_variables,
+    names_of_objects,
+    unknown_settings,
+)
 from tap_bugspulse.events import COMPLETE_TO, Events
 from tap_bugspulse.incremental import MARK
 from tap_bugspulse.replication import clean_state, format_instant
 from tap_bugspulse.run import Clock, Run
 from tap_bugspulse.session import ApiSession
-from tap_bugspulse.settings import CONFIG_SCHEMA, KEY_PREFIX, Settings, SettingsError
+from tap_bugspulse.settings import CONFIG_SCHEMA, KEY_PREFIX, Settings
 from tap_bugspulse.streams import Crashes, Network, Sessions
+from tap_bugspulse.writer import WholeMessageWriter
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
 
     import click
@@ -45,47 +52,7 @@ if t.TYPE_CHECKING:
     from tap_bugspulse.replication import Span
 
 
-ENV_PREFIX = "TAP_BUGSPULSE_"
 GARBAGE = 50_000  # objects that have come before garbage is looked for
-
-
-class WholeMessageWriter(MsgSpecWriter):
-    """Writes the records of an answer at once, in whole lines.
-
-    None is kept back while the next answer is waited for, nor when another message is
-    written. A signal that comes while something is written waits for its end.
-    """
-
-    def __init__(self) -> None:
-        """Begin with nothing being written."""
-        super().__init__()
-        self.is_writing = self.is_ending = False
-        self.after: t.Callable[[], None] | None = None
-        self._lines = bytearray()
-
-    @override
-    def write_message(self, message: Message) -> None:
-        self.is_writing = True
-        self._lines += self.format_message(message)
-        self.is_writing = False
-        if self.after is not None:
-            self.after()
-        elif not isinstance(message, RecordMessage):
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is kept back.
-
-        Raises:
-            OSError: If nobody reads it, or there is no room for it.
-        """
-        self.is_writing = True
-        lines, self._lines = self._lines, bytearray()
-        sys.stdout.buffer.write(lines)
-        sys.stdout.flush()
-        self.is_writing = False
-        if self.after is not None:
-            self.after()
 
 
 class TapBugsPulse(Tap):
@@ -114,12 +81,12 @@ class TapBugsPulse(Tap):
         """Set the tap up; metrics, a line for each request, are for LOGLEVEL=DEBUG."""
         self.append_builtin_config(self.config_jsonschema)
         known = self.config_jsonschema["properties"]
-        _drop_empty_variables(known)
+        drop_empty_variables(known)
         try:
             super().__init__(*args, **kwargs)
         except ValueError:
             # The SDK reads numbers and JSON in the environment without saying which.
-            _check_environment(known)
+            check_environment(known)
             raise
         super()._setup_signal_handlers()
         if self.metrics_logger.level > logging.DEBUG:
@@ -220,12 +187,14 @@ class TapBugsPulse(Tap):
             ConfigurationError: If there were rows that could not be loaded.
         """
         counts = self.run.counts[stream.name]
-        if stream.misfits:
+        if stream.columns.misfits:
             self.logger.warning(
                 "%s: values that did not fit their column are null there and kept in "
                 "_extra: %s",
                 stream.name,
-                ", ".join(f"{name} {times:,}" for name, times in stream.misfits.items()),
+                ", ".join(
+                    f"{name} {times:,}" for name, times in stream.columns.misfits.items()
+                ),
             )
         if stream.selected:
             self.logger.info(
@@ -242,6 +211,7 @@ class TapBugsPulse(Tap):
             )
         if stream is list(self.streams.values())[-1]:
             self.flush()
+            self.session.close()
             self._end()
 
     def _end(self) -> None:
@@ -271,7 +241,7 @@ class TapBugsPulse(Tap):
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if not raise_errors:
             return []
-        settings = _checked(self.config)
+        settings = checked(self.config)
         for name, setting in CONFIG_SCHEMA["properties"].items():
             # Environments give text for numbers, and empty text for what is not set.
             if self._config.get(name) == "":
@@ -283,7 +253,7 @@ class TapBugsPulse(Tap):
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         known = self.config_jsonschema["properties"]
-        for name in _names_of_objects(known):
+        for name in names_of_objects(known):
             if not isinstance(self._config.get(name), dict | None):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 msg = f"{name} must be a JSON object"
@@ -292,7 +262,7 @@ class TapBugsPulse(Tap):
             super()._validate_config(raise_errors=raise_errors)
         except ConfigValidationError as exc:
             raise ConfigurationError("; ".join(exc.errors)) from None
-        for unknown, hint in _unknown_settings(self._config, known):
+        for unknown, hint in unknown_settings(self._config, known):
             self.logger.warning("%s is no setting and is ignored: %s", unknown, hint)
         return []
 
@@ -329,11 +299,11 @@ class TapBugsPulse(Tap):
         # garbage in both again and again would take a fifth of the time for each row.
         gc.freeze()
         gc.set_threshold(GARBAGE)
-        with _errors_as_one_line(cls.logger), _ticking():
-            _end_on_signals(cls.logger)
+        with errors_as_one_line(cls.logger), ticking():
+            end_on_signals(cls.logger)
             for name in ("state", "catalog"):
                 if kwargs.get(name) is not None:
-                    kwargs[name] = _json_file(name, kwargs[name], cls.logger)
+                    kwargs[name] = json_file(name, kwargs[name], cls.logger)
             super().invoke(**kwargs)
 
     @classmethod
@@ -355,88 +325,8 @@ class TapBugsPulse(Tap):
     @classmethod
     @override
     def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:
-        with _errors_as_one_line(cls.logger):
+        with errors_as_one_line(cls.logger):
             super().cb_test(ctx, param, value)
-
-
-def _json_file(name: str, file: t.IO[str], logger: logging.Logger) -> t.IO[str]:
-    """Give the object in a file; without one the SDK would end with a traceback."""
-    try:
-        content = json.loads(file.read(), parse_constant=lambda _: None)
-    except ValueError:
-        msg = f"the file given with --{name} is not JSON: restore it, or run without it"
-        if name == "state":
-            msg += " to load everything again"
-        raise ConfigurationError(msg) from None
-    if isinstance(content, dict) and content.get("type") == "STATE":
-        content = content.get("value")  # a whole message, as the tap writes it
-    if not isinstance(content, dict):
-        logger.warning("The file given with --%s holds no object: ignored", name)
-        content = {}
-    return io.StringIO(json.dumps(content))
-
-
-def _checked(config: t.Mapping[str, t.Any]) -> Settings:
-    try:
-        return Settings.from_config(config)
-    except SettingsError as exc:
-        raise ConfigValidationError(str(exc), errors=exc.problems, schema={}) from None
-
-
-def _names_of_objects(known: t.Mapping[str, t.Any]) -> list[str]:
-    return [name for name, setting in known.items() if "object" in setting["type"]]
-
-
-def _drop_empty_variables(known: t.Mapping[str, t.Any]) -> None:
-    """Take a number or object that is set to nothing for one that is not set."""
-    for name, setting in known.items():
-        variable = ENV_PREFIX + name.upper()
-        if "string" not in setting["type"] and os.environ.get(variable) == "":
-            del os.environ[variable]
-
-
-def _check_environment(known: t.Mapping[str, t.Any]) -> None:
-    config = {
-        name.removeprefix(ENV_PREFIX).lower(): value
-        for name, value in os.environ.items()
-        if name.startswith(ENV_PREFIX)
-    }
-    readers: dict[str, tuple[t.Callable[[str], object], str]] = {
-        "object": (json.loads, "a JSON object"),
-        "integer": (int, "a whole number"),
-    }
-    for name in known.keys() & config.keys() - CONFIG_SCHEMA["properties"].keys():
-        for kind, (read, rule) in readers.items():
-            if kind in known[name]["type"]:
-                try:
-                    read(config[name])
-                except ValueError:
-                    # Not the value: stream_map_config may hold the salt of a hash.
-                    msg = f"{ENV_PREFIX}{name.upper()} must be {rule}"
-                    raise ConfigurationError(msg) from None
-    _checked({"api_key": "bp_", **config})
-
-
-def _unknown_settings(
-    config: t.Mapping[str, t.Any], known: t.Mapping[str, t.Any]
-) -> Iterator[tuple[str, str]]:
-    """Give each setting that does not exist, and what may have been meant."""
-    # Meltano sets variables for its own extras, which begin with one more underscore,
-    # and for each part of a setting that is an object.
-    others = ("_", "LOGLEVEL", *(f"{name.upper()}_" for name in _names_of_objects(known)))
-    variables = {
-        name.removeprefix(ENV_PREFIX) for name in os.environ if name.startswith(ENV_PREFIX)
-    }
-    for prefix, names, there in (
-        ("", config, list(known)),
-        (ENV_PREFIX, variables, [name.upper() for name in known]),
-    ):
-        for name in names:
-            if name in there or (prefix and name.startswith(others)):
-                continue
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else "see --about"
-            yield prefix + name, hint
 
 
 def _is_for_a_person(record: logging.LogRecord) -> bool:
@@ -446,48 +336,3 @@ def _is_for_a_person(record: logging.LogRecord) -> bool:
 
 class RowsWithoutKeyError(SingerSDKError):
     """The API sent rows that no table can hold."""
-
-
-@contextlib.contextmanager
-def _ticking() -> Iterator[None]:
-    """Let Python look for signals once a second, also while it waits.
-
-    A signal that comes in the instant before a wait begins does not interrupt it, and
-    would be noticed only when the wait is over.
-    """
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _end_on_signals(logger: logging.Logger) -> None:
-    """End on a signal as long as there is no state to write yet."""
-
-    def end(signum: int, _: FrameType | None) -> None:
-        logger.warning("Stopped by %s", signal.Signals(signum).name)
-        raise SystemExit(128 + signum)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, end)
-
-
-@contextlib.contextmanager
-def _errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
-    """End the process with one line for a person instead of a traceback."""
-    try:
-        yield
-    except (SingerSDKError, requests.RequestException) as exc:
-        logger.critical("%s", exc)
-    except OSError as exc:
-        if isinstance(exc, BrokenPipeError):
-            logger.critical("the target has closed its input: look for its own error above")
-        else:
-            logger.critical("the output cannot be written: %s", exc.strerror)
-        # Python would complain once more when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        return
-    sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 import typing as t
 from datetime import timedelta
@@ -85,21 +86,33 @@ def test_no_day_waits_for_the_pages_of_the_day_before(slow: Sandbox, now: dateti
     }
     assert len(days) > 3
     slow.reset()
-    slow.options.latency = 1.0
-    most = 0
+    reached: set[str] = set()
+    all_are_there = threading.Event()
+    in_time: list[bool] = []
 
-    def count(request: Request, project: Project) -> None:
-        nonlocal most
-        del request, project
-        waiting = [one for one in slow.requests if one.status == 0]
-        second = [one for one in waiting if one.query["page"] == "2"]
-        most = max(most, sum("from" in one.query for one in second))
-        slow.options.latency = 1.0 if most < len(days) else 0.0
+    def hold(request: Request) -> None:
+        if request.query["page"] == "2" and "from" in request.query:
+            reached.add(request.query["from"])
+            if reached == days:
+                all_are_there.set()
+            in_time.append(all_are_there.wait(10))
 
-    slow.options.on_request = count
+    slow.options.hold = hold
     many = sync(slow, now, concurrency=32, **settings)
     assert many.rows("network") == one.rows("network")
-    assert most == len(days)
+    assert all(in_time)
+    assert reached == days
+
+
+def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
+    """What has asked ahead ends with the run, also where the tap is used as a library."""
+    before = set(threading.enumerate())
+    sync(slow, now, concurrency=MANY)
+    own = [one for one in threading.enumerate() if one not in before]
+    own = [one for one in own if "_work" in one.name]
+    for one in own:
+        one.join(5)
+    assert not any(one.is_alive() for one in own)
 
 
 def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:

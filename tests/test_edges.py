@@ -13,7 +13,7 @@ import pytest
 import requests
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.client import Page
+from tap_bugspulse.paging import Page
 from tap_bugspulse.replication import Cutter, Window
 from tests.running import (
     PRIMARY_KEYS,

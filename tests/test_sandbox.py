@@ -1373,12 +1373,13 @@ def test_the_command_ends_with_its_input_or_on_interrupt() -> None:
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    """All behaviour but the three hooks can be had from the command line."""
+    """All behaviour but the hooks of tests can be had from the command line."""
+    hooks = {"on_request", "hold", "envelope"}
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for name in Options.__dataclass_fields__.keys() - {"script", "on_request", "envelope"}:
+    for name in Options.__dataclass_fields__.keys() - {"script", *hooks}:
         assert f"--{name.replace('_', '-')}" in text
     for fault in FAULTS:
         assert fault in text

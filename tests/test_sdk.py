@@ -22,10 +22,12 @@ from singer_sdk.singerlib.messages import RecordMessage, StateMessage
 from typing_extensions import override
 
 from tap_bugspulse import tap as tap_module
-from tap_bugspulse.client import BugsPulseStream, PagePaginator
+from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.events import Events
 from tap_bugspulse.incremental import IncrementalStream
+from tap_bugspulse.paging import PagePaginator
 from tap_bugspulse.streams import Crashes, Network, Sessions
+from tap_bugspulse.writer import WholeMessageWriter
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +42,7 @@ Kind = t.TypeVar("Kind")
 
 OURS = (
     tap_module.TapBugsPulse,
-    tap_module.WholeMessageWriter,
+    WholeMessageWriter,
     PagePaginator,
     BugsPulseStream,
     IncrementalStream,

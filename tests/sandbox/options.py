@@ -180,6 +180,8 @@ class Options:
     """Asked before each answer: a fault for just this request, or None."""
     on_request: Callable[[Request, Project], None] | None = None
     """Called before each answer is built; may change the project."""
+    hold: Callable[[Request], None] | None = None
+    """Called before each answer is built; may keep it back while others are built."""
     envelope: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Given each JSON envelope before it is sent; gives the one to send."""
 

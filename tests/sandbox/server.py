@@ -190,6 +190,8 @@ class Sandbox:
             fault = fault or self._draw_fault()
             delay = options.latency + options.jitter * self._random.random()
         self.closing.wait(delay)
+        if options.hold:
+            options.hold(request)
         if fault:
             check_fault(fault)
             if fault.isdigit() or fault == "html":

@@ -1,0 +1,49 @@
+"""Writing messages: many at once, and always whole lines."""
+
+from __future__ import annotations
+
+import sys
+import typing as t
+
+from singer_sdk.contrib.msgspec import MsgSpecWriter
+from singer_sdk.singerlib.messages import Message, RecordMessage
+from typing_extensions import override
+
+
+class WholeMessageWriter(MsgSpecWriter):
+    """Writes the records of an answer at once, in whole lines.
+
+    None is kept back while the next answer is waited for, nor when another message is
+    written. A signal that comes while something is written waits for its end.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing being written."""
+        super().__init__()
+        self.is_writing = self.is_ending = False
+        self.after: t.Callable[[], None] | None = None
+        self._lines = bytearray()
+
+    @override
+    def write_message(self, message: Message) -> None:
+        self.is_writing = True
+        self._lines += self.format_message(message)
+        self.is_writing = False
+        if self.after is not None:
+            self.after()
+        elif not isinstance(message, RecordMessage):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept back.
+
+        Raises:
+            OSError: If nobody reads it, or there is no room for it.
+        """
+        self.is_writing = True
+        lines, self._lines = self._lines, bytearray()
+        sys.stdout.buffer.write(lines)
+        sys.stdout.flush()
+        self.is_writing = False
+        if self.after is not None:
+            self.after()
