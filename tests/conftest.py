@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import forks
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ settings.register_profile("long", slow, database=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """The server of forks ends with the tests."""
+    yield
+    forks.stop()
 
 
 @pytest.fixture

@@ -561,7 +561,7 @@ def test_a_target_that_goes_away_is_one_line_and_can_be_resumed(tmp_path: Path) 
 def test_a_full_disk_is_one_line(tmp_path: Path, sandbox: Sandbox) -> None:
     """Messages that cannot be written end the run."""
     with Path("/dev/full").open("wb") as full:
-        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=full.fileno())
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=full.fileno(), fresh=True)
     assert tap.end() == 1
     assert "Traceback" not in tap.log
     assert "No space left on device" in tap.log.splitlines()[-1]
