@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import forks
+from tests.pipeline.connector import Connector
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ def _nothing_is_left() -> Iterator[None]:
     """The server of forks ends with the tests."""
     yield
     forks.stop()
+
+
+@pytest.fixture(scope="session")
+def connector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connector]:
+    """Snowflake's connector."""
+    with Connector(tmp_path_factory.mktemp("connector")) as started:
+        yield started
 
 
 @pytest.fixture

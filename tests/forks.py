@@ -81,7 +81,9 @@ class Fork:
             subprocess.TimeoutExpired: If it goes on for longer than these seconds.
         """
         if self.returncode is None:
-            if not select.select([self._told], [], [], timeout)[0]:
+            told = select.poll()  # which takes any descriptor, select those below 1024
+            told.register(self._told, select.POLLIN)
+            if not told.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             self.returncode = self._number()
             os.close(self._told)
