@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from tests.pipeline.connector import Connector
 
+# One process of pytest starts the databases and loads them.
+pytestmark = pytest.mark.xdist_group("queries")
 QUERIES = CHECKOUT / "queries"
 DOCS = CHECKOUT / "docs" / "queries.md"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
