@@ -28,12 +28,13 @@ setup:
 demo:
 	@sh scripts/demo.sh
 
+# Some tests wait, so that three of them keep two processors busy.
 test: setup
-	.venv/bin/python -m pytest -n 2 --dist load
+	.venv/bin/python -m pytest -n 3 --dist loadgroup
 
 test-all: setup
 	@sh scripts/setup.sh airflow
-	.venv/bin/python -m pytest -n 2 --dist load -m 'not (slow or account)'
+	.venv/bin/python -m pytest -n 3 --dist loadgroup -m 'not (slow or account)'
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import forks
+from tests.pipeline.connector import Connector
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -21,6 +23,20 @@ settings.register_profile("long", slow, database=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """The server of forks ends with the tests."""
+    yield
+    forks.stop()
+
+
+@pytest.fixture(scope="session")
+def connector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connector]:
+    """Snowflake's connector."""
+    with Connector(tmp_path_factory.mktemp("connector")) as started:
+        yield started
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import typing as t
 from datetime import datetime
 from pathlib import Path
 
+from tests.forks import start
 from tests.running import Output, TestClock, tap_class
 
 if t.TYPE_CHECKING:
@@ -37,6 +37,12 @@ class StopwatchClock(TestClock):
         return float(self._stopwatch.stat().st_size)
 
 
+def clock(now: datetime, minute: float, stopwatch: Path | None = None) -> str:
+    """Give the first argument of this program."""
+    path = str(stopwatch) if stopwatch else None
+    return json.dumps({"now": now.isoformat(), "minute": minute, "stopwatch": path})
+
+
 class TapProcess:
     """A tap that runs as a process; what it writes goes to files in a folder.
 
@@ -48,6 +54,7 @@ class TapProcess:
         minute: Seconds that its minute takes.
         stopwatch: File whose size in bytes is the reading of its stopwatch.
         stdout: File descriptor that it writes its messages to instead of a file.
+        fresh: Whether it is a Python from its very start, see `tests.forks`.
         settings: Settings of the tap; pacing is off unless they say otherwise.
     """
 
@@ -61,6 +68,7 @@ class TapProcess:
         minute: float = 60.0,
         stopwatch: Path | None = None,
         stdout: int | None = None,
+        fresh: bool = False,
         **settings: object,
     ) -> None:
         """Write the files and start the process."""
@@ -73,29 +81,24 @@ class TapProcess:
             **settings,
         }
         (folder / "config.json").write_text(json.dumps(config))
-        clock = {
-            "now": now.isoformat(),
-            "minute": minute,
-            "stopwatch": str(stopwatch) if stopwatch else None,
-        }
-        command = [sys.executable, "-m", "tests.tap_process", json.dumps(clock)]
-        command += ["--config", str(folder / "config.json")]
+        arguments = ["--config", str(folder / "config.json")]
         if state is not None:
             (folder / "state.json").write_text(state)
-            command += ["--state", str(folder / "state.json")]
+            arguments += ["--state", str(folder / "state.json")]
         with self._written.open("wb") as out, self._errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out if stdout is None else stdout,
-                stderr=errors,
-                cwd=Path(__file__).parent.parent,
+            self.process = start(
+                "tests.tap_process",
+                clock(now, minute, stopwatch),
+                *arguments,
                 # Settings of whoever runs the tests are none of the tap's.
                 env={
                     name: value
                     for name, value in os.environ.items()
                     if not name.startswith(("TAP_BUGSPULSE_", "SINGER_SDK_"))
                 },
+                stdout=out.fileno() if stdout is None else stdout,
+                stderr=errors.fileno(),
+                fresh=fresh,
             )
 
     @property

@@ -18,12 +18,16 @@ from tests.sandbox import Options, Sandbox, generate
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.pipeline.connector import Connector
+
 SECONDS = 300
 
 pytestmark = pytest.mark.airflow
 
 
-def test_airflow_loads_each_project_by_a_task_of_its_own(tmp_path: Path) -> None:
+def test_airflow_loads_each_project_by_a_task_of_its_own(
+    tmp_path: Path, connector: Connector
+) -> None:
     """The DAG maps a task to each project; all rows arrive, each with its project."""
     meltano = MeltanoProject(tmp_path / "project")
     now = datetime.now(UTC)
@@ -36,7 +40,11 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(tmp_path: Path) -> None
     }
     airflow = CHECKOUT / ".venv-airflow" / "bin" / "airflow"
     assert airflow.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
-    with emulated(tmp_path) as snowflake, sandboxes["shop"], sandboxes["courier"]:
+    with (
+        emulated(tmp_path, connector) as snowflake,
+        sandboxes["shop"],
+        sandboxes["courier"],
+    ):
         env = environment(tmp_path / "airflow", snowflake.settings)
         env |= {
             "AIRFLOW_HOME": str(tmp_path / "airflow"),

@@ -182,7 +182,7 @@ def test_an_error_ends_the_run_though_others_hang(
         return None if place < 20 else "401" if place == 20 else "timeout"
 
     slow.options.script = script
-    tap = TapProcess(tmp_path / "tap", slow, now, concurrency=MANY)
+    tap = TapProcess(tmp_path / "tap", slow, now, concurrency=MANY, fresh=True)
     assert tap.end() == 1
     assert "401 Unauthorized for /events" in tap.log.splitlines()[-1]
     assert "Traceback" not in tap.log

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import typing as t
 from contextlib import contextmanager
@@ -15,9 +13,13 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
+from tests import forks
+from tests.conftest import NOW
 from tests.running import KEPT, PRIMARY_KEYS, Output, expected
+from tests.tap_process import clock
 
 if t.TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -97,25 +99,22 @@ def authority_file(authority: trustme.CA, tmp_path: Path) -> str:
     return str(path)
 
 
-def run_tap(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_tap(
+    url: str, environment: dict[str, str] | None = None, *, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run the tap as a process that knows only the given environment."""
-    program = (
-        "from datetime import datetime, UTC; from tests.running import tap_class; "
-        "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.01).cli()"
-    )
     base = {name: os.environ[name] for name in KEPT if name in os.environ}
     settings = {
         "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
         "TAP_BUGSPULSE_API_URL": url,
         "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "100000",
     }
-    return subprocess.run(
-        [sys.executable, "-c", program, "--config=ENV"],
-        env=base | settings | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    return forks.run(
+        "tests.tap_process",
+        clock(NOW, 0.01),
+        "--config=ENV",
+        env=base | settings | (environment or {}),
+        fresh=fresh,
     )
 
 
@@ -131,7 +130,9 @@ def test_a_private_authority_is_trusted_when_it_is_given(
     sandbox: Sandbox, https_url: str, authority_file: str
 ) -> None:
     """REQUESTS_CA_BUNDLE makes a company's certificates work."""
-    assert_whole(run_tap(https_url, REQUESTS_CA_BUNDLE=authority_file), sandbox)
+    # What a Python does with certificates when it starts must not matter, either.
+    done = run_tap(https_url, {"REQUESTS_CA_BUNDLE": authority_file}, fresh=True)
+    assert_whole(done, sandbox)
 
 
 def test_an_unknown_authority_stops_at_once(sandbox: Sandbox, https_url: str) -> None:
@@ -164,10 +165,10 @@ def test_a_proxy_is_used_unless_it_is_ruled_out(
             "HTTPS_PROXY": f"http://127.0.0.1:{port}",
             "REQUESTS_CA_BUNDLE": authority_file,
         }
-        assert_whole(run_tap(https_url, **proxy), sandbox)
+        assert_whole(run_tap(https_url, proxy), sandbox)
         assert set(calls) == {urlsplit(https_url).netloc}
         calls.clear()
-        assert_whole(run_tap(https_url, NO_PROXY="localhost", **proxy), sandbox)
+        assert_whole(run_tap(https_url, proxy | {"NO_PROXY": "localhost"}), sandbox)
         assert calls == []
 
 
@@ -177,8 +178,10 @@ def test_a_proxy_that_is_not_there_is_one_line(https_url: str, authority_file: s
         port = closed.getsockname()[1]
     done = run_tap(
         https_url,
-        HTTPS_PROXY=f"http://127.0.0.1:{port}",
-        REQUESTS_CA_BUNDLE=authority_file,
+        {
+            "HTTPS_PROXY": f"http://127.0.0.1:{port}",
+            "REQUESTS_CA_BUNDLE": authority_file,
+        },
     )
     assert done.returncode == 1
     assert "no way through the proxy: check HTTPS_PROXY" in done.stderr.splitlines()[-1]
@@ -202,7 +205,7 @@ def test_what_no_request_can_be_made_with_is_one_line(
     https_url: str, variable: str, value: str, says: str
 ) -> None:
     """A wrong path or proxy ends the run at once, and no password is shown."""
-    done = run_tap(https_url, **{variable: value})
+    done = run_tap(https_url, {variable: value})
     assert done.returncode == 1
     assert says in done.stderr.splitlines()[-1]
     assert done.stderr.count("| CRITICAL |") == 1

@@ -43,7 +43,8 @@ def test_a_closed_output_is_one_line(
     """A target that has gone is told in one line, without the SDK's words for it."""
     reading, writing = os.pipe()
     os.close(reading)
-    tap = TapProcess(tmp_path / "tap", sandbox, now, stdout=writing)
+    # Its end, where Python flushes what is left, is that of a Python of its own.
+    tap = TapProcess(tmp_path / "tap", sandbox, now, stdout=writing, fresh=True)
     os.close(writing)
     assert tap.end() == 1
     assert tap.log.count("| CRITICAL |") == 1
@@ -72,7 +73,7 @@ def test_a_signal_at_once_keeps_the_state(
     assert set(state["bookmarks"]) == {"crashes", "events", "network", "sessions"}
     sandbox.options.latency = 600.0
     sandbox.options.on_request = at = SignalAt(signum, 1)
-    tap = TapProcess(tmp_path / "tap", sandbox, now, json.dumps(state))
+    tap = TapProcess(tmp_path / "tap", sandbox, now, json.dumps(state), fresh=True)
     at.aim(tap)
     assert tap.end() == 128 + signum
     # A stream without any marks may be left out.

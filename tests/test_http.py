@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 import typing as t
 from collections import Counter
@@ -14,10 +12,14 @@ from datetime import timedelta
 
 import pytest
 
+from tests import forks
+from tests.conftest import NOW
 from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
+from tests.tap_process import clock
 
 if t.TYPE_CHECKING:
+    import subprocess
     from datetime import datetime
     from pathlib import Path
 
@@ -146,7 +148,8 @@ def test_a_passing_fault_costs_a_retry_and_no_row(
     sandbox.options.hang_seconds = 2.0
     sandbox.options.drip_seconds = 0.05
     sandbox.options.retry_after = "none"
-    output = sync(sandbox, now, minute=0.1, request_timeout=0.5)
+    # Whoever waits for a processor must not look like who does not answer.
+    output = sync(sandbox, now, minute=0.1, request_timeout=1.0)
     for stream in PRIMARY_KEYS:
         assert output.table(stream) == expected(sandbox.project, stream)
         assert output.repeated(stream) == []
@@ -216,24 +219,14 @@ def run_tap(
 ) -> subprocess.CompletedProcess[str]:
     """Run the tap as a process, with debug logs and a short minute."""
     path = {name: os.environ[name] for name in KEPT if name in os.environ}
-    program = (
-        "from datetime import datetime, UTC; from tests.running import tap_class; "
-        "tap_class(datetime(2026, 3, 1, 12, tzinfo=UTC), 0.3).cli()"
-    )
     settings = {
         "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
         "TAP_BUGSPULSE_API_URL": url,
         "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "100000",
         "TAP_BUGSPULSE_LOGLEVEL": "DEBUG",
     }
-    return subprocess.run(
-        [sys.executable, "-c", program, "--config=ENV"],
-        env=path | settings | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    env = path | settings | (environment or {})
+    return forks.run("tests.tap_process", clock(NOW, 0.3), "--config=ENV", env=env)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
@@ -332,13 +325,7 @@ def test_a_key_of_the_wrong_type_is_not_repeated(tmp_path: Path, key: object) ->
     """Even a key that is no text stays out of the messages."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"api_key": key}))
-    done = subprocess.run(
-        [sys.executable, "-m", "tap_bugspulse", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forks.run("tap_bugspulse", "--config", str(config), env=os.environ)
     assert done.returncode == 1
     assert "api_key must be a text" in done.stderr.splitlines()[-1]
     assert not re.search("123456789012|bp_secret_list|secret_object", done.stderr)

@@ -32,6 +32,7 @@ def year() -> Project:
     )
 
 
+@pytest.mark.xdist_group("year")  # which takes as long to make up as to load
 @pytest.mark.parametrize(
     ("order", "to_means"),
     [("newest", "before"), ("oldest", "end"), ("arbitrary", "midnight")],

@@ -17,13 +17,14 @@ from tests.pipeline.meltano import (
     NotLoopbackError,
     emulated_account,
     loopback_only,
-    query,
     snowflake_settings,
 )
 from tests.pipeline.snowflake import NotEmulatedError, rewrite
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.pipeline.connector import Connector
 
 
 # What target-snowflake 0.20.4 sends, for the tables of one test.
@@ -107,7 +108,9 @@ def test_the_account_of_the_emulated_snowflake_is_taken() -> None:
     assert snowflake_settings(account)["TARGET_SNOWFLAKE_ACCOUNT"] == account
 
 
-def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path) -> None:
+def test_the_emulator_copies_and_merges_staged_rows(
+    tmp_path: Path, connector: Connector
+) -> None:
     """`copy` adds every staged row, `merge` the last of each key; NULL stays NULL."""
     rows = [
         {"id": "a", "startedAt": "2026-01-15T10:00:00.123Z", "data": {"n": 1}},
@@ -137,13 +140,13 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path) -> None:
                 "remove '@~/target-snowflake/x/'",
                 f"select id, started_at, data:n::int from {table} order by 1, 3",  # noqa: S608 - own name
             ]
-            _, _, loaded_rows, _, answers[table] = query(
-                server["port"], statements, home=tmp_path
+            _, _, loaded_rows, _, answers[table] = connector.query(
+                server["port"], statements
             )
             answers[f"{table} count"] = loaded_rows
     with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as again:
         # The database outlives the server.
-        (kept,) = query(again["port"], ["select count(*) from merged"], home=tmp_path)
+        (kept,) = connector.query(again["port"], ["select count(*) from merged"])
 
     assert answers["copied"] == [
         ["a", "2026-01-15T10:00:00.123", 1],

@@ -21,7 +21,6 @@ import psycopg
 import pytest
 
 from tests.pipeline.children import CHECKOUT, environment, serving
-from tests.pipeline.meltano import query
 from tests.pipeline.report import table
 from tests.running import PRIMARY_KEYS, Row, expected, sync
 from tests.sandbox import Options, Project, Sandbox, generate
@@ -29,6 +28,10 @@ from tests.sandbox import Options, Project, Sandbox, generate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from tests.pipeline.connector import Connector
+
+# One process of pytest starts the databases and loads them.
+pytestmark = pytest.mark.xdist_group("queries")
 QUERIES = CHECKOUT / "queries"
 DOCS = CHECKOUT / "docs" / "queries.md"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -241,8 +244,9 @@ class Snowflake:
 
     dialect = "snowflake"
 
-    def __init__(self, port: int, folder: Path) -> None:
+    def __init__(self, connector: Connector, port: int, folder: Path) -> None:
         """Take a server, and a folder for the files that are loaded."""
+        self._connector = connector
         self._port = port
         self._folder = folder
         self._waiting: list[str] = []
@@ -278,13 +282,13 @@ class Snowflake:
         self.later([*sql, *statements("views.snowflake", project=project)])
 
     def later(self, sql: Sequence[str]) -> None:
-        """Run statements with the next that are run, since each run takes a second."""
+        """Run statements with the next that are run, in one connection."""
         self._waiting += sql
 
     def run(self, sql: Sequence[str]) -> list[Rows]:
         """Run statements, give the rows of each."""
         before, self._waiting = self._waiting, []
-        return query(self._port, [*before, *sql], home=self._folder / "home")[len(before) :]
+        return self._connector.query(self._port, [*before, *sql])[len(before) :]
 
 
 @dataclass
@@ -319,7 +323,9 @@ class Databases:
 
 
 @pytest.fixture(scope="module")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+def databases(
+    tmp_path_factory: pytest.TempPathFactory, connector: Connector
+) -> Iterator[Databases]:
     """Start the servers, with nothing in them."""
     folder = tmp_path_factory.mktemp("databases")
     with (
@@ -334,7 +340,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
         yield Databases(
             DuckDb(folder / "jsonl"),
             Postgres(postgres["dsn"]),
-            Snowflake(snowflake["port"], folder),
+            Snowflake(connector, snowflake["port"], folder),
         )
 
 

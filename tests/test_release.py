@@ -31,6 +31,8 @@ if t.TYPE_CHECKING:
     from tests.sandbox import Sandbox
 
 SECONDS = 300
+# One process of pytest builds the package and installs it.
+BUILT = pytest.mark.xdist_group("built")
 WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
 HUB = CHECKOUT / "docs" / "hub" / "tap-bugspulse.yml"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
@@ -115,6 +117,7 @@ def tap(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return venv / "bin" / "tap-bugspulse"
 
 
+@BUILT
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     """Each file of the package is in the wheel, schemas and types too, and no other."""
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -136,6 +139,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert package <= names
 
 
+@BUILT
 def test_the_source_distribution_builds_the_same_wheel(
     sdist: Path, wheel: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +162,7 @@ def test_the_source_distribution_builds_the_same_wheel(
     assert again.read_bytes() == wheel.read_bytes()
 
 
+@BUILT
 def test_the_version_has_one_place(wheel: Path, tap: Path, tmp_path: Path) -> None:
     """The version stands in pyproject.toml only, and the tap says it."""
     version = PROJECT["version"]
@@ -171,6 +176,7 @@ def test_the_version_has_one_place(wheel: Path, tap: Path, tmp_path: Path) -> No
     assert said.startswith(f"tap-bugspulse v{version},")
 
 
+@BUILT
 def test_the_installed_wheel_discovers(tap: Path, tmp_path: Path) -> None:
     """Away from the checkout, without any setting, it prints the catalog we know."""
     said = succeed(tap, "--discover", cwd=tmp_path, env=environment(tmp_path / "home"))
@@ -178,6 +184,7 @@ def test_the_installed_wheel_discovers(tap: Path, tmp_path: Path) -> None:
     assert json.loads(said) == json.loads(snapshot.read_text())
 
 
+@BUILT
 def test_the_installed_wheel_loads_everything(
     tap: Path, sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import threading
 import typing as t
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,10 +130,13 @@ def assert_kills_lose_nothing(folder: Path, kills: Sequence[tuple[str | None, in
             state = json.dumps(together(outputs).state) if outputs else None
             at = SignalAt(signal.SIGKILL, kill[1], kill[0]) if kill else None
             sandbox.options.on_request = at
+            before = sandbox.connections
             tap = TapProcess(folder / str(number), sandbox, NOW, state, page_size=5)
             if at:
                 at.aim(tap)
             assert tap.end() == (-signal.SIGKILL if at and at.sent else 0), tap.log
+            # What a killed run has sent counts with it, not with the next one.
+            wait_until(partial(is_down_to, sandbox, before))
             killed += at is not None and at.sent
             outputs.append(tap.output())
             runs.append(list(sandbox.requests))
@@ -148,6 +152,11 @@ def assert_kills_lose_nothing(folder: Path, kills: Sequence[tuple[str | None, in
     # Events list their window again, too, which here is all of the sessions' history.
     assert every["/sessions"] <= floor["/sessions"] + again + killed * floor["/sessions"]
     return killed
+
+
+def is_down_to(sandbox: Sandbox, connections: int) -> bool:
+    """Tell whether a sandbox has no more connections open than that."""
+    return sandbox.connections <= connections
 
 
 def test_the_same_kill_twice_in_a_row_makes_progress(tmp_path: Path) -> None:
@@ -199,6 +208,7 @@ def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path
         at.aim(tap)
         assert tap.end() == -signal.SIGKILL, tap.log
         first = tap.output()
+        wait_until(partial(is_down_to, sandbox, 0))
         asked = set(sessions_asked(sandbox.requests))
         # The killed run had others on their way, which may overtake each other.
         assert asked <= set(newest[: len(asked) + CONCURRENCY])
@@ -561,7 +571,7 @@ def test_a_target_that_goes_away_is_one_line_and_can_be_resumed(tmp_path: Path) 
 def test_a_full_disk_is_one_line(tmp_path: Path, sandbox: Sandbox) -> None:
     """Messages that cannot be written end the run."""
     with Path("/dev/full").open("wb") as full:
-        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=full.fileno())
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=full.fileno(), fresh=True)
     assert tap.end() == 1
     assert "Traceback" not in tap.log
     assert "No space left on device" in tap.log.splitlines()[-1]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from tests.pipeline.connector import Connector
+
 EXAMPLES = CHECKOUT / "examples"
 PROJECTS = EXAMPLES / "several-projects" / "projects.meltano.yml"
 CRONTAB = EXAMPLES / "cron" / "bugspulse.crontab"
@@ -32,9 +34,9 @@ SECONDS = 120
 
 
 @pytest.fixture
-def snowflake(tmp_path: Path) -> Iterator[Snowflake]:
+def snowflake(tmp_path: Path, connector: Connector) -> Iterator[Snowflake]:
     """An emulated Snowflake that is empty."""
-    with emulated(tmp_path) as server:
+    with emulated(tmp_path, connector) as server:
         yield server
 
 

@@ -45,7 +45,7 @@ import pytest
 
 from tap_bugspulse.settings import CONCURRENCY
 from tests.pipeline.children import CHECKOUT, environment
-from tests.pipeline.meltano import MeltanoProject, ask
+from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import (
     KEYS,
     Rows,
@@ -61,6 +61,7 @@ from tests.sandbox import Options, Project, Sandbox, generate
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from tests.pipeline.connector import Connector
     from tests.sandbox import Request
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "target-snowflake.sql"
@@ -69,16 +70,17 @@ RUN = ("tap-bugspulse", "target-snowflake")
 
 
 @pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.account)])
-def snowflake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Snowflake]:
+def snowflake(
+    request: pytest.FixtureRequest, tmp_path: Path, connector: Connector
+) -> Iterator[Snowflake]:
     """A schema that nobody else has, dropped afterwards where the account is real."""
     if request.param == "real":
-        home = tmp_path / "home"
         schema = f"BUGSPULSE_TEST_{uuid.uuid4().hex[:8].upper()}"
         settings, connection = account(os.environ, schema)
-        yield Snowflake(schema, settings, connection, home, tmp_path / "none")
-        ask(connection, [f"drop schema if exists {schema} cascade"], home=home)
+        yield Snowflake(schema, settings, connection, connector, tmp_path / "none")
+        connector.ask(connection, [f"drop schema if exists {schema} cascade"])
         return
-    with emulated(tmp_path) as server:
+    with emulated(tmp_path, connector) as server:
         yield server
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import typing as t
 from pathlib import Path
 
@@ -16,10 +14,12 @@ from singer_sdk.testing import get_tap_test_class
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tap_bugspulse.tap import TapBugsPulse
+from tests import forks
 from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate, misfit
 
 if t.TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from datetime import datetime
 
@@ -197,20 +197,22 @@ def test_every_column_says_what_it_is(now: datetime) -> None:
 
 def run_tap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the tap as a process with nothing but the given environment."""
-    path = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return subprocess.run(
-        [sys.executable, "-m", "tap_bugspulse", *arguments],
-        env=path | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forks.run("tap_bugspulse", *arguments, env=kept() | environment)
+
+
+def run_fresh_tap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the tap likewise, by a Python from its very start."""
+    return forks.run("tap_bugspulse", *arguments, env=kept() | environment, fresh=True)
+
+
+def kept() -> dict[str, str]:
+    """Give the variables that the tap has of whoever runs the tests."""
+    return {name: os.environ[name] for name in KEPT if name in os.environ}
 
 
 def test_about_describes_every_setting() -> None:
     """--about names each setting with a title, a description and no value of its own."""
-    about = json.loads(run_tap("--about", "--format", "json").stdout)
+    about = json.loads(run_fresh_tap("--about", "--format", "json").stdout)
     settings = about["settings"]["properties"]
     assert list(settings)[: len(CONFIG_SCHEMA["properties"])]
     for name in CONFIG_SCHEMA["properties"]:
@@ -223,7 +225,7 @@ def test_about_describes_every_setting() -> None:
 
 def test_discover_needs_no_settings() -> None:
     """--discover works before there is a key."""
-    done = run_tap("--discover")
+    done = run_fresh_tap("--discover")
     assert done.returncode == 0
     assert {stream["stream"] for stream in json.loads(done.stdout)["streams"]} == set(
         PRIMARY_KEYS
@@ -232,7 +234,7 @@ def test_discover_needs_no_settings() -> None:
 
 def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
     """--test asks each endpoint once and emits a row of each stream."""
-    done = run_tap(
+    done = run_fresh_tap(
         "--config=ENV",
         "--test",
         TAP_BUGSPULSE_API_KEY=sandbox.api_key,

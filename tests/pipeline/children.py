@@ -86,17 +86,23 @@ def serving(
 
 def ready_line(child: subprocess.Popen[str], module: str, seconds: float) -> dict[str, Any]:
     """Wait for the line of JSON that a server prints when it is ready."""
+    ready = answer_of(child, seconds)
+    if ready is None:
+        msg = f"{module} did not start within {seconds:g} seconds"
+        raise ChildError(msg)
+    return ready
+
+
+def answer_of(child: subprocess.Popen[str], seconds: float) -> dict[str, Any] | None:
+    """Read a line of JSON of a child; kill it when none comes, and give None."""
     timer = threading.Timer(seconds, child.kill)
     timer.start()
     try:
         line = pipe(child.stdout).readline()
     finally:
         timer.cancel()
-    if not line:
-        msg = f"{module} did not start within {seconds:g} seconds"
-        raise ChildError(msg)
-    ready: dict[str, Any] = json.loads(line)
-    return ready
+    answer: dict[str, Any] | None = json.loads(line) if line else None
+    return answer
 
 
 def stop(child: subprocess.Popen[str]) -> None:

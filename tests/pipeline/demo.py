@@ -14,13 +14,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tests.pipeline.children import CHECKOUT, ChildError, serving
+from tests.pipeline.connector import Connector
 from tests.pipeline.meltano import (
     DATABASE,
     MeltanoProject,
     NotLoopbackError,
     NotSetUpError,
     emulated_account,
-    query,
     snowflake_settings,
 )
 from tests.pipeline.report import QUESTIONS, show
@@ -100,9 +100,9 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             say(f"\n`meltano run` failed with exit code {code}; what it said is above.")
             return code
         say(f"Loaded in {time.monotonic() - began:.0f} seconds.\n")
-        answers = query(
-            snowflake["port"], [question.sql for question in QUESTIONS], home=home
-        )
+        statements = [question.sql for question in QUESTIONS]
+        with Connector(home) as connector:
+            answers = connector.query(snowflake["port"], statements)
     for question, rows in zip(QUESTIONS, answers, strict=True):
         say(show(question, rows) + "\n")
     say(OWN_PROJECT)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import subprocess
-import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from tests.pipeline.children import CHECKOUT, ChildError, environment, run_group
+from tests.pipeline.children import CHECKOUT, environment, run_group
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 DATABASE = "ANALYTICS"
@@ -155,60 +152,3 @@ class MeltanoProject:
             seconds=seconds,
             output=output,
         )
-
-
-def emulated_connection(port: int) -> dict[str, object]:
-    """Say the arguments that take Snowflake's connector to the emulated Snowflake."""
-    return {
-        "user": "emulated",
-        "password": "emulated",
-        "account": "fakesnow",
-        "host": "127.0.0.1",
-        "port": port,
-        "protocol": "http",
-        "database": DATABASE,
-        "schema": SCHEMA,
-    }
-
-
-def query(port: int, statements: Sequence[str], *, home: Path) -> list[list[list[Any]]]:
-    """Ask the emulated Snowflake that listens on a port, see `ask`."""
-    return ask(emulated_connection(port), statements, home=home)
-
-
-def ask(
-    connection: Mapping[str, object],
-    statements: Sequence[str],
-    *,
-    home: Path,
-    seconds: float = 60,
-) -> list[list[list[Any]]]:
-    """Ask Snowflake, through its own connector in a child.
-
-    Args:
-        connection: Arguments of the connector.
-        statements: Statements to run, tables need no qualification.
-        home: The directory that stands for the child's home directory.
-        seconds: How long all of them may take.
-
-    Returns:
-        For each statement its rows, times as ISO 8601 strings.
-
-    Raises:
-        ChildError: A statement failed.
-    """
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.query"],
-        cwd=CHECKOUT,
-        env=environment(home, NO_PLATFORM_DETECTION),
-        input=json.dumps({"connection": connection, "statements": statements}),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    if child.returncode:
-        msg = f"Snowflake could not be asked: {child.stderr[-1000:]}"
-        raise ChildError(msg)
-    rows: list[list[list[Any]]] = json.loads(child.stdout)
-    return rows

@@ -2,7 +2,8 @@
 
     echo '{"connection": {…}, "statements": ["select 1"]}' | python -m tests.pipeline.query
 
-connects with these arguments of the connector, prints the rows of each statement as JSON.
+connects with these arguments of the connector and prints `{"rows": …}`, the rows of each
+statement, or `{"error": …}`; so for each line until standard input closes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import snowflake.connector
 
@@ -24,18 +26,31 @@ def plain(value: object) -> object:
     return str(value)
 
 
-def main() -> None:
-    """Read statements from standard input, print their rows."""
-    asked = json.load(sys.stdin)
+def rows(asked: dict[str, Any]) -> list[Any]:
+    """Run statements and give the rows of each.
+
+    Raises:
+        snowflake.connector.Error: A statement failed, or there is no connection.
+    """
     with snowflake.connector.connect(
         login_timeout=20, network_timeout=30, **asked["connection"]
     ) as connection:
         cursor = connection.cursor()
-        rows = []
+        answers = []
         for statement in asked["statements"]:
             cursor.execute(statement)
-            rows.append(cursor.fetchall())
-    json.dump(rows, sys.stdout, default=plain)
+            answers.append(cursor.fetchall())
+        return answers
+
+
+def main() -> None:
+    """Answer each line of standard input."""
+    for line in sys.stdin:
+        try:
+            answer: dict[str, Any] = {"rows": rows(json.loads(line))}
+        except snowflake.connector.Error as error:
+            answer = {"error": str(error)[-1000:]}
+        print(json.dumps(answer, default=plain), flush=True)
 
 
 if __name__ == "__main__":

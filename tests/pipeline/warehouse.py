@@ -8,18 +8,14 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.pipeline.children import serving
-from tests.pipeline.meltano import (
-    SCHEMA,
-    ask,
-    emulated_account,
-    emulated_connection,
-    snowflake_settings,
-)
+from tests.pipeline.connector import emulated_connection
+from tests.pipeline.meltano import SCHEMA, emulated_account, snowflake_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.pipeline.connector import Connector
     from tests.pipeline.truth import Rows
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
@@ -33,19 +29,19 @@ class Snowflake(NamedTuple):
         schema: Its name.
         settings: The settings of target-snowflake, as environment variables.
         connection: The arguments of Snowflake's connector.
-        home: A home directory for the connector.
+        connector: The connector.
         sql_log: Where the emulated one writes down all statements.
     """
 
     schema: str
     settings: dict[str, str]
     connection: dict[str, object]
-    home: Path
+    connector: Connector
     sql_log: Path
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
         """Run statements and give the rows of each."""
-        return ask(self.connection, statements, home=self.home)
+        return self.connector.ask(self.connection, statements)
 
     def sent(self) -> list[str]:
         """Give the statements since this was last called; none of a real account."""
@@ -100,7 +96,7 @@ def plain(name: str, value: object) -> object:
 
 
 @contextlib.contextmanager
-def emulated(directory: Path) -> Iterator[Snowflake]:
+def emulated(directory: Path, connector: Connector) -> Iterator[Snowflake]:
     """Serve an emulated Snowflake that keeps its files in a directory."""
     sql_log, home = directory / "statements.jsonl", directory / "home"
     kept = ("--database-dir", str(directory / "databases"), "--sql-log", str(sql_log))
@@ -109,6 +105,6 @@ def emulated(directory: Path) -> Iterator[Snowflake]:
             SCHEMA,
             snowflake_settings(emulated_account(server["port"])),
             emulated_connection(server["port"]),
-            home,
+            connector,
             sql_log,
         )

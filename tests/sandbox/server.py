@@ -111,6 +111,11 @@ class Sandbox:
         """The first key that is accepted."""
         return self.options.api_keys[0]
 
+    @property
+    def connections(self) -> int:
+        """How many are open; one of a client that is gone is, until its requests are in."""
+        return self._server.connections
+
     def __enter__(self) -> Self:
         """Start to serve."""
         self._thread.start()
@@ -438,6 +443,12 @@ class _Server(ThreadingHTTPServer):
         self._open: set[_Connection] = set()
         self._closed = Condition()
         super().__init__(("127.0.0.1", port), _Handler)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        with self._closed:
+            return len(self._open)
 
     def server_bind(self) -> None:
         """Bind without the reverse look-up of http.server, which may take seconds."""

@@ -1,0 +1,115 @@
+"""Forks that tests run the tap in: as a fresh process does, and gone with the tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from tests import forks
+from tests.conftest import NOW
+from tests.running import KEPT, wait_until
+from tests.tap_process import TapProcess, clock
+
+if t.TYPE_CHECKING:
+    from tests.sandbox import Sandbox
+
+pytestmark = pytest.mark.skipif(not forks.CAN_FORK, reason="nothing is forked there")
+LEFT = """
+import os, sys
+from tests import forks
+writing = os.open(os.devnull, os.O_WRONLY)
+settings = {"env": os.environ, "stdout": writing, "stderr": writing}
+tap = forks.start("tests.tap_process", sys.argv[1], "--config=ENV", **settings)
+print(tap.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def settings(sandbox: Sandbox) -> dict[str, str]:
+    """Give what a tap needs, and what a fork must not have of whoever runs the tests."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return kept | {
+        "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
+        "TAP_BUGSPULSE_API_URL": sandbox.url,
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "1000000",
+    }
+
+
+@pytest.mark.parametrize("arguments", [["--discover"], ["--config=ENV"], ["--nonsense"]])
+def test_a_fork_does_what_a_fresh_process_does(
+    sandbox: Sandbox, arguments: list[str]
+) -> None:
+    """Exit code, messages and the number of lines of the log are the same."""
+    fork, fresh = (
+        forks.run(
+            "tests.tap_process",
+            clock(NOW, 60.0),
+            *arguments,
+            env=settings(sandbox),
+            fresh=fresh,
+        )
+        for fresh in (False, True)
+    )
+    assert fork.returncode == fresh.returncode
+    written, also = (
+        re.sub('"time_extracted":"[^"]*"', "", done.stdout) for done in (fork, fresh)
+    )
+    assert written.splitlines() == also.splitlines()
+    assert len(fork.stderr.splitlines()) == len(fresh.stderr.splitlines()) > 0
+
+
+def test_a_fork_has_files_and_a_directory_of_its_own(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Of the process that started it, and of another fork, it has nothing open."""
+    sandbox.options.latency = 600.0
+    taps = [TapProcess(tmp_path / name, sandbox, NOW) for name in "ab"]
+    try:
+        for name, tap in zip("ab", taps, strict=True):
+            open_files = Path(f"/proc/{tap.process.pid}/fd")
+            wait_until(lambda: sandbox.requests)
+            names = {int(one.name): str(one.readlink()) for one in open_files.iterdir()}
+            assert names[0] == os.devnull
+            assert names[1] == str(tmp_path / name / "stdout")
+            assert names[2] == str(tmp_path / name / "stderr")
+    finally:
+        for tap in taps:
+            tap.process.kill()
+            assert tap.process.wait() == -signal.SIGKILL
+
+
+def test_a_fork_ends_when_its_tests_are_killed(sandbox: Sandbox) -> None:
+    """Nothing goes on when the process that started it is gone."""
+    sandbox.options.latency = 600.0
+    with subprocess.Popen(
+        [sys.executable, "-c", LEFT, clock(NOW, 60.0)],
+        cwd=forks.ROOT,
+        env=settings(sandbox),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as tests:
+        try:
+            assert tests.stdout
+            pid = int(tests.stdout.readline())
+            wait_until(lambda: sandbox.requests)
+            os.kill(pid, 0)
+        finally:
+            tests.kill()
+    # A zombie goes when it is waited for by init, which not every container has.
+    wait_until(lambda: not is_running(pid))
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process goes on."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
