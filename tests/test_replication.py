@@ -165,17 +165,21 @@ def cut(
     while window := cutter.propose():
         requests += 1
         assert requests < 1000
+        assert not (window.start and window.end) or window.start < window.end
         total = count(window)
         if cutter.fits(total):
             windows.append((window, total))
-    assert not cutter.fits(0)
+    assert cutter.fits(0) is False
     return windows, requests
 
 
 @pytest.mark.parametrize("newest_first", [True, False])
-@pytest.mark.parametrize("a_day", [1, 9, 40, 400])
+@pytest.mark.parametrize("a_day", [1, 9, 40, 400, 4000])
 def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) -> None:
-    """Windows are nearly full, and hardly a request asks for one that is too large."""
+    """Windows are nearly full, and hardly a request asks for one that is too large.
+
+    A day that is too large by itself is a window of its own.
+    """
     asked = Window(TODAY - 400 * DAY, TODAY)
 
     def count(window: Window) -> int:
@@ -185,8 +189,8 @@ def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) 
 
     cutter = Cutter(asked, 1000, TODAY, newest_first=newest_first)
     windows, requests = cut(cutter, count)
-    assert max(total for _, total in windows) <= 1500
-    floor = -(-400 * a_day // 1000)
+    assert max(total for _, total in windows) <= max(1500, a_day)
+    floor = min(400, -(-400 * a_day // 1000))
     assert len(windows) <= 1.3 * floor + 3
     assert requests <= len(windows) + 4
 
@@ -197,37 +201,94 @@ def test_what_fits_is_one_window() -> None:
     windows, requests = cut(Cutter(asked, 10, TODAY, newest_first=True), lambda _: 15)
     assert (windows, requests) == ([(asked, 15)], 1)
     assert not Cutter(asked, 10, TODAY, newest_first=True).fits(16)
+    two = Cutter(Window(TODAY - 2 * DAY, TODAY), 10, TODAY, newest_first=True)
+    assert two.fits(16) is False
+    assert two.propose() == Window(TODAY - DAY, TODAY)
     cutter = Cutter(Window(TODAY, None), 10, TODAY, newest_first=False)
     assert cut(cutter, lambda _: 99) == ([(Window(TODAY, None), 99)], 1)
     assert cutter.rest is None
+    future = Window(TODAY + 9 * DAY, None)
+    assert cut(Cutter(future, 10, TODAY, newest_first=False), lambda _: 99) == (
+        [(future, 99)],
+        1,
+    )
 
 
-def test_the_beginning_of_time_is_reached_where_rows_lie_before_it() -> None:
-    """Rows of clocks that were never set come in one window that begins nowhere."""
+def test_nothing_is_proposed_of_no_days() -> None:
+    """Days that end where they begin are none."""
+    for newest_first in (True, False):
+        cutter = Cutter(Window(TODAY, TODAY), 10, TODAY, newest_first=newest_first)
+        assert cutter.propose() is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "total", "size"),
+    [
+        *((100, *pair) for pair in ((0, 24), (22, 24), (23, 23), (49, 11), (50, 10))),
+        *((2, *pair) for pair in ((0, 10), (1, 10), (2, 5))),
+    ],
+)
+def test_a_window_is_sized_by_the_one_before(rows: int, total: int, size: int) -> None:
+    """It aims at nine tenths of what it may have, and grows fourfold at most."""
+    newest = Cutter(Window(TODAY - 90 * DAY, TODAY), rows, TODAY, newest_first=True)
+    oldest = Cutter(Window(TODAY, TODAY + 90 * DAY), rows, TODAY, newest_first=False)
+    for cutter in (newest, oldest):
+        assert not cutter.fits(rows * 27 // 2)
+        assert cutter.propose() in {
+            Window(TODAY - 6 * DAY, TODAY),
+            Window(TODAY, TODAY + 6 * DAY),
+        }
+        assert cutter.fits(total)
+    assert newest.propose() == Window(TODAY - (6 + size) * DAY, TODAY - 6 * DAY)
+    assert oldest.propose() == Window(TODAY + 6 * DAY, TODAY + (6 + size) * DAY)
+
+
+def test_what_reaches_now_stays_open() -> None:
+    """A last window of just the days that are left has no end either."""
+    cutter = Cutter(Window(TODAY - 2 * DAY, None), 10, TODAY, newest_first=False)
+    assert not cutter.fits(20)
+    assert cutter.propose() == Window(TODAY - 2 * DAY, TODAY - DAY)
+    assert cutter.fits(4)
+    assert cutter.propose() == Window(TODAY - DAY, None)
+
+
+@pytest.mark.parametrize(
+    "end", [TODAY, date(1970, 1, 3), date(1970, 1, 2), date(1960, 1, 1)]
+)
+def test_the_beginning_of_time_is_reached_where_rows_lie_before_it(end: date) -> None:
+    """Rows of clocks that were never set come in one window, which ends in 1970."""
 
     def count(window: Window) -> int:
         return 50 if window.start is None else 0
 
-    windows, requests = cut(
-        Cutter(Window(None, TODAY), 10, TODAY, newest_first=True), count
-    )
-    assert windows[-1][0].start is None
-    assert windows[-1][0].end is not None
-    assert windows[-1][0].end < date(1970, 1, 1) + 60_000 * DAY
+    windows, requests = cut(Cutter(Window(None, end), 10, TODAY, newest_first=True), count)
+    assert windows[-1] == (Window(None, min(end, date(1970, 1, 2))), 50)
     assert requests < 20
+
+
+def test_without_a_beginning_the_newest_month_is_tried_first() -> None:
+    """How many rows there are in all tells nothing of how dense they are."""
+    for end in (TODAY, None):
+        cutter = Cutter(Window(None, end), 10, TODAY, newest_first=True)
+        assert not cutter.fits(10_000)
+        last = end or TODAY + DAY
+        assert cutter.propose() == Window(last - 30 * DAY, end)
+        assert not cutter.fits(1000)
+        assert cutter.propose() == Window(last - DAY, end)
 
 
 def test_the_rows_that_are_left_are_known_once_all_were_counted() -> None:
     """What does not fit whole is counted, and each window takes its rows off."""
     cutter = Cutter(Window(TODAY - 60 * DAY, TODAY), 10, TODAY, newest_first=True)
-    left: t.Any = cutter.rows_left  # mypy does not see that it changes
-    assert left is None
     assert not cutter.fits(30)
     assert cutter.rows_left == 30
     assert cutter.propose() == Window(TODAY - 18 * DAY, TODAY)
     is_open = Cutter(Window(TODAY - 59 * DAY, None), 10, TODAY, newest_first=True)
     assert not is_open.fits(30)
     assert is_open.propose() == Window(TODAY - 17 * DAY, None)
+    assert not cutter.fits(16)
+    assert cutter.rows_left == 30  # a part that is too large tells nothing of the rest
+    assert cutter.propose() == Window(TODAY - 10 * DAY, TODAY)
     assert cutter.fits(9)
     assert cutter.rows_left == 21
 
