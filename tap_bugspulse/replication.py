@@ -540,38 +540,33 @@ class Ledger:
 
     def _put(self, day: date, key: bytes, entry: Entry) -> None:
         # A state that was merged from two may have a session under two days.
-        known = self._day_of.get(key)
-        if known is not None:
-            del self._days[known][key]
-            self._packed.pop(known, None)
+        self._forget(key)
         self._days.setdefault(day, {})[key] = entry
         self._day_of[key] = day
         self._packed.pop(day, None)
 
+    def _forget(self, key: bytes) -> None:
+        day = self._day_of.pop(key, None)
+        if day is not None:
+            del self._days[day][key]
+            self._packed.pop(day, None)
+
     def prune(self, keep: Callable[[date, Entry], bool]) -> None:
         """Forget the entries that are not to be kept."""
-        for day in list(self._days):
-            entries = self._days[day]
-            gone = [key for key in entries if not keep(day, entries[key])]
-            for key in gone:
-                del entries[key], self._day_of[key]
-            if gone:
-                self._packed.pop(day, None)
-            if not entries:
-                del self._days[day]
-                self._packed.pop(day, None)
+        for day, entries in self._days.items():
+            for key in [key for key in entries if not keep(day, entries[key])]:
+                self._forget(key)
 
     def forget_ahead(self, today: date, most: int = MAX_AHEAD) -> int:
         """Keep at most ``most`` sessions of the future; give the number forgotten."""
         ahead = [
-            (day, key)
+            key
             for day in sorted(self._days)
             if day > today + DAY
             for key in self._days[day]
         ]
-        for day, key in ahead[most:]:
-            del self._days[day][key], self._day_of[key]
-            self._packed.pop(day, None)
+        for key in ahead[most:]:
+            self._forget(key)
         return len(ahead[most:])
 
 

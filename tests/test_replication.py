@@ -878,6 +878,15 @@ def test_only_so_much_of_the_future_is_remembered(ahead: int, most: int) -> None
     assert len(Ledger.unpack(ledger.pack())[0]) == len(ledger)
 
 
+def test_of_the_future_the_nearest_days_are_remembered() -> None:
+    """Whatever the order they came in."""
+    ledger = Ledger()
+    for ahead in (4, 2, 3):
+        ledger.put(f"in {ahead} days", TODAY + ahead * DAY, row=b"1234")
+    assert ledger.forget_ahead(TODAY, 2) == 1
+    assert ledger.get("in 4 days") is None
+
+
 @given(st.integers(0, 9), st.integers(0, 9), instants)
 def test_a_reading_of_a_day_is_read_as_it_was_written(
     total: int, rows: int, last: datetime
@@ -904,9 +913,14 @@ def test_days_of_a_ledger_that_cannot_be_read_are_counted() -> None:
 def test_a_ledger_packs_what_has_changed() -> None:
     """A session that is noted, moved, pruned or forgotten shows in the next state."""
     ledger, tomorrow = Ledger(), TODAY + DAY
+    ledger.put("none", TODAY, row=b"1234")
     ledger.put("one", TODAY, row=b"1234")
+    ledger.prune(lambda *_: False)  # before there was any state
+    ledger.put("one", TODAY, row=b"1234")
+    single = ledger.pack()
     ledger.put("two", TODAY, row=b"1234")
     before = ledger.pack()
+    assert len(before[TODAY.isoformat()]) > len(single[TODAY.isoformat()])
     ledger.put("one", TODAY, events=b"5678")
     after = ledger.pack()
     assert after != before
@@ -923,6 +937,19 @@ def test_a_ledger_packs_what_has_changed() -> None:
     assert list(ledger.pack()) == [tomorrow.isoformat()]
     ledger.prune(lambda *_: False)
     assert ledger.pack() == {}
+
+
+def test_a_day_of_a_ledger_is_written_anew_only_where_it_has_changed() -> None:
+    """The others stay the very strings they were; all are in the order of time."""
+    ledger, days = Ledger(), [TODAY - n * DAY for n in range(3)]
+    for day in days:
+        ledger.put(str(day), day, row=b"1234")
+    before = ledger.pack()
+    ledger.put("another", days[1], row=b"1234")
+    ledger.prune(lambda *_: True)
+    after = ledger.pack()
+    assert list(after) == [str(day) for day in sorted(days)]
+    assert [after[day] is text for day, text in before.items()] == [True, False, True]
 
 
 def test_a_fingerprint_knows_a_row_whatever_the_order_of_its_fields() -> None:
