@@ -623,7 +623,7 @@ def split(days: Window, known: list[Window]) -> list[tuple[Window, bool]]:
     inner = sorted(
         {edge for window in known for edge in (window.start, window.end) if edge}
     )
-    inner = [edge for edge in inner if _inside(days, edge)]
+    inner = [edge for edge in inner if days.holds(edge) and edge != days.start]
     edges = [days.start, *inner, days.end]
     pieces = [Window(*pair) for pair in itertools.pairwise(edges)]
     cut: list[tuple[Window, bool]] = []
@@ -634,12 +634,6 @@ def split(days: Window, known: list[Window]) -> list[tuple[Window, bool]]:
         else:
             cut.append((piece, is_known))
     return cut
-
-
-def _inside(days: Window, edge: date) -> bool:
-    return (days.start is None or edge > days.start) and (
-        days.end is None or edge < days.end
-    )
 
 
 def _covers(outer: Window, inner: Window) -> bool:

@@ -7,7 +7,7 @@ import typing as t
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tap_bugspulse.replication import (
@@ -358,24 +358,33 @@ def test_what_is_asked_for_covers_a_span_in_every_time_zone(
             assert window.holds((instant + timedelta(hours=offset)).date())
 
 
-@given(days, days, st.lists(st.tuples(st.none() | days, st.none() | days), max_size=4))
+@given(
+    st.none() | days,
+    st.none() | days,
+    st.lists(st.tuples(st.none() | days, st.none() | days), max_size=4),
+)
+@example(TODAY, TODAY + DAY, [(TODAY - DAY, TODAY)])
 def test_splitting_keeps_every_day(
-    one: date, other: date, edges: list[tuple[date | None, date | None]]
+    start: date | None,
+    end: date | None,
+    edges: list[tuple[date | None, date | None]],
 ) -> None:
-    """The pieces follow on each other, and each says truly whether it is known."""
-    assume(one != other)
-    asked = Window(min(one, other), max(one, other))
+    """The pieces, newest first, are known and not known by turns, and say so truly."""
+    assume(start is None or end is None or start < end)
+    asked = Window(start, end)
     known = [Window(*pair) for pair in edges if None in pair or pair[0] < pair[1]]  # type: ignore[operator]  # no None is left
     pieces = split(asked, known)
     assert pieces[0][0].end == asked.end
     assert pieces[-1][0].start == asked.start
-    for (new, _), (old, _) in itertools.pairwise(pieces):
+    for (new, new_is_known), (old, old_is_known) in itertools.pairwise(pieces):
         assert new.start == old.end
-    for piece, is_known in pieces:
-        day = piece.start
-        while day is not None and piece.end is not None and day < piece.end:
-            assert is_known == any(window.holds(day) for window in known)
-            day += DAY
+        assert new_is_known != old_is_known
+    around = [TODAY + n * DAY for n in range(-62, 6)]
+    for day in around:
+        said = [is_known for piece, is_known in pieces if piece.holds(day)]
+        is_known = any(window.holds(day) for window in known)
+        assert said == ([is_known] if asked.holds(day) else [])
+    assert all(any(map(piece.holds, around)) for piece, _ in pieces)
 
 
 # --- Plans and marks -----------------------------------------------------------------
