@@ -363,8 +363,8 @@ class Marks:
             return
         to = min(self._seen, known)
         if self.stretch:
-            if to > self.stretch.complete_to:
-                self.stretch = replace(self.stretch, complete_to=to)
+            to = max(to, self.stretch.complete_to)
+            self.stretch = replace(self.stretch, complete_to=to)
         elif self._begins is None or to >= self._begins:
             self.stretch = Stretch(self._begins, to)
 

@@ -426,6 +426,15 @@ MIDNIGHT = midnight(TODAY)
                 (Stretch(NOW - DAY, NOW), NOW - DAY, Span(None, NOW - DAY)),
             )
         ),
+        (
+            Stretch(NOW - 9 * DAY, NOW),
+            Span(NOW - 30 * DAY),
+            Plan(
+                Span(NOW - WEEK),
+                Span(NOW - 30 * DAY, NOW - 9 * DAY),
+                Stretch(NOW - 9 * DAY, NOW),
+            ),
+        ),
         # A need that ends within the lookback, and one that ends where that begins.
         (
             Stretch(None, NOW - 3 * DAY),
@@ -485,6 +494,8 @@ def test_history_touches_what_this_run_reads_and_overlaps_what_another_has() -> 
     edge = TODAY - 8 * DAY
     assert fresh.forward_days(NOW) == Window(edge, None)
     assert fresh.history_days(NOW) == Window(None, edge)
+    since = make_plan(None, Span(NOW - 30 * DAY), WEEK, NOW)
+    assert since.history_days(NOW) == Window(TODAY - 31 * DAY, edge)
     later = make_plan(Stretch(NOW - 9 * DAY, NOW), Span(), WEEK, NOW)
     assert later.forward_days(NOW) == Window(edge, None)
     assert later.history_days(NOW) == Window(None, TODAY - 7 * DAY)
@@ -524,7 +535,7 @@ def test_marks_move_over_what_was_read() -> None:
     marks.forward_done(Window(TODAY - 8 * DAY, None))
     nothing: t.Any = marks.stretch  # mypy does not see that it changes
     assert nothing is None  # no row has been seen
-    for instant in (NOW - 3 * DAY, NOW - 4 * DAY, NOW + DAY, None):
+    for instant in (NOW - 5 * DAY, NOW - 3 * DAY, NOW - 4 * DAY, NOW + DAY, None):
         marks.saw(instant)
     marks.forward_done(Window(TODAY - 8 * DAY, TODAY - 3 * DAY))
     # One day inside of what was asked for, in case the API means another time zone.
@@ -546,6 +557,14 @@ def test_a_row_at_the_start_of_the_run_counts() -> None:
     marks.saw(NOW)
     marks.forward_done(Window(TODAY - DAY, None))
     assert marks.stretch == Stretch(NOW, NOW)
+
+
+def test_a_forward_part_without_a_beginning_is_whole() -> None:
+    """Whatever row it brings, all before that one is complete."""
+    marks = Marks(Plan(Span(), None), Span(), NOW)
+    marks.saw(NOW - 900 * DAY)
+    marks.forward_done(Window(None, None))
+    assert marks.stretch == Stretch(None, NOW - 900 * DAY)
 
 
 def test_rows_before_the_forward_part_do_not_begin_a_stretch() -> None:
@@ -574,6 +593,7 @@ def test_no_mark_moves_where_the_need_ends_before_the_stretch() -> None:
     marks = Marks(make_plan(stretch, need, WEEK, NOW), need, NOW)
     marks.saw(NOW - 6 * DAY)
     marks.history_done(Window(None, TODAY - 3 * DAY))
+    marks.saw(NOW)
     marks.forward_done(Window(TODAY - 9 * DAY, None))
     assert marks.stretch == stretch
 
