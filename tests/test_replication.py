@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 import typing as t
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from hypothesis import assume, example, given
@@ -100,6 +102,18 @@ def test_an_instant_is_read_in_utc_or_not_at_all(
     found = parse_instant(written)
     assert found == instant
     assert found is None or found.tzinfo is UTC
+
+
+def test_an_instant_is_read_alike_on_every_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the machine's own time is another, no offset still means UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EST5")
+        time.tzset()
+        found = parse_instant("2026-01-15T10:00:00")
+    time.tzset()
+    assert found == datetime(2026, 1, 15, 10, tzinfo=UTC)
 
 
 def test_an_instant_is_written_as_the_api_does() -> None:
@@ -834,6 +848,34 @@ def test_what_is_no_bookmark_is_named() -> None:
             {},
             [f"{stream!r} is not a bookmark of this tap"],
         )
+
+
+def test_all_that_is_wrong_in_a_state_is_named_in_order() -> None:
+    """A stream that is damaged or not known keeps no other from being taken."""
+    marks = {"sessions": "replication_key_value", "network": "replication_key_value"}
+    damaged = {**dict.fromkeys(("set_aside", "project", "days", "dates", "ahead"), 5)}
+    state = {"users": 1, "sessions": damaged, "events": {}, "network": WHOLE}
+    assert clean_state({"bookmarks": state}, marks, None) == (
+        {"sessions": {}, "network": WHOLE},
+        [
+            "'users' is not a bookmark of this tap",
+            "ahead of sessions is '5'",
+            "dates of sessions is '5'",
+            "days of sessions is '5'",
+            "project of sessions is '5'",
+            "set_aside of sessions is '5'",
+            "'events' is not a bookmark of this tap",
+        ],
+    )
+
+
+def test_numbers_of_a_state_are_taken_as_the_sdk_reads_them() -> None:
+    """It reads those with a point as decimals, which JSON does not know."""
+    bookmark = {"days": {"2026-02-01": [Decimal("1.5"), 1, "2026-02-01"]}}
+    taken, problems = clean_state(
+        {"bookmarks": {"network": bookmark}}, {"network": "replication_key_value"}, None
+    )
+    assert (taken, problems) == ({"network": bookmark}, [])
 
 
 @given(junk, instants)
