@@ -958,6 +958,15 @@ def test_of_the_future_the_nearest_days_are_remembered() -> None:
     assert ledger.get("in 4 days") is None
 
 
+def test_a_thousand_sessions_of_the_future_are_remembered() -> None:
+    """Unless another number is asked for."""
+    ledger = Ledger()
+    for number in range(1002):
+        ledger.put(str(number), TODAY + 2 * DAY, row=b"1234")
+    assert ledger.forget_ahead(TODAY) == 2
+    assert len(ledger) == 1000
+
+
 @given(st.integers(0, 9), st.integers(0, 9), instants)
 def test_a_reading_of_a_day_is_read_as_it_was_written(
     total: int, rows: int, last: datetime
