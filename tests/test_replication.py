@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tap_bugspulse.replication import (
     BEGINNING,
     DAY,
+    NOTHING,
     Cutter,
     DayReading,
     Entry,
@@ -988,6 +989,16 @@ def test_days_of_a_ledger_that_cannot_be_read_are_counted() -> None:
     assert (unread, again.pack()) == (4, packed)
     others: tuple[object, ...] = (None, {}, 5, [])
     assert [Ledger.unpack(other)[1] for other in others] == [0, 0, 1, 1]
+
+
+def test_what_was_not_emitted_or_fetched_stays_unknown() -> None:
+    """In a state as well, where each has its four bytes."""
+    ledger = Ledger()
+    ledger.put("fetched", TODAY, events=b"5678")
+    ledger.put("emitted", TODAY, row=b"1234")
+    for known in (ledger, Ledger.unpack(ledger.pack())[0]):
+        assert known.get("fetched") == Entry(NOTHING, b"5678")
+        assert known.get("emitted") == Entry(b"1234", NOTHING)
 
 
 def test_a_ledger_packs_what_has_changed() -> None:
