@@ -231,7 +231,7 @@ class IncrementalStream(BugsPulseStream):
                 asked = deque()
                 first = next(pages)
                 if cutter.fits(first.total):
-                    self.rows_ahead = max(0, cutter.rows_left or 0) if cutter.rest else 0
+                    self.rows_ahead = max(0, cutter.rows_left) if cutter.rest else 0
                     # What follows is known, whatever the rows of this one are.
                     following = cutter.propose() if ahead else None
                     if following and not (newest_first and run.is_over(self.box_share)):

@@ -363,8 +363,8 @@ class Marks:
             return
         to = min(self._seen, known)
         if self.stretch:
-            if to > self.stretch.complete_to:
-                self.stretch = replace(self.stretch, complete_to=to)
+            to = max(to, self.stretch.complete_to)
+            self.stretch = replace(self.stretch, complete_to=to)
         elif self._begins is None or to >= self._begins:
             self.stretch = Stretch(self._begins, to)
 
@@ -397,35 +397,29 @@ class Cutter:
     def __init__(self, days: Window, rows: int, today: date, *, newest_first: bool) -> None:
         """Begin with nothing known of how dense the rows are."""
         self.rest: Window | None = days
+        self.rows_left = 0  # in ``rest``, by the API's totals, once it was found too large
         self._rows = rows
         self._most = rows * 3 // 2
         self._today = today
         self._newest_first = newest_first
-        self._try_rest = True
         self._days = FIRST_GUESS
-        self.rows_left: int | None = None
 
     def propose(self) -> Window | None:
         """Give the next window to ask for; None when nothing is left."""
         rest = self.rest
         if rest is None or (rest.start and rest.end and rest.start >= rest.end):
             return None
-        size = self._size(rest)
-        if self._try_rest or (size is not None and self._days >= size):
+        if self.rows_left <= self._most or self._days >= self._size(rest):
             return rest
         step = timedelta(days=self._days)
         if self._newest_first:
-            end = rest.end or self._today + DAY
-            if rest.start is None and end - EPOCH <= step:
-                return rest
-            return Window(end - step, rest.end)
+            return Window((rest.end or self._today + DAY) - step, rest.end)
         return Window(rest.start, (rest.start or EPOCH) + step)
 
     def would_fit(self, total: int) -> bool:
         """Tell whether the proposed window is to be read if it has so many rows."""
         window = self.propose()
-        size = self._size(window) if window else None
-        return total <= self._most or size == 1 or (size is None and self._at_epoch())
+        return total <= self._most or (window is not None and self._size(window) <= 1)
 
     def fits(self, total: int) -> bool:
         """Say how many rows the proposed window has; True if it is to be read."""
@@ -436,10 +430,11 @@ class Cutter:
         if not self.would_fit(total):
             if window == rest:
                 self.rows_left = total
-            self._try_rest = False
-            if size is not None:
-                smaller = int(size * self._rows * 0.9 / total)
-                self._days = max(1, min(size - 1, smaller))
+            if window.start is None:
+                # All of the years since 1970 tell nothing of how dense the rows are.
+                self._days = min(self._days, size - 1)
+            else:
+                self._days = max(1, int(size * self._rows * 0.9 / total))
             return False
         if window == rest:
             self.rest = None
@@ -448,25 +443,15 @@ class Cutter:
             self.rest = Window(rest.start, window.start)
         else:
             self.rest = Window(window.end, rest.end)
-        if self.rows_left is not None:
-            self.rows_left -= total
-            self._try_rest = self.rows_left <= self._most
-        if size is not None:
-            aim = int(size * self._rows * 0.9 / total) if total else 4 * size
-            self._days = max(1, min(aim, 4 * size))
+        self.rows_left -= total
+        aim = int(size * self._rows * 0.9 / max(1, total))
+        self._days = max(1, min(aim, 4 * size))
         return True
 
-    def _size(self, window: Window) -> int | None:
-        """Give the number of days in a window, None where it has no beginning."""
-        if window.start is None:
-            return None
-        end = window.end or max(self._today, window.start) + DAY
-        return max(1, (end - window.start).days)
-
-    def _at_epoch(self) -> bool:
-        """Tell whether what is left lies before anything an app can have recorded."""
-        end = self.rest and self.rest.end
-        return bool(end) and t.cast("date", end) - EPOCH <= timedelta(days=self._days)
+    def _size(self, window: Window) -> int:
+        """Give the number of days in a window; without a beginning, those since 1970."""
+        end = window.end or self._today + DAY
+        return (end - (window.start or EPOCH)).days
 
 
 # --- Which sessions changed ---------------------------------------------------------
@@ -555,38 +540,33 @@ class Ledger:
 
     def _put(self, day: date, key: bytes, entry: Entry) -> None:
         # A state that was merged from two may have a session under two days.
-        known = self._day_of.get(key)
-        if known is not None:
-            del self._days[known][key]
-            self._packed.pop(known, None)
+        self._forget(key)
         self._days.setdefault(day, {})[key] = entry
         self._day_of[key] = day
         self._packed.pop(day, None)
 
+    def _forget(self, key: bytes) -> None:
+        day = self._day_of.pop(key, None)
+        if day is not None:
+            del self._days[day][key]
+            self._packed.pop(day, None)
+
     def prune(self, keep: Callable[[date, Entry], bool]) -> None:
         """Forget the entries that are not to be kept."""
-        for day in list(self._days):
-            entries = self._days[day]
-            gone = [key for key in entries if not keep(day, entries[key])]
-            for key in gone:
-                del entries[key], self._day_of[key]
-            if gone:
-                self._packed.pop(day, None)
-            if not entries:
-                del self._days[day]
-                self._packed.pop(day, None)
+        for day, entries in self._days.items():
+            for key in [key for key in entries if not keep(day, entries[key])]:
+                self._forget(key)
 
     def forget_ahead(self, today: date, most: int = MAX_AHEAD) -> int:
         """Keep at most ``most`` sessions of the future; give the number forgotten."""
         ahead = [
-            (day, key)
+            key
             for day in sorted(self._days)
             if day > today + DAY
             for key in self._days[day]
         ]
-        for day, key in ahead[most:]:
-            del self._days[day][key], self._day_of[key]
-            self._packed.pop(day, None)
+        for key in ahead[most:]:
+            self._forget(key)
         return len(ahead[most:])
 
 
@@ -643,7 +623,7 @@ def split(days: Window, known: list[Window]) -> list[tuple[Window, bool]]:
     inner = sorted(
         {edge for window in known for edge in (window.start, window.end) if edge}
     )
-    inner = [edge for edge in inner if _inside(days, edge)]
+    inner = [edge for edge in inner if days.holds(edge) and edge != days.start]
     edges = [days.start, *inner, days.end]
     pieces = [Window(*pair) for pair in itertools.pairwise(edges)]
     cut: list[tuple[Window, bool]] = []
@@ -654,12 +634,6 @@ def split(days: Window, known: list[Window]) -> list[tuple[Window, bool]]:
         else:
             cut.append((piece, is_known))
     return cut
-
-
-def _inside(days: Window, edge: date) -> bool:
-    return (days.start is None or edge > days.start) and (
-        days.end is None or edge < days.end
-    )
 
 
 def _covers(outer: Window, inner: Window) -> bool:

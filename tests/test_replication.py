@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import time
 import typing as t
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tap_bugspulse.replication import (
     BEGINNING,
     DAY,
+    NOTHING,
     Cutter,
     DayReading,
     Entry,
@@ -102,6 +105,18 @@ def test_an_instant_is_read_in_utc_or_not_at_all(
     assert found is None or found.tzinfo is UTC
 
 
+def test_an_instant_is_read_alike_on_every_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the machine's own time is another, no offset still means UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EST5")
+        time.tzset()
+        found = parse_instant("2026-01-15T10:00:00")
+    time.tzset()
+    assert found == datetime(2026, 1, 15, 10, tzinfo=UTC)
+
+
 def test_an_instant_is_written_as_the_api_does() -> None:
     """With milliseconds, with microseconds where there are any, and a Z."""
     assert format_instant(NOW) == "2026-03-01T12:00:00.000Z"
@@ -165,17 +180,21 @@ def cut(
     while window := cutter.propose():
         requests += 1
         assert requests < 1000
+        assert not (window.start and window.end) or window.start < window.end
         total = count(window)
         if cutter.fits(total):
             windows.append((window, total))
-    assert not cutter.fits(0)
+    assert cutter.fits(0) is False
     return windows, requests
 
 
 @pytest.mark.parametrize("newest_first", [True, False])
-@pytest.mark.parametrize("a_day", [1, 9, 40, 400])
+@pytest.mark.parametrize("a_day", [1, 9, 40, 400, 4000])
 def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) -> None:
-    """Windows are nearly full, and hardly a request asks for one that is too large."""
+    """Windows are nearly full, and hardly a request asks for one that is too large.
+
+    A day that is too large by itself is a window of its own.
+    """
     asked = Window(TODAY - 400 * DAY, TODAY)
 
     def count(window: Window) -> int:
@@ -185,8 +204,8 @@ def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) 
 
     cutter = Cutter(asked, 1000, TODAY, newest_first=newest_first)
     windows, requests = cut(cutter, count)
-    assert max(total for _, total in windows) <= 1500
-    floor = -(-400 * a_day // 1000)
+    assert max(total for _, total in windows) <= max(1500, a_day)
+    floor = min(400, -(-400 * a_day // 1000))
     assert len(windows) <= 1.3 * floor + 3
     assert requests <= len(windows) + 4
 
@@ -197,37 +216,94 @@ def test_what_fits_is_one_window() -> None:
     windows, requests = cut(Cutter(asked, 10, TODAY, newest_first=True), lambda _: 15)
     assert (windows, requests) == ([(asked, 15)], 1)
     assert not Cutter(asked, 10, TODAY, newest_first=True).fits(16)
+    two = Cutter(Window(TODAY - 2 * DAY, TODAY), 10, TODAY, newest_first=True)
+    assert two.fits(16) is False
+    assert two.propose() == Window(TODAY - DAY, TODAY)
     cutter = Cutter(Window(TODAY, None), 10, TODAY, newest_first=False)
     assert cut(cutter, lambda _: 99) == ([(Window(TODAY, None), 99)], 1)
     assert cutter.rest is None
+    future = Window(TODAY + 9 * DAY, None)
+    assert cut(Cutter(future, 10, TODAY, newest_first=False), lambda _: 99) == (
+        [(future, 99)],
+        1,
+    )
 
 
-def test_the_beginning_of_time_is_reached_where_rows_lie_before_it() -> None:
-    """Rows of clocks that were never set come in one window that begins nowhere."""
+def test_nothing_is_proposed_of_no_days() -> None:
+    """Days that end where they begin are none."""
+    for newest_first in (True, False):
+        cutter = Cutter(Window(TODAY, TODAY), 10, TODAY, newest_first=newest_first)
+        assert cutter.propose() is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "total", "size"),
+    [
+        *((100, *pair) for pair in ((0, 24), (22, 24), (23, 23), (49, 11), (50, 10))),
+        *((2, *pair) for pair in ((0, 10), (1, 10), (2, 5))),
+    ],
+)
+def test_a_window_is_sized_by_the_one_before(rows: int, total: int, size: int) -> None:
+    """It aims at nine tenths of what it may have, and grows fourfold at most."""
+    newest = Cutter(Window(TODAY - 90 * DAY, TODAY), rows, TODAY, newest_first=True)
+    oldest = Cutter(Window(TODAY, TODAY + 90 * DAY), rows, TODAY, newest_first=False)
+    for cutter in (newest, oldest):
+        assert not cutter.fits(rows * 27 // 2)
+        assert cutter.propose() in {
+            Window(TODAY - 6 * DAY, TODAY),
+            Window(TODAY, TODAY + 6 * DAY),
+        }
+        assert cutter.fits(total)
+    assert newest.propose() == Window(TODAY - (6 + size) * DAY, TODAY - 6 * DAY)
+    assert oldest.propose() == Window(TODAY + 6 * DAY, TODAY + (6 + size) * DAY)
+
+
+def test_what_reaches_now_stays_open() -> None:
+    """A last window of just the days that are left has no end either."""
+    cutter = Cutter(Window(TODAY - 2 * DAY, None), 10, TODAY, newest_first=False)
+    assert not cutter.fits(20)
+    assert cutter.propose() == Window(TODAY - 2 * DAY, TODAY - DAY)
+    assert cutter.fits(4)
+    assert cutter.propose() == Window(TODAY - DAY, None)
+
+
+@pytest.mark.parametrize(
+    "end", [TODAY, date(1970, 1, 3), date(1970, 1, 2), date(1960, 1, 1)]
+)
+def test_the_beginning_of_time_is_reached_where_rows_lie_before_it(end: date) -> None:
+    """Rows of clocks that were never set come in one window, which ends in 1970."""
 
     def count(window: Window) -> int:
         return 50 if window.start is None else 0
 
-    windows, requests = cut(
-        Cutter(Window(None, TODAY), 10, TODAY, newest_first=True), count
-    )
-    assert windows[-1][0].start is None
-    assert windows[-1][0].end is not None
-    assert windows[-1][0].end < date(1970, 1, 1) + 60_000 * DAY
+    windows, requests = cut(Cutter(Window(None, end), 10, TODAY, newest_first=True), count)
+    assert windows[-1] == (Window(None, min(end, date(1970, 1, 2))), 50)
     assert requests < 20
+
+
+def test_without_a_beginning_the_newest_month_is_tried_first() -> None:
+    """How many rows there are in all tells nothing of how dense they are."""
+    for end in (TODAY, None):
+        cutter = Cutter(Window(None, end), 10, TODAY, newest_first=True)
+        assert not cutter.fits(10_000)
+        last = end or TODAY + DAY
+        assert cutter.propose() == Window(last - 30 * DAY, end)
+        assert not cutter.fits(1000)
+        assert cutter.propose() == Window(last - DAY, end)
 
 
 def test_the_rows_that_are_left_are_known_once_all_were_counted() -> None:
     """What does not fit whole is counted, and each window takes its rows off."""
     cutter = Cutter(Window(TODAY - 60 * DAY, TODAY), 10, TODAY, newest_first=True)
-    left: t.Any = cutter.rows_left  # mypy does not see that it changes
-    assert left is None
     assert not cutter.fits(30)
     assert cutter.rows_left == 30
     assert cutter.propose() == Window(TODAY - 18 * DAY, TODAY)
     is_open = Cutter(Window(TODAY - 59 * DAY, None), 10, TODAY, newest_first=True)
     assert not is_open.fits(30)
     assert is_open.propose() == Window(TODAY - 17 * DAY, None)
+    assert not cutter.fits(16)
+    assert cutter.rows_left == 30  # a part that is too large tells nothing of the rest
+    assert cutter.propose() == Window(TODAY - 10 * DAY, TODAY)
     assert cutter.fits(9)
     assert cutter.rows_left == 21
 
@@ -297,24 +373,33 @@ def test_what_is_asked_for_covers_a_span_in_every_time_zone(
             assert window.holds((instant + timedelta(hours=offset)).date())
 
 
-@given(days, days, st.lists(st.tuples(st.none() | days, st.none() | days), max_size=4))
+@given(
+    st.none() | days,
+    st.none() | days,
+    st.lists(st.tuples(st.none() | days, st.none() | days), max_size=4),
+)
+@example(TODAY, TODAY + DAY, [(TODAY - DAY, TODAY)])
 def test_splitting_keeps_every_day(
-    one: date, other: date, edges: list[tuple[date | None, date | None]]
+    start: date | None,
+    end: date | None,
+    edges: list[tuple[date | None, date | None]],
 ) -> None:
-    """The pieces follow on each other, and each says truly whether it is known."""
-    assume(one != other)
-    asked = Window(min(one, other), max(one, other))
+    """The pieces, newest first, are known and not known by turns, and say so truly."""
+    assume(start is None or end is None or start < end)
+    asked = Window(start, end)
     known = [Window(*pair) for pair in edges if None in pair or pair[0] < pair[1]]  # type: ignore[operator]  # no None is left
     pieces = split(asked, known)
     assert pieces[0][0].end == asked.end
     assert pieces[-1][0].start == asked.start
-    for (new, _), (old, _) in itertools.pairwise(pieces):
+    for (new, new_is_known), (old, old_is_known) in itertools.pairwise(pieces):
         assert new.start == old.end
-    for piece, is_known in pieces:
-        day = piece.start
-        while day is not None and piece.end is not None and day < piece.end:
-            assert is_known == any(window.holds(day) for window in known)
-            day += DAY
+        assert new_is_known != old_is_known
+    around = [TODAY + n * DAY for n in range(-62, 6)]
+    for day in around:
+        said = [is_known for piece, is_known in pieces if piece.holds(day)]
+        is_known = any(window.holds(day) for window in known)
+        assert said == ([is_known] if asked.holds(day) else [])
+    assert all(any(map(piece.holds, around)) for piece, _ in pieces)
 
 
 # --- Plans and marks -----------------------------------------------------------------
@@ -355,6 +440,15 @@ MIDNIGHT = midnight(TODAY)
                 ),
                 (Stretch(NOW - DAY, NOW), NOW - DAY, Span(None, NOW - DAY)),
             )
+        ),
+        (
+            Stretch(NOW - 9 * DAY, NOW),
+            Span(NOW - 30 * DAY),
+            Plan(
+                Span(NOW - WEEK),
+                Span(NOW - 30 * DAY, NOW - 9 * DAY),
+                Stretch(NOW - 9 * DAY, NOW),
+            ),
         ),
         # A need that ends within the lookback, and one that ends where that begins.
         (
@@ -415,6 +509,8 @@ def test_history_touches_what_this_run_reads_and_overlaps_what_another_has() -> 
     edge = TODAY - 8 * DAY
     assert fresh.forward_days(NOW) == Window(edge, None)
     assert fresh.history_days(NOW) == Window(None, edge)
+    since = make_plan(None, Span(NOW - 30 * DAY), WEEK, NOW)
+    assert since.history_days(NOW) == Window(TODAY - 31 * DAY, edge)
     later = make_plan(Stretch(NOW - 9 * DAY, NOW), Span(), WEEK, NOW)
     assert later.forward_days(NOW) == Window(edge, None)
     assert later.history_days(NOW) == Window(None, TODAY - 7 * DAY)
@@ -454,7 +550,7 @@ def test_marks_move_over_what_was_read() -> None:
     marks.forward_done(Window(TODAY - 8 * DAY, None))
     nothing: t.Any = marks.stretch  # mypy does not see that it changes
     assert nothing is None  # no row has been seen
-    for instant in (NOW - 3 * DAY, NOW - 4 * DAY, NOW + DAY, None):
+    for instant in (NOW - 5 * DAY, NOW - 3 * DAY, NOW - 4 * DAY, NOW + DAY, None):
         marks.saw(instant)
     marks.forward_done(Window(TODAY - 8 * DAY, TODAY - 3 * DAY))
     # One day inside of what was asked for, in case the API means another time zone.
@@ -476,6 +572,14 @@ def test_a_row_at_the_start_of_the_run_counts() -> None:
     marks.saw(NOW)
     marks.forward_done(Window(TODAY - DAY, None))
     assert marks.stretch == Stretch(NOW, NOW)
+
+
+def test_a_forward_part_without_a_beginning_is_whole() -> None:
+    """Whatever row it brings, all before that one is complete."""
+    marks = Marks(Plan(Span(), None), Span(), NOW)
+    marks.saw(NOW - 900 * DAY)
+    marks.forward_done(Window(None, None))
+    assert marks.stretch == Stretch(None, NOW - 900 * DAY)
 
 
 def test_rows_before_the_forward_part_do_not_begin_a_stretch() -> None:
@@ -504,6 +608,7 @@ def test_no_mark_moves_where_the_need_ends_before_the_stretch() -> None:
     marks = Marks(make_plan(stretch, need, WEEK, NOW), need, NOW)
     marks.saw(NOW - 6 * DAY)
     marks.history_done(Window(None, TODAY - 3 * DAY))
+    marks.saw(NOW)
     marks.forward_done(Window(TODAY - 9 * DAY, None))
     assert marks.stretch == stretch
 
@@ -746,6 +851,34 @@ def test_what_is_no_bookmark_is_named() -> None:
         )
 
 
+def test_all_that_is_wrong_in_a_state_is_named_in_order() -> None:
+    """A stream that is damaged or not known keeps no other from being taken."""
+    marks = {"sessions": "replication_key_value", "network": "replication_key_value"}
+    damaged = {**dict.fromkeys(("set_aside", "project", "days", "dates", "ahead"), 5)}
+    state = {"users": 1, "sessions": damaged, "events": {}, "network": WHOLE}
+    assert clean_state({"bookmarks": state}, marks, None) == (
+        {"sessions": {}, "network": WHOLE},
+        [
+            "'users' is not a bookmark of this tap",
+            "ahead of sessions is '5'",
+            "dates of sessions is '5'",
+            "days of sessions is '5'",
+            "project of sessions is '5'",
+            "set_aside of sessions is '5'",
+            "'events' is not a bookmark of this tap",
+        ],
+    )
+
+
+def test_numbers_of_a_state_are_taken_as_the_sdk_reads_them() -> None:
+    """It reads those with a point as decimals, which JSON does not know."""
+    bookmark = {"days": {"2026-02-01": [Decimal("1.5"), 1, "2026-02-01"]}}
+    taken, problems = clean_state(
+        {"bookmarks": {"network": bookmark}}, {"network": "replication_key_value"}, None
+    )
+    assert (taken, problems) == ({"network": bookmark}, [])
+
+
 @given(junk, instants)
 def test_no_state_crashes_or_claims_more_than_it_says(
     state: object, mark: datetime
@@ -817,6 +950,24 @@ def test_only_so_much_of_the_future_is_remembered(ahead: int, most: int) -> None
     assert len(Ledger.unpack(ledger.pack())[0]) == len(ledger)
 
 
+def test_of_the_future_the_nearest_days_are_remembered() -> None:
+    """Whatever the order they came in."""
+    ledger = Ledger()
+    for ahead in (4, 2, 3):
+        ledger.put(f"in {ahead} days", TODAY + ahead * DAY, row=b"1234")
+    assert ledger.forget_ahead(TODAY, 2) == 1
+    assert ledger.get("in 4 days") is None
+
+
+def test_a_thousand_sessions_of_the_future_are_remembered() -> None:
+    """Unless another number is asked for."""
+    ledger = Ledger()
+    for number in range(1002):
+        ledger.put(str(number), TODAY + 2 * DAY, row=b"1234")
+    assert ledger.forget_ahead(TODAY) == 2
+    assert len(ledger) == 1000
+
+
 @given(st.integers(0, 9), st.integers(0, 9), instants)
 def test_a_reading_of_a_day_is_read_as_it_was_written(
     total: int, rows: int, last: datetime
@@ -840,12 +991,27 @@ def test_days_of_a_ledger_that_cannot_be_read_are_counted() -> None:
     assert [Ledger.unpack(other)[1] for other in others] == [0, 0, 1, 1]
 
 
+def test_what_was_not_emitted_or_fetched_stays_unknown() -> None:
+    """In a state as well, where each has its four bytes."""
+    ledger = Ledger()
+    ledger.put("fetched", TODAY, events=b"5678")
+    ledger.put("emitted", TODAY, row=b"1234")
+    for known in (ledger, Ledger.unpack(ledger.pack())[0]):
+        assert known.get("fetched") == Entry(NOTHING, b"5678")
+        assert known.get("emitted") == Entry(b"1234", NOTHING)
+
+
 def test_a_ledger_packs_what_has_changed() -> None:
     """A session that is noted, moved, pruned or forgotten shows in the next state."""
     ledger, tomorrow = Ledger(), TODAY + DAY
+    ledger.put("none", TODAY, row=b"1234")
     ledger.put("one", TODAY, row=b"1234")
+    ledger.prune(lambda *_: False)  # before there was any state
+    ledger.put("one", TODAY, row=b"1234")
+    single = ledger.pack()
     ledger.put("two", TODAY, row=b"1234")
     before = ledger.pack()
+    assert len(before[TODAY.isoformat()]) > len(single[TODAY.isoformat()])
     ledger.put("one", TODAY, events=b"5678")
     after = ledger.pack()
     assert after != before
@@ -862,6 +1028,19 @@ def test_a_ledger_packs_what_has_changed() -> None:
     assert list(ledger.pack()) == [tomorrow.isoformat()]
     ledger.prune(lambda *_: False)
     assert ledger.pack() == {}
+
+
+def test_a_day_of_a_ledger_is_written_anew_only_where_it_has_changed() -> None:
+    """The others stay the very strings they were; all are in the order of time."""
+    ledger, days = Ledger(), [TODAY - n * DAY for n in range(3)]
+    for day in days:
+        ledger.put(str(day), day, row=b"1234")
+    before = ledger.pack()
+    ledger.put("another", days[1], row=b"1234")
+    ledger.prune(lambda *_: True)
+    after = ledger.pack()
+    assert list(after) == [str(day) for day in sorted(days)]
+    assert [after[day] is text for day, text in before.items()] == [True, False, True]
 
 
 def test_a_fingerprint_knows_a_row_whatever_the_order_of_its_fields() -> None:
