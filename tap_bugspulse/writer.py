@@ -42,7 +42,9 @@ class WholeMessageWriter(MsgSpecWriter):
         """
         self.is_writing = True
         lines, self._lines = self._lines, bytearray()
-        sys.stdout.buffer.write(lines)
+        left = memoryview(lines)
+        while left:  # PYTHONUNBUFFERED has it take no more than the pipe has room for
+            left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()
         self.is_writing = False
         if self.after is not None:

@@ -338,14 +338,16 @@ def test_a_signal_while_the_pace_makes_it_wait_ends_the_run(
 
 
 @SIGNALS
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_signal_while_the_target_is_slow_cuts_no_line(
-    tmp_path: Path, signum: int
+    tmp_path: Path, signum: int, unbuffered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line that waits for room in the pipe is written to its end, a STATE after it."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     project = medium()
     read, write = os.pipe()
     with serve(project) as sandbox:
-        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=write)
+        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=write, fresh=True)
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
             # More than a pipe holds: now there is always a line that waits.
