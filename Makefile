@@ -2,6 +2,9 @@
 
 .PHONY: help setup demo test test-all test-slow test-snowflake coverage bench lint audit wheel test-wheel hub lock clean
 
+# The many processes of the tests would compile the tap again, each for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate edges errors \
 	http numbers replication resume sdk sequences settings tap))
 
