@@ -311,10 +311,8 @@ class BugsPulseStream(RESTStream[int]):
         return self.columns.fit(raw) if isinstance(raw, dict) else None
 
     def _key(self, row: Row | None) -> Key | None:
-        if row is None or any(row[name] is None for name in self.key_columns):
-            return None
-        key: Key = self._key_of(row)
-        return key
+        key: Key | None = None if row is None else self._key_of(row)
+        return None if type(key) is tuple and None in key else key
 
     @override
     def post_process(self, row: Row, context: t.Any = None) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from tap_bugspulse.command import (
     end_on_signals,
     errors_as_one_line,
     json_file,
+    spare_memory,
     ticking,
 )
 from tap_bugspulse.environment import (
@@ -50,9 +50,6 @@ if t.TYPE_CHECKING:
 
     from tap_bugspulse.client import BugsPulseStream
     from tap_bugspulse.replication import Span
-
-
-GARBAGE = 50_000  # objects that have come before garbage is looked for
 
 
 class TapBugsPulse(Tap):
@@ -295,10 +292,7 @@ class TapBugsPulse(Tap):
     @classmethod
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
-        # Rows leave no cycles behind, and what the imports made stays: looking for
-        # garbage in both again and again would take a fifth of the time for each row.
-        gc.freeze()
-        gc.set_threshold(GARBAGE)
+        spare_memory()
         with errors_as_one_line(cls.logger), ticking():
             end_on_signals(cls.logger)
             for name in ("state", "catalog"):
