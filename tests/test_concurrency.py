@@ -299,6 +299,44 @@ def test_a_session_that_a_time_box_gives_up_is_not_done(
     assert due <= set(loaded)
 
 
+@pytest.mark.parametrize("case", ["whole", "quiet day", "earlier start"])
+def test_no_more_history_is_asked_for_ahead_than_is_read(now: datetime, case: str) -> None:
+    """Where days of history are read on their own, all of it is not asked for first."""
+    ends = now - timedelta(hours=13 if case == "quiet day" else 1)
+    project = generate(seed=3, sessions=80, days=20, until=ends)
+    # The API's today began at 15:00 of yesterday, so it has rows although ours has none.
+    hours = 9 if case == "quiet day" else 0
+    network = select(now, "network")
+    with Sandbox(
+        project, Options(requests_per_minute=None, utc_offset_hours=hours)
+    ) as sandbox:
+        state = None
+        if case == "earlier start":
+            since = f"{now - timedelta(days=3):%F}"
+            state = sync(sandbox, now, catalog=network, start_date=since).state
+            sandbox.reset()
+        sync(sandbox, now, state, network, concurrency=1)
+        in_turn = asked(sandbox)
+        held = sandbox.requests[0].query
+        sandbox.reset()
+
+        # The last day is answered before the first, and all of history where it is whole.
+        awaited = {"from"} if case == "whole" else {"to"}
+
+        def hold(request: Request) -> None:
+            if request.query == held:
+                wait_until(
+                    lambda: any(
+                        one.status and not awaited & one.query.keys()
+                        for one in sandbox.requests
+                    )
+                )
+
+        sandbox.options.hold = hold
+        sync(sandbox, now, state, network, concurrency=32)
+        assert asked(sandbox) == in_turn
+
+
 @pytest.mark.parametrize("change", ["late_every", "new_every"])
 def test_without_totals_no_page_is_asked_ahead(now: datetime, change: str) -> None:
     """Where nothing would show that pages were answered out of turn, they come in turn."""
