@@ -249,7 +249,10 @@ class Events(BugsPulseStream):
             for window, pages in self.parent.cut(
                 piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW, ahead=False
             ):
+                before = self.stretch()
                 yield self.parent.list_again(window, pages)
+                if newest_first:
+                    self.parent.went_back(before, t.cast("Marks", self.marks))
 
     def _remembered(self, days: Window) -> Iterator[Listed]:
         """Give what this run has listed of days, in windows of about 5,000 sessions."""
