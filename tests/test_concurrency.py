@@ -115,6 +115,27 @@ def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
     assert not any(one.is_alive() for one in own)
 
 
+def test_threads_that_wait_for_their_turn_end_after_the_run(
+    slow: Sandbox, now: datetime
+) -> None:
+    """Where a time box gives requests up, those who were to send them end, too."""
+    before = set(threading.enumerate())
+    sync(
+        slow,
+        now,
+        catalog=select(now, "events"),
+        concurrency=MANY,
+        requests_per_minute=1,
+        minute=1.0,
+        max_runtime_minutes=0.06,
+    )
+    own = [one for one in threading.enumerate() if one not in before]
+    own = [one for one in own if "_work" in one.name]
+    for one in own:
+        one.join(10)
+    assert not any(one.is_alive() for one in own)
+
+
 def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
     """While an answer 429 is waited out, nobody else asks for anything."""
     told, on_their_way = 3.0, 1.0
