@@ -249,7 +249,10 @@ class Events(BugsPulseStream):
             for window, pages in self.parent.cut(
                 piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW, ahead=False
             ):
+                before = self.stretch()
                 yield self.parent.list_again(window, pages)
+                if newest_first:
+                    self.parent.went_back(before, t.cast("Marks", self.marks))
 
     def _remembered(self, days: Window) -> Iterator[Listed]:
         """Give what this run has listed of days, in windows of about 5,000 sessions."""
@@ -318,18 +321,30 @@ class Events(BugsPulseStream):
     # --- Fetching ----------------------------------------------------------------------
 
     def _fetch(self, batches: list[Batch]) -> Iterator[Row]:
-        """Fetch the events of windows' due sessions, and move the mark after each."""
+        """Fetch the events of windows' due sessions, and move the mark after each.
+
+        Raises:
+            OutOfTime: If the time box is used up and what was on its way has arrived.
+        """
         due = [session for listed, _ in batches for session in listed.candidates]
         asked = self._ask_ahead(due)
-        total = self._left + self._done
+        total, is_whole = self._left + self._done, True
         for listed, move_mark in batches:
             for session, first in itertools.islice(asked, len(listed.candidates)):
-                yield from self._events_or_end(session, first)
-                self._count(total)
+                if first is None:
+                    is_whole = False
+                else:
+                    yield from self._events_or_end(session, first)
+                    self._count(total)
+            # Those after it may have been on their way, of the next window, too.
+            if not is_whole:
+                continue
             for instant in listed.seen:
                 t.cast("Marks", self.marks).saw(instant)
             move_mark(listed.window)
             self.checkpoint()
+        if not is_whole:
+            self.tap.run.check_time()
 
     def _events_or_end(
         self, session: Candidate, first: requests.PreparedRequest
@@ -362,15 +377,17 @@ class Events(BugsPulseStream):
 
     def _ask_ahead(
         self, sessions: list[Candidate]
-    ) -> Iterator[tuple[Candidate, requests.PreparedRequest]]:
+    ) -> Iterator[tuple[Candidate, requests.PreparedRequest | None]]:
         """Give each session with its request, as many of them on their way as may be.
+
+        One whose request was given up for lack of time comes with None.
 
         Raises:
             OutOfTime: If the time box is used up and what was on its way has arrived.
         """
         asked: deque[tuple[Candidate, requests.PreparedRequest]] = deque()
         run, http = self.tap.run, self.tap.session
-        rest, given_up = iter(sessions), False
+        rest = iter(sessions)
         try:
             while True:
                 # No look at the time before the first session is done: a box that is
@@ -385,11 +402,9 @@ class Events(BugsPulseStream):
                 if not asked:
                     break
                 session, request = asked.popleft()
-                if is_over and http.take_back(request):
-                    given_up = True
-                else:
-                    yield session, request
-            if given_up or next(rest, None):
+                is_given_up = is_over and http.take_back(request)
+                yield session, None if is_given_up else request
+            if next(rest, None):
                 run.check_time()
         finally:
             for _, request in asked:

@@ -30,6 +30,7 @@ if t.TYPE_CHECKING:
     from tap_bugspulse.client import Asked
     from tap_bugspulse.columns import Row
     from tap_bugspulse.paging import Page
+    from tap_bugspulse.replication import Stretch
     from tap_bugspulse.tap import TapBugsPulse
 
 PAGES_PER_WINDOW = 20
@@ -49,7 +50,7 @@ class IncrementalStream(BugsPulseStream):
         super().__init__(tap)
         self.near: set[str] = set()  # ids met in the window read before this one
         self.in_history = False
-        self._has_history = False  # whether a window of history was begun in this run
+        self._has_gone_back = False  # whether this run has brought history forward
         self._asked: dict[Window, Asked] = {}  # of history, while forward days are read
         self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
 
@@ -140,9 +141,15 @@ class IncrementalStream(BugsPulseStream):
     def _read_history(self) -> Iterator[Row]:
         days = self.plan.history_days(self.tap.run.started)
         for window, pages in self.history_windows(days) if days else ():
+            before = self.marks.stretch
             yield from self._read(window, pages)
             self.marks.history_done(window)
+            self.went_back(before, self.marks)
             self.checkpoint()
+
+    def went_back(self, before: Stretch | None, now: Marks) -> None:
+        """Note whether a window of history has moved its mark; from then on time counts."""
+        self._has_gone_back |= not (now.moves and now.stretch and now.stretch == before)
 
     def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
         met: set[str] = set()
@@ -206,7 +213,8 @@ class IncrementalStream(BugsPulseStream):
 
         Time is looked at before a window of history is asked for: stopping inside of one
         would throw away its pages, and a small time box might never get past it. For the
-        same reason the first window is read however late it is.
+        same reason windows are read, however late it is, until one has moved the mark: the
+        first may be no more than a day that is complete already.
 
         Args:
             days: What is to be cut.
@@ -224,9 +232,8 @@ class IncrementalStream(BugsPulseStream):
         try:
             while window := cutter.propose():
                 # What is on its way is taken.
-                if newest_first and self._has_history and self._is_given_up(asked):
+                if newest_first and self._has_gone_back and self._is_given_up(asked):
                     run.check_time(self.box_share)
-                self._has_history = self._has_history or newest_first
                 pages = self.request_pages(window.query(), asked)
                 asked = deque()
                 first = next(pages)

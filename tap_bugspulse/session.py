@@ -77,6 +77,7 @@ class ApiSession(requests.Session):
         self._to_do: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)  # threads that wait for something to do
+        self._is_closed = False
         self._minute = minute
         rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
         self._turns = Turns(InMemoryBucket([rate]), clock)
@@ -178,8 +179,9 @@ class ApiSession(requests.Session):
 
     @override
     def close(self) -> None:
-        """Close all connections and let the idle threads end."""
+        """Close all connections and let the threads end, once they are idle."""
         super().close()
+        self._is_closed = True
         while self._idle.acquire(blocking=False):
             self._to_do.put(None)
 
@@ -187,12 +189,13 @@ class ApiSession(requests.Session):
 
     def _work(self) -> None:
         """Make one attempt after the other, until the session is closed."""
-        while attempt := self._to_do.get():
-            self._make(attempt)
+        is_wanted = True
+        while is_wanted and (attempt := self._to_do.get()):
+            is_wanted = self._make(attempt)
             del attempt  # an idle thread holds no answer
 
-    def _make(self, attempt: Attempt) -> None:
-        """Make an attempt and say that it is done."""
+    def _make(self, attempt: Attempt) -> bool:
+        """Make an attempt and say that it is done; tell whether another may come."""
         _here.attempt = attempt
         try:
             attempt.outcome = self._exchange(attempt.request)
@@ -200,9 +203,12 @@ class ApiSession(requests.Session):
             attempt.outcome = error
         del _here.attempt
         attempt.ended_at = self._clock.seconds()
-        self._idle.release()
+        is_wanted = not self._is_closed
+        if is_wanted:
+            self._idle.release()
         attempt.done.set()
         self._done.put(attempt)  # wakes whoever waits, for this one or for another
+        return is_wanted
 
     def _exchange(self, request: requests.PreparedRequest) -> requests.Response:
         """Send a request and read its whole answer."""

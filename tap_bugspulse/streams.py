@@ -145,12 +145,23 @@ class Network(IncrementalStream):
         """Ask for the first page of a piece; for all of a day that has grown or is new."""
 
         def is_wanted(page: Page) -> bool:
-            # Where the last day has none, the days before are read on their own.
-            if piece.end is None and page.rows:
+            if piece.end is None and self._leaves_history_whole(page):
                 self.ask_for_history()
             return self._is_one_day(piece) and not self._is_known(piece.start, page)
 
         return self.ask_for_listing(piece.query(), is_wanted)
+
+    def _leaves_history_whole(self, last: Page) -> bool:
+        """Tell by rows of the last day that no day of history is read on its own."""
+        started, need = self.tap.run.started, self.tap.need
+        past = self.plan.history_days(started)
+        rows = [row for row in last.rows if isinstance(row, dict)]
+        instants = [parse_instant(row.get(self.instant_column)) for row in rows]
+        # Those that move the mark.
+        seen = [one for one in instants if one and one <= started and need.holds(one)]
+        if past is None or past.end is None or not seen:
+            return False
+        return past.end <= self._tracked_from(max(seen))
 
     def _is_known(self, day: date | None, first: Page) -> bool:
         """Tell by the first page of a day whether it has the rows it had before."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.running import PRIMARY_KEYS, Row, expected, select, sync
+from tests.running import PRIMARY_KEYS, Row, expected, select, sync, wait_until
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import TapProcess
 
@@ -112,6 +112,27 @@ def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
     own = [one for one in own if "_work" in one.name]
     for one in own:
         one.join(5)
+    assert not any(one.is_alive() for one in own)
+
+
+def test_threads_that_wait_for_their_turn_end_after_the_run(
+    slow: Sandbox, now: datetime
+) -> None:
+    """Where a time box gives requests up, those who were to send them end, too."""
+    before = set(threading.enumerate())
+    sync(
+        slow,
+        now,
+        catalog=select(now, "events"),
+        concurrency=MANY,
+        requests_per_minute=1,
+        minute=1.0,
+        max_runtime_minutes=0.06,
+    )
+    own = [one for one in threading.enumerate() if one not in before]
+    own = [one for one in own if "_work" in one.name]
+    for one in own:
+        one.join(10)
     assert not any(one.is_alive() for one in own)
 
 
@@ -229,6 +250,112 @@ def test_a_time_box_takes_what_is_on_its_way(
     assert tables == expected(slow.project, "events")
     sessions = [one.query["sessionId"] for one in slow.requests if one.path == "/events"]
     assert sorted(sessions) == sorted(set(sessions))
+
+
+def test_a_session_that_a_time_box_gives_up_is_not_done(
+    now: datetime, tmp_path: Path
+) -> None:
+    """No mark moves over a refused session, though one of the next window came in time."""
+    project = generate(seed=3, sessions=80, days=20, until=now - timedelta(hours=1))
+    before = now - timedelta(days=10)
+    new = {
+        name
+        for name, row in project.sessions.items()
+        if row["startedAt"] >= before.isoformat()
+    }
+    stopwatch = tmp_path / "stopwatch"
+    stopwatch.touch()
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+
+        def asked_for() -> list[str]:
+            events = [one for one in sandbox.requests if one.path == "/events"]
+            return [one.query["sessionId"] for one in events if one.status]
+
+        hidden = {name: project.sessions.pop(name) for name in new}
+        project.changed("sessions")
+        since = f"{before - timedelta(days=5):%F}"
+        state = sync(sandbox, before, start_date=since, lookback_days=1).state
+        project.sessions.update(hidden)
+        project.changed("sessions")
+        sandbox.reset()
+        # What is new since then comes first, and the days before the first run last.
+        sync(sandbox, now, state, concurrency=1, lookback_days=1)
+        order = asked_for()
+        first_of_history = [name in new for name in order].index(False)
+        assert 1 < first_of_history < len(order) - 1
+        last, refused, following = order[first_of_history - 2 : first_of_history + 1]
+        sandbox.reset()
+
+        def script(request: Request) -> str | None:
+            is_first = request.query.get("sessionId") == refused not in asked_for()
+            return "429" if is_first else None
+
+        def hold(request: Request) -> None:
+            session = request.query.get("sessionId")
+            if session == refused:  # which lets none after it go
+                wait_until(lambda: following in asked_for())
+            if session == last:
+                wait_until(lambda: {refused, following} <= set(asked_for()))
+                with stopwatch.open("ab") as file:
+                    file.write(b"." * 120)
+
+        sandbox.options.script, sandbox.options.hold = script, hold
+        boxed = TapProcess(
+            tmp_path / "boxed",
+            sandbox,
+            now,
+            json.dumps(state),
+            stopwatch=stopwatch,
+            concurrency=3,
+            lookback_days=1,
+            max_runtime_minutes=1,
+            request_timeout=1e6,
+        )
+        assert boxed.end() == 0, boxed.log
+        assert "summary status=incomplete" in boxed.log
+        sandbox.options.hold = None
+        rest = sync(sandbox, now, boxed.output().state, lookback_days=1)
+    loaded = boxed.output().table("events") | rest.table("events")
+    due = {key for key in expected(project, "events") if key[0] in order}
+    assert due <= set(loaded)
+
+
+@pytest.mark.parametrize("case", ["whole", "quiet day", "earlier start"])
+def test_no_more_history_is_asked_for_ahead_than_is_read(now: datetime, case: str) -> None:
+    """Where days of history are read on their own, all of it is not asked for first."""
+    ends = now - timedelta(hours=13 if case == "quiet day" else 1)
+    project = generate(seed=3, sessions=80, days=20, until=ends)
+    # The API's today began at 15:00 of yesterday, so it has rows although ours has none.
+    hours = 9 if case == "quiet day" else 0
+    network = select(now, "network")
+    with Sandbox(
+        project, Options(requests_per_minute=None, utc_offset_hours=hours)
+    ) as sandbox:
+        state = None
+        if case == "earlier start":
+            since = f"{now - timedelta(days=3):%F}"
+            state = sync(sandbox, now, catalog=network, start_date=since).state
+            sandbox.reset()
+        sync(sandbox, now, state, network, concurrency=1)
+        in_turn = asked(sandbox)
+        held = sandbox.requests[0].query
+        sandbox.reset()
+
+        # The last day is answered before the first, and all of history where it is whole.
+        awaited = {"from"} if case == "whole" else {"to"}
+
+        def hold(request: Request) -> None:
+            if request.query == held:
+                wait_until(
+                    lambda: any(
+                        one.status and not awaited & one.query.keys()
+                        for one in sandbox.requests
+                    )
+                )
+
+        sandbox.options.hold = hold
+        sync(sandbox, now, state, network, concurrency=32)
+        assert asked(sandbox) == in_turn
 
 
 @pytest.mark.parametrize("change", ["late_every", "new_every"])

@@ -25,9 +25,10 @@ from tests.running import (
     sync,
     tap_class,
 )
+from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
-    from tests.sandbox import Project, Request, Sandbox
+    from tests.sandbox import Project, Request
 
 
 def events_asked(sandbox: Sandbox) -> list[str]:
@@ -365,6 +366,31 @@ def test_events_get_on_though_a_session_is_set_aside_and_the_box_too_small(
         )
         state = output.state
     assert set(events_asked(sandbox)) == new
+
+
+@pytest.mark.parametrize("stream", ["sessions", "network"])
+def test_history_goes_on_though_no_time_is_left_for_it(now: datetime, stream: str) -> None:
+    """Each run moves the mark back, also where windows are no longer than a day."""
+    project = generate(seed=3, sessions=100, days=12, until=now - timedelta(hours=1))
+    state, marks = None, ["now"]
+    table: dict[tuple[str, ...], Row] = {}
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        while marks[-1] != "beginning":
+            output = sync(
+                sandbox,
+                now,
+                state,
+                select(now, stream),
+                page_size=1,
+                lookback_days=1,
+                max_runtime_minutes=1e-6,
+            )
+            state = output.state
+            table |= output.table(stream)
+            marks.append(state["bookmarks"][stream]["complete_from"])
+            assert marks[-1] != marks[-2]
+    assert len(marks) > 3
+    assert table == expected(project, stream)
 
 
 def test_a_session_whose_events_repeat_is_set_aside(
