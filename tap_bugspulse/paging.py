@@ -16,6 +16,7 @@ if t.TYPE_CHECKING:
 
     Key = str | tuple[str, ...]  # a column's value, or several
 
+MOST_DIGITS = 18  # of a number that is text
 MOST_BARREN = 20  # pages in a row without a new row, however many the API says there are
 
 
@@ -71,8 +72,9 @@ def _decode(content: bytes) -> t.Any:  # noqa: ANN401 - whatever the API sends
 
 def _count(body: dict[str, t.Any], key: str) -> int | None:
     value = body.get(key)
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)  # as drivers of databases write large whole numbers
+    # As drivers of databases write large whole numbers; longer ones are none.
+    if isinstance(value, str) and value.isdecimal() and len(value) <= MOST_DIGITS:
+        value = int(value)
     return value if type(value) is int and value >= 0 else None
 
 

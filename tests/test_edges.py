@@ -307,15 +307,15 @@ def test_a_late_call_is_found_though_calls_of_the_day_before_are_gone(
     assert (late,) in second.table("network")
 
 
-@pytest.mark.parametrize("total", [None, "text"])
+@pytest.mark.parametrize("total", [None, "{}", "{:05000}"])
 def test_new_calls_are_found_where_the_api_does_not_count(
     sandbox: Sandbox, now: datetime, total: str | None
 ) -> None:
-    """A day is read anew where its total is missing; one that is text is a number."""
+    """A day is read anew where its total is missing or absurd; text is a number."""
 
     def without(envelope: Row) -> Row:
         count = envelope.pop("total")
-        return envelope | ({"total": str(count)} if total else {})
+        return envelope | ({"total": total.format(count)} if total else {})
 
     sandbox.options.envelope = without
     project, only = sandbox.project, select(now, "network")
