@@ -650,7 +650,8 @@ class Start:
         return end is None or not any(claim and end < claim.start for claim in claims)
 
 
-# 40 of the 60 that `make test` looks at otherwise, for each is some runs of the tap.
+# 40 of the 60 that `make test` looks at otherwise, for each is some runs of the tap; the
+# long profile has 2,000 of them.
 @settings(max_examples=settings().max_examples * 2 // 3)
 @given(
     seed=st.integers(0, 10_000),
