@@ -198,15 +198,22 @@ class Events(BugsPulseStream):
         history = self._history(plan)
         # What this run remembers, and the first window that has to be listed anew.
         known = {session.id for session in forward}
-        for listed in history:
-            due = [one for one in self._due(listed.candidates, plan) if one.id not in known]
-            known.update(session.id for session in due)
-            batches.append((listed._replace(candidates=due), marks.history_done))
-            if self._lists_anew:
-                break
+        is_late = False
+        try:
+            for listed in history:
+                found = self._due(listed.candidates, plan)
+                due = [session for session in found if session.id not in known]
+                known.update(session.id for session in due)
+                batches.append((listed._replace(candidates=due), marks.history_done))
+                if self._lists_anew:
+                    break
+        except OutOfTime:
+            is_late = True  # to list anew; what is remembered gets its turn
         sessions = [session for listed, _ in batches for session in listed.candidates]
         self._tell_what_is_ahead(forward, sessions[len(forward) :])
         yield from self._fetch(batches)
+        if is_late:
+            run.check_time()
         for listed in history:
             due = self._due(listed.candidates, plan)
             batches = [(listed._replace(candidates=due), marks.history_done)]

@@ -293,6 +293,9 @@ class TapBugsPulse(Tap):
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
         spare_memory()
+        # The limiter's thread says at LOGLEVEL=DEBUG that it has a loop: at any moment,
+        # also after the line that tells why the run ends.
+        logging.getLogger("asyncio").setLevel(logging.INFO)
         with errors_as_one_line(cls.logger), ticking():
             end_on_signals(cls.logger)
             for name in ("state", "catalog"):

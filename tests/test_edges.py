@@ -346,6 +346,30 @@ def test_an_answer_without_the_rows_it_counts_is_asked_for_again(
     assert output.table("network") == expected(sandbox.project, "network")
 
 
+def test_the_newest_events_do_not_wait_for_time_to_list_older_sessions(
+    now: datetime,
+) -> None:
+    """A box that ends before all sessions are listed leaves the events of the newest."""
+    project = generate(seed=3, sessions=400, days=200, until=now - timedelta(hours=1))
+    box: Row = {"page_size": 2, "max_runtime_minutes": 0.000001, "concurrency": 1}
+    asked: list[str] = []
+    state: Row | None = None
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        for _ in range(3):
+            output = sync(sandbox, now, state, **box)
+            state = output.state
+            asked += [key[0] for key in dict.fromkeys(output.table("events"))]
+            assert output.rows("events")
+            assert state["bookmarks"]["sessions"]["complete_from"] != "beginning"
+    sessions = list(dict.fromkeys(asked))
+    newest = sorted(
+        (row for row in project.sessions.values() if project.events[row["id"]]),
+        key=lambda row: row["startedAt"],
+        reverse=True,
+    )
+    assert sessions == [row["id"] for row in newest[:3]]
+
+
 def test_events_get_on_though_a_session_is_set_aside_and_the_box_too_small(
     sandbox: Sandbox, now: datetime
 ) -> None:
