@@ -15,6 +15,7 @@ gets SIGTERM or SIGINT.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -223,6 +224,9 @@ class Emulator:
         self.app = app
         self.stages = stages
         self.sql_log = sql_log
+        # fakesnow notes each table and view by name, its own helpers too; two sessions that
+        # make one of a name at once run into each other.
+        self.one_at_a_time = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -253,10 +257,11 @@ class Emulator:
             statements.stage.mkdir(parents=True, exist_ok=True)
             return statements.answer()
         answer: dict[str, Any] = {}
-        for statement in statements:
-            answer = await self.ask(scope, request | {"sqlText": statement})
-            if not answer["success"]:
-                break
+        async with self.one_at_a_time:
+            for statement in statements:
+                answer = await self.ask(scope, request | {"sqlText": statement})
+                if not answer["success"]:
+                    break
         return answer
 
     async def ask(self, scope: Scope, request: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +321,8 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 @contextlib.contextmanager
 def listening(port: int) -> Iterator[socket.socket]:
     """Listen on loopback, on a free port where `port` is 0."""
-    with socket.socket() as listener:
+    # asyncio turns off the delay of small packets only where the protocol is named.
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
         listener.listen(128)
