@@ -127,6 +127,8 @@ setup_meltano() {
             esac
         done
         export HOME="$here/.meltano/home" UV_CACHE_DIR="$cache"
+        # Else each plugin's first process compiles all that it imports.
+        export UV_COMPILE_BYTECODE=1
         [ ! -f "$config" ] || export UV_CONFIG_FILE="${UV_CONFIG_FILE:-$config}"
         [ ! -f "$netrc" ] || export NETRC="$netrc"
         mkdir -p "$HOME"

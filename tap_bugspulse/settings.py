@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import typing as t
 from dataclasses import dataclass, field
@@ -221,7 +222,7 @@ class Settings:
             ),
             request_timeout=read.number("request_timeout", 60, 0, above=True) or 60,
             user_agent=read.text("user_agent")
-            or f"tap-bugspulse/{metadata.version('tap-bugspulse')}",
+            or f"tap-bugspulse/{_version()}",
         )
         if read.problems:
             raise SettingsError(read.problems)
@@ -337,6 +338,12 @@ class _Reader:
             self.problems.append(f"{name} must be {kind} {limits}, not {shown}")
             return default
         return number
+
+
+@functools.cache
+def _version() -> str:
+    """Say the tap's own version, which takes reading a file of what is installed."""
+    return metadata.version("tap-bugspulse")
 
 
 def _number(value: object) -> float | None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import forks
 from tests.pipeline.connector import Connector
+from tests.pipeline.warehouse import Snowflake, emulated
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ def _nothing_is_left() -> Iterator[None]:
 def connector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connector]:
     """Snowflake's connector."""
     with Connector(tmp_path_factory.mktemp("connector")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def emulated_snowflake(
+    tmp_path_factory: pytest.TempPathFactory, connector: Connector
+) -> Iterator[Snowflake]:
+    """An emulated Snowflake, which takes two seconds to start; tests use it in turn."""
+    with emulated(tmp_path_factory.mktemp("snowflake"), connector) as started:
         yield started
 
 

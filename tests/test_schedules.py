@@ -17,14 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import assert_same, change, events_asked, held, tap_settings
-from tests.pipeline.warehouse import Snowflake, emulated
+from tests.pipeline.warehouse import Snowflake, emptied
 from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    from tests.pipeline.connector import Connector
 
 EXAMPLES = CHECKOUT / "examples"
 PROJECTS = EXAMPLES / "several-projects" / "projects.meltano.yml"
@@ -34,9 +32,9 @@ SECONDS = 120
 
 
 @pytest.fixture
-def snowflake(tmp_path: Path, connector: Connector) -> Iterator[Snowflake]:
+def snowflake(emulated_snowflake: Snowflake) -> Iterator[Snowflake]:
     """An emulated Snowflake that is empty."""
-    with emulated(tmp_path, connector) as server:
+    with emptied(emulated_snowflake) as server:
         yield server
 
 

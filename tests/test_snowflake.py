@@ -55,7 +55,7 @@ from tests.pipeline.truth import (
     held,
     tap_settings,
 )
-from tests.pipeline.warehouse import Snowflake, emulated
+from tests.pipeline.warehouse import Snowflake, emptied
 from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def snowflake(
         yield Snowflake(schema, settings, connection, connector, tmp_path / "none")
         connector.ask(connection, [f"drop schema if exists {schema} cascade"])
         return
-    with emulated(tmp_path, connector) as server:
+    with emptied(request.getfixturevalue("emulated_snowflake")) as server:
         yield server
 
 

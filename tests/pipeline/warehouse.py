@@ -108,3 +108,13 @@ def emulated(directory: Path, connector: Connector) -> Iterator[Snowflake]:
             connector,
             sql_log,
         )
+
+
+@contextlib.contextmanager
+def emptied(snowflake: Snowflake) -> Iterator[Snowflake]:
+    """Lend an emulated Snowflake that has nothing in it, and clear it afterwards."""
+    snowflake.sent()
+    try:
+        yield snowflake
+    finally:
+        snowflake.query(f"drop schema if exists {snowflake.schema} cascade")

@@ -8,6 +8,7 @@ import math
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 Row = dict[str, Any]
@@ -162,8 +163,15 @@ class Draft:
 
 def iso(instant: int) -> str:
     """Milliseconds since 1970 as the API writes them: `2026-01-15T10:00:00.000Z`."""
-    moment = datetime.fromtimestamp(instant / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds")[:23] + "Z"
+    seconds, thousandths = divmod(instant, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    return f"{_minute(minutes)}:{seconds:02}.{thousandths:03}Z"
+
+
+@lru_cache(maxsize=100_000)  # what happens in a session does so in a few minutes
+def _minute(minutes: int) -> str:
+    """Minutes since 1970 as text: `2026-01-15T10:00`."""
+    return datetime.fromtimestamp(minutes * 60, UTC).isoformat()[:16]
 
 
 def millis(moment: datetime | str) -> int:
