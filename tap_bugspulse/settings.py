@@ -221,8 +221,7 @@ class Settings:
                 or CONCURRENCY
             ),
             request_timeout=read.number("request_timeout", 60, 0, above=True) or 60,
-            user_agent=read.text("user_agent")
-            or f"tap-bugspulse/{_version()}",
+            user_agent=read.text("user_agent") or f"tap-bugspulse/{_version()}",
         )
         if read.problems:
             raise SettingsError(read.problems)

@@ -27,6 +27,7 @@ def listed(server: Server, query: str) -> dict[str, t.Any]:
         return t.cast("dict[str, t.Any]", json.load(answer))
 
 
+@pytest.mark.long
 def test_both_taps_emit_the_same_rows(tmp_path: Path) -> None:
     """The stock tap and ours give the same rows of every stream, each of them once."""
     bench = Bench(tmp_path)
@@ -79,6 +80,7 @@ def test_the_server_counts_windows_pages_and_the_limit() -> None:
         assert server.counts()["requests"] == {}
 
 
+@pytest.mark.long
 def test_the_bench_prints_a_table_with_both_taps(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

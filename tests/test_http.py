@@ -166,6 +166,7 @@ def test_a_passing_fault_costs_a_retry_and_no_row(
     assert sorted(count for count in asked.values() if count > 1) == [2, 2, 2, 2]
 
 
+@pytest.mark.long
 def test_a_soak_of_faults_loses_nothing_and_names_three(now: datetime) -> None:
     """With a tenth of all answers faulty and three sessions broken, all else arrives."""
     project = generate(

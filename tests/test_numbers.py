@@ -19,7 +19,7 @@ if t.TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("limit", "order", "to_means"),
     [
-        (1000, "newest", "before"),
+        pytest.param(1000, "newest", "before", marks=pytest.mark.long),
         (100, "newest", "before"),
         (100, "oldest", "end"),
         (100, "arbitrary", "midnight"),
@@ -109,7 +109,7 @@ def test_fourteen_of_five_hundred_sessions_take_fourteen_requests(now: datetime)
             assert together == expected(project, stream)
 
 
-@pytest.mark.parametrize("days", [30, 1000])
+@pytest.mark.parametrize("days", [30, pytest.param(1000, marks=pytest.mark.long)])
 def test_the_state_is_as_large_as_its_lookback(now: datetime, days: int) -> None:
     """10,000 sessions in the lookback take 260 kB at most, however long history is."""
     project = generate(

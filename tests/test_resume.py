@@ -182,6 +182,7 @@ def test_the_same_kill_twice_in_a_row_makes_progress(tmp_path: Path) -> None:
     assert_whole(together(outputs), project)
 
 
+@pytest.mark.long
 def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path) -> None:
     """Of 40,000 sessions all are there after 50 events requests, which are the newest."""
     project = generate(

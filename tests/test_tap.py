@@ -6,6 +6,7 @@ import json
 import os
 import re
 import typing as t
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -60,19 +61,25 @@ class TestStandard(
 @pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
 @pytest.mark.parametrize("events_paging", ["all", "pages"])
 def test_emits_every_row_of_every_stream_once(
-    sandbox: Sandbox,
     now: datetime,
     order: Order,
     to_means: ToMeans,
     events_paging: EventsPaging,
 ) -> None:
     """All the sandbox holds arrives field by field and once, however the API reads."""
-    sandbox.options.order = order
-    sandbox.options.to_means = to_means
-    sandbox.options.events_paging = events_paging
-    output = sync(sandbox, now, page_size=5)
+    project = generate(7, 50, 20, now - timedelta(hours=1), crash_groups=5)
+    options = Options(
+        requests_per_minute=None,
+        order=order,
+        to_means=to_means,
+        events_paging=events_paging,
+    )
+    with Sandbox(project, options) as sandbox:
+        output = sync(sandbox, now, page_size=3)
+        assert max(int(one.query["page"]) for one in sandbox.requests) >= 4
     for stream in PRIMARY_KEYS:
-        assert output.table(stream) == expected(sandbox.project, stream)
+        assert len(output.table(stream)) >= 4
+        assert output.table(stream) == expected(project, stream)
         assert output.repeated(stream) == []
 
 
