@@ -32,7 +32,6 @@ if t.TYPE_CHECKING:
 
     from tap_bugspulse.columns import Row
     from tap_bugspulse.paging import Key, Page
-    from tap_bugspulse.run import Counts
     from tap_bugspulse.session import Then
     from tap_bugspulse.tap import TapBugsPulse
 
@@ -63,7 +62,7 @@ class BugsPulseStream(RESTStream[int]):
         """Set the stream up with the tap's settings and its one HTTP session."""
         self.tap = tap
         self.key_columns = tuple(self.primary_keys)
-        self._key_of = _key_reader(self.key_columns)
+        self._key_of = operator.itemgetter(*self.key_columns)
         super().__init__(tap)
         if tap.project is not None:
             self.primary_keys = (PROJECT, *self.key_columns)
@@ -208,6 +207,7 @@ class BugsPulseStream(RESTStream[int]):
         paginator = self.get_new_paginator()
         # The call that the SDK's request_records makes.
         send = self.request_decorator(self._request)
+        counts = self.tap.run.counts[self.name]
         asked = asked or deque([self.ask(query)])
         try:
             with self.get_http_request_counter() as counter:
@@ -216,8 +216,8 @@ class BugsPulseStream(RESTStream[int]):
                     began = self.tap.run.clock.seconds()
                     response = send(asked.popleft(), query)
                     counter.increment()
-                    self.counts.requests += 1
-                    self.counts.seconds += self.tap.run.clock.seconds() - began
+                    counts.requests += 1
+                    counts.seconds += self.tap.run.clock.seconds() - began
                     page = page_of(response)
                     yield page
                     paginator.advance(response)
@@ -257,10 +257,19 @@ class BugsPulseStream(RESTStream[int]):
             # The API may answer pages that are asked for at once out of turn, and rows
             # that come in between are then missed: one after the other misses none.
             for page in pages or self.request_pages(query, ahead=listing == 0):
-                rows = list(map(self.shaper(query), page.rows))
-                keys = [None if row is None else self._key_of(row) for row in rows]
+                rows = [self.shape(raw, query) for raw in page.rows]
+                keys = [self._key(row) for row in rows]
+                if len(set(keys) - {None}) < len(keys) - keys.count(None):
+                    self.tap.run.warn_once(
+                        f"{self.name}: the API sends rows with the same "
+                        f"{' and '.join(self.key_columns)} on one page; only the first "
+                        "of them is loaded"
+                    )
                 head = head if seen.pages else rows
-                new = self._new(keys, rows, known)
+                new: dict[Key, Row] = {}
+                for row, key in zip(rows, keys, strict=True):
+                    if row is not None and key is not None and key not in known:
+                        new.setdefault(key, row)
                 if not seen.add(page, keys):
                     break
                 known.update(new)
@@ -276,7 +285,7 @@ class BugsPulseStream(RESTStream[int]):
         if seen.leads_nowhere:
             msg = f"{self.path} answers pages without new rows again and again"
             raise PatienceError(msg)
-        self.counts.disagreements += 1
+        self.tap.run.counts[self.name].disagreements += 1
         self.logger.warning(
             "%s: %d rows arrived where the API counts %d, after listing %s %d times",
             self.name,
@@ -285,24 +294,6 @@ class BugsPulseStream(RESTStream[int]):
             " ".join(f"{name} {value}" for name, value in query.items()) or "all",
             LISTINGS,
         )
-
-    def _new(
-        self, keys: list[Key | None], rows: list[Row | None], known: set[Key]
-    ) -> dict[Key, Row]:
-        """Give the rows of a page that have a key and are not known, by key."""
-        new = dict(zip(keys, rows, strict=True))
-        if len(new) < len(keys) or None in new or not known.isdisjoint(new):
-            if len(new.keys() - {None}) < len(keys) - keys.count(None):
-                self.tap.run.warn_once(
-                    f"{self.name}: the API sends rows with the same "
-                    f"{' and '.join(self.key_columns)} on one page; only the first "
-                    "of them is loaded"
-                )
-            new = {}
-            for key, row in zip(keys, rows, strict=True):
-                if key is not None and key not in known:
-                    new.setdefault(key, row)
-        return t.cast("dict[Key, Row]", new)
 
     def may_move_up(self, rows: list[Row | None]) -> bool:  # noqa: ARG002 - for some
         """Tell whether rows at the head of this listing may have gone while it was read.
@@ -313,21 +304,19 @@ class BugsPulseStream(RESTStream[int]):
 
     def _keys_of_first_page(self, query: Query) -> list[Key | None]:
         page = next(self.request_pages(query))
-        rows = map(self.shaper(query), page.rows)
-        return [None if row is None else self._key_of(row) for row in rows]
+        return [self._key(self.shape(raw, query)) for raw in page.rows]
 
-    def shaper(self, query: Query) -> Callable[[t.Any], Row | None]:  # noqa: ARG002 - for events
-        """Give what fits the rows of a listing to the schema; None for what is no row."""
-        return self.columns.fit
+    def shape(self, raw: object, query: Query) -> Row | None:  # noqa: ARG002 - for events
+        """Fit a row of the API to the schema; None for what is no row at all."""
+        return self.columns.fit(raw) if isinstance(raw, dict) else None
 
-    @cached_property
-    def counts(self) -> Counts:
-        """What is counted of this run."""
-        return self.tap.run.counts[self.name]
+    def _key(self, row: Row | None) -> Key | None:
+        key: Key | None = None if row is None else self._key_of(row)
+        return None if type(key) is tuple and None in key else key
 
     @override
     def post_process(self, row: Row, context: t.Any = None) -> Row:
-        self.counts.rows += 1
+        self.tap.run.counts[self.name].rows += 1
         return row
 
     @override
@@ -383,23 +372,10 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def backoff_handler(self, details: Details) -> None:
-        self.counts.retries += 1
+        self.tap.run.counts[self.name].retries += 1
         self.logger.info(
             "%s: trying again in %.0f s after %s",
             self.name,
             details["wait"],
             reason(details["exception"]),
         )
-
-
-def _key_reader(columns: tuple[str, ...]) -> Callable[[Row], t.Any]:
-    """Give what reads the key of a row; None where a part of it lacks."""
-    read = operator.itemgetter(*columns)
-    if len(columns) == 1:
-        return read
-
-    def whole(row: Row) -> Key | None:
-        key = t.cast("tuple[str | None, ...]", read(row))
-        return None if None in key else t.cast("Key", key)
-
-    return whole

@@ -77,13 +77,11 @@ class Columns:
         self._empty: Row = {**dict.fromkeys(self._kinds), **own}
         self._alike: dict[tuple[t.Any, ...], list[tuple[str, Fit]]] = {}
 
-    def fit(self, raw: t.Any) -> Row | None:  # noqa: ANN401 - whatever the API sends
-        """Give a row that fits, None for what is no row at all.
+    def fit(self, raw: Row) -> Row:
+        """Give a row that fits.
 
         What has no column, and values that do not fit theirs, are kept in ``_extra``.
         """
-        if type(raw) is not dict:
-            return None
         # Rows with the same columns and types differ only in values to be looked at.
         alike = (*raw, *map(type, raw.values()))
         doubtful = self._alike.get(alike)

@@ -78,17 +78,12 @@ class Events(BugsPulseStream):
         return t.cast("Sessions", self.tap.streams["sessions"])
 
     @override
-    def shaper(self, query: Mapping[str, str]) -> Callable[[t.Any], Row | None]:
-        fit = super().shaper(query)
-
-        def of_session(raw: t.Any) -> Row | None:  # noqa: ANN401 - whatever the API sends
-            if isinstance(raw, dict):
-                raw = {**raw, **query}
-                if not isinstance(raw.get("data"), dict | None):
-                    raw["data"] = {"value": raw["data"]}
-            return fit(raw)
-
-        return of_session
+    def shape(self, raw: object, query: Mapping[str, str]) -> Row | None:
+        if isinstance(raw, dict):
+            raw = {**raw, **query}
+            if not isinstance(raw.get("data"), dict | None):
+                raw["data"] = {"value": raw["data"]}
+        return super().shape(raw, query)
 
     @override
     def get_records(self, context: t.Any) -> Iterator[Row]:

@@ -132,8 +132,7 @@ class Listing:
             self._total = page.total
         known = self.rows
         self.without_key += keys.count(None)
-        self._keys.update(t.cast("list[Key]", keys))
-        self._keys.discard(t.cast("Key", None))
+        self._keys.update(key for key in keys if key is not None)
         self._barren = 0 if self.rows > known else self._barren + 1
         self.leads_nowhere = self._barren >= MOST_BARREN or (
             bool(keys) and keys == self._before

@@ -245,8 +245,8 @@ class Window:
         The API does not say which of a row's instants the dates filter on, so the
         row may lie outside of the window.
         """
-        if instant is not None and self.holds(day := instant.date()):
-            return day
+        if instant is not None and self.holds(instant.date()):
+            return instant.date()
         if self.end is None:
             return max(today, self.start or today)
         return self.end - DAY
@@ -353,12 +353,8 @@ class Marks:
 
     def saw(self, instant: datetime | None) -> None:
         """Note a row that was read and not dropped; a lying clock moves nothing."""
-        if (
-            instant is not None
-            and instant <= self.now
-            and (self._seen is None or instant > self._seen)
-        ):
-            self._seen = instant
+        if instant is not None and instant <= self.now:
+            self._seen = instant if self._seen is None else max(self._seen, instant)
 
     def forward_done(self, window: Window) -> None:
         """Move the forward mark over a completed window."""

@@ -279,7 +279,9 @@ class Network(IncrementalStream):
         is_known = (is_ahead or self.ahead) and not self._is_new_ahead(
             row["id"], is_ahead=is_ahead
         )
-        return (self.ignores_state or not is_known) and not self.was_met(row, instant)
+        return (self.ignores_state or not is_known) and super().is_news(
+            row, instant, window
+        )
 
     def _is_new_ahead(self, row_id: str, *, is_ahead: bool) -> bool:
         """Tell whether a row has not been met while it lay in the future."""
