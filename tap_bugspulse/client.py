@@ -32,6 +32,7 @@ if t.TYPE_CHECKING:
 
     from tap_bugspulse.columns import Row
     from tap_bugspulse.paging import Key, Page
+    from tap_bugspulse.run import Counts
     from tap_bugspulse.session import Then
     from tap_bugspulse.tap import TapBugsPulse
 
@@ -90,6 +91,11 @@ class BugsPulseStream(RESTStream[int]):
 
         properties = self.schema["properties"]
         return Columns(properties, self.key_columns, self.tap.project, warn)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """What the run counts of this stream."""
+        return self.tap.run.counts[self.name]
 
     @override
     def apply_catalog(self, catalog: Catalog) -> None:
@@ -207,7 +213,6 @@ class BugsPulseStream(RESTStream[int]):
         paginator = self.get_new_paginator()
         # The call that the SDK's request_records makes.
         send = self.request_decorator(self._request)
-        counts = self.tap.run.counts[self.name]
         asked = asked or deque([self.ask(query)])
         try:
             with self.get_http_request_counter() as counter:
@@ -216,8 +221,8 @@ class BugsPulseStream(RESTStream[int]):
                     began = self.tap.run.clock.seconds()
                     response = send(asked.popleft(), query)
                     counter.increment()
-                    counts.requests += 1
-                    counts.seconds += self.tap.run.clock.seconds() - began
+                    self.counts.requests += 1
+                    self.counts.seconds += self.tap.run.clock.seconds() - began
                     page = page_of(response)
                     yield page
                     paginator.advance(response)
@@ -285,7 +290,7 @@ class BugsPulseStream(RESTStream[int]):
         if seen.leads_nowhere:
             msg = f"{self.path} answers pages without new rows again and again"
             raise PatienceError(msg)
-        self.tap.run.counts[self.name].disagreements += 1
+        self.counts.disagreements += 1
         self.logger.warning(
             "%s: %d rows arrived where the API counts %d, after listing %s %d times",
             self.name,
@@ -316,7 +321,7 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def post_process(self, row: Row, context: t.Any = None) -> Row:
-        self.tap.run.counts[self.name].rows += 1
+        self.counts.rows += 1
         return row
 
     @override
@@ -372,7 +377,7 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def backoff_handler(self, details: Details) -> None:
-        self.tap.run.counts[self.name].retries += 1
+        self.counts.retries += 1
         self.logger.info(
             "%s: trying again in %.0f s after %s",
             self.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import subprocess
@@ -19,10 +20,12 @@ from tests.pipeline.meltano import (
     loopback_only,
     snowflake_settings,
 )
-from tests.pipeline.snowflake import NotEmulatedError, rewrite
+from tests.pipeline.snowflake import Emulator, NotEmulatedError, rewrite
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from starlette.types import Receive, Scope, Send
 
     from tests.pipeline.connector import Connector
 
@@ -157,6 +160,27 @@ def test_the_emulator_copies_and_merges_staged_rows(
     assert answers["merged"] == [["a", None, 2], ["b", None, None]]
     assert [sum(map(int, row)) for row in answers["merged count"]] == [2]
     assert kept == [[2]]
+
+
+def test_the_emulator_runs_the_statements_of_one_session_at_a_time(tmp_path: Path) -> None:
+    """The three statements that stand for a merge are not mixed with another's."""
+    came: list[int] = []
+
+    async def fakesnow(scope: Scope, receive: Receive, send: Send) -> None:
+        came.append(scope["session"])
+        await receive()
+        await asyncio.sleep(0)  # here another one would get its turn
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"success": true, "data": {}}'})
+
+    async def both() -> None:
+        emulator = Emulator(fakesnow, tmp_path)
+        request = {"sqlText": MERGE.format(casts="$1:id::VARCHAR as id")}
+        scopes: list[Scope] = [{"session": number, "headers": []} for number in (1, 2)]
+        await asyncio.gather(*(emulator.answer(scope, request) for scope in scopes))
+
+    asyncio.run(both())
+    assert came == [1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,13 @@ def what(data: Row) -> str | None:
     return next((text for text in found if text is not None), None)
 
 
+def test_tests_of_a_group_share_a_process(request: pytest.FixtureRequest) -> None:
+    """Where groups are asked for, pytest-xdist knows those of the tests by their names."""
+    name = request.node.name
+    ending = "@queries" if request.config.getoption("loadgroup", default=False) else ""
+    assert request.node.nodeid.endswith(f"{name}{ending}")
+
+
 def test_crash_free_sessions_and_users_by_day_and_version(
     answers: Answers, loaded: Loaded
 ) -> None:
