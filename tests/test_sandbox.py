@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -1072,6 +1073,24 @@ def test_pages_drift_while_old_rows_are_purged() -> None:
         first, second = (client.get("/sessions", page=n, limit=10).json for n in (1, 2))
     assert (first["total"], second["total"]) == (30, 26)
     assert second["data"][0]["id"] == "sess_14"
+
+
+def test_a_hook_may_edit_rows_while_others_are_read(own: Project) -> None:
+    """No answer is built from the rows while a hook is at them."""
+    free: list[bool] = []
+
+    def try_lock(project: Project) -> None:
+        free.append(project.lock.acquire(blocking=False))
+        if free[-1]:
+            project.lock.release()
+
+    def edit(_: Request, project: Project) -> None:
+        with ThreadPoolExecutor(1) as another:
+            another.submit(try_lock, project)
+
+    with serving(own, unlimited(on_request=edit)) as client:
+        assert client.get("/sessions").status == 200
+    assert free == [False]
 
 
 def test_a_server_whose_data_changes_by_itself(own: Project) -> None:

@@ -179,7 +179,7 @@ class Options:
     script: Callable[[Request], str | None] | None = None
     """Asked before each answer: a fault for just this request, or None."""
     on_request: Callable[[Request, Project], None] | None = None
-    """Called before each answer is built; may change the project."""
+    """Called before each answer is built, with the project's lock; may change it."""
     hold: Callable[[Request], None] | None = None
     """Called before each answer is built; may keep it back while others are built."""
     envelope: Callable[[dict[str, Any]], dict[str, Any]] | None = None

@@ -187,7 +187,8 @@ class Sandbox:
             wait = allowance.take(options, request.at)
         if wait:
             raise _Refusal(self._too_many(wait))
-        with self._hooks:
+        # Hooks edit rows, which other requests may be reading at the same time.
+        with self._hooks, self.project.lock:
             if options.on_request:
                 options.on_request(request, self.project)
             fault = options.script(request) if options.script else None
