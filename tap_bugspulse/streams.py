@@ -193,8 +193,10 @@ class Network(IncrementalStream):
             first = max(
                 self._tracked_from(self.marks.stretch.complete_to), days.start or date.min
             )
+            forward = self.near  # ids met in those of these days that were read before
             while days.end and days.end > first:
                 day = days.end - DAY
+                self.near = self.near | forward
                 if day not in self.days:
                     yield from self.cut(Window(day, days.end), newest_first=True)
                 days = Window(days.start, day)

@@ -284,6 +284,24 @@ def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
             state = output.state
 
 
+@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
+def test_an_earlier_start_date_of_the_same_day_emits_no_call_twice(
+    sandbox: Sandbox, now: datetime, to_means: Reading
+) -> None:
+    """Days before it that the forward part has read are not read as history again."""
+    sandbox.options.to_means = to_means
+    only = select(now, "network")
+    _, call = (sandbox.project.new_network(now - timedelta(hours=n)) for n in (20, 1))
+    start = (now - timedelta(hours=2)).isoformat()
+    first = sync(sandbox, now, catalog=only, start_date=start)
+    second = sync(sandbox, now, first.state, catalog=only)
+    assert second.repeated("network") == []
+    assert (call,) in first.table("network")
+    assert first.table("network") | second.table("network") == expected(
+        sandbox.project, "network"
+    )
+
+
 def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
     """A call of long ago that the API files under the day it came is not loaded again."""
     project = generate(seed=0, sessions=0, days=1, until=now)
