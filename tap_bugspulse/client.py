@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from tap_bugspulse import schemas
 from tap_bugspulse.columns import EXTRA, PROJECT, PROJECT_COLUMN, Columns
-from tap_bugspulse.paging import Listing, PagePaginator, page_of
+from tap_bugspulse.paging import Listing, PagePaginator, decoder_of, page_of
 from tap_bugspulse.patience import Patience, PatienceError, reason
 
 if t.TYPE_CHECKING:
@@ -67,6 +67,10 @@ class BugsPulseStream(RESTStream[int]):
         super().__init__(tap)
         if tap.project is not None:
             self.primary_keys = (PROJECT, *self.key_columns)
+        self.columns = Columns(
+            self.schema["properties"], self.key_columns, tap.project, self._has_no_column
+        )
+        self.decoder = decoder_of(self.columns.row_type)
 
     @cached_property
     @override
@@ -80,22 +84,15 @@ class BugsPulseStream(RESTStream[int]):
         }
 
     @cached_property
-    def columns(self) -> Columns:
-        """What makes the API's rows fit this stream's table."""
-
-        def warn(name: str) -> None:
-            self.tap.run.warn_once(
-                f"{self.name}: the API sends {name}, which is no column yet; "
-                f"it is kept in {EXTRA}"
-            )
-
-        properties = self.schema["properties"]
-        return Columns(properties, self.key_columns, self.tap.project, warn)
-
-    @cached_property
     def counts(self) -> Counts:
         """What the run counts of this stream."""
         return self.tap.run.counts[self.name]
+
+    def _has_no_column(self, name: str) -> None:
+        self.tap.run.warn_once(
+            f"{self.name}: the API sends {name}, which is no column yet; "
+            f"it is kept in {EXTRA}"
+        )
 
     @override
     def apply_catalog(self, catalog: Catalog) -> None:
@@ -182,7 +179,7 @@ class BugsPulseStream(RESTStream[int]):
             if getattr(answer, "status_code", None) != HTTPStatus.OK:
                 return
             with contextlib.suppress(RetriableAPIError):  # for whoever takes the answer
-                page = page_of(t.cast("requests.Response", answer))
+                page = page_of(t.cast("requests.Response", answer), self.decoder)
                 if is_wanted(page):
                     self._ask_more(query, page, asked, len(asked) + 1)
 
@@ -223,7 +220,7 @@ class BugsPulseStream(RESTStream[int]):
                     counter.increment()
                     self.counts.requests += 1
                     self.counts.seconds += self.tap.run.clock.seconds() - began
-                    page = page_of(response)
+                    page = page_of(response, self.decoder)
                     yield page
                     paginator.advance(response)
                     if paginator.finished:
@@ -313,7 +310,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def shape(self, raw: object, query: Query) -> Row | None:  # noqa: ARG002 - for events
         """Fit a row of the API to the schema; None for what is no row at all."""
-        return self.columns.fit(raw) if isinstance(raw, dict) else None
+        return self.columns.fit(raw)
 
     def _key(self, row: Row | None) -> Key | None:
         key: Key | None = None if row is None else self._key_of(row)
@@ -333,7 +330,7 @@ class BugsPulseStream(RESTStream[int]):
     def validate_response(self, response: requests.Response) -> None:
         status = response.status_code
         if status == HTTPStatus.OK:
-            page_of(response)
+            page_of(response, self.decoder)
             return
         if status == HTTPStatus.NOT_FOUND:
             raise NotFoundError(self.response_error_message(response))

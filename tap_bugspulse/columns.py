@@ -5,6 +5,8 @@ from __future__ import annotations
 import typing as t
 from collections import Counter
 
+import msgspec
+
 from tap_bugspulse.replication import format_instant, parse_instant
 
 if t.TYPE_CHECKING:
@@ -13,7 +15,6 @@ if t.TYPE_CHECKING:
     Row = dict[str, t.Any]
     Fit = Callable[[t.Any], t.Any]
 
-MOST_ALIKE = 1000  # combinations of columns and types that are remembered
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
 PROJECT_COLUMN = {
@@ -44,8 +45,21 @@ _FITS: dict[str, Fit] = {
     "boolean": lambda value: value if isinstance(value, bool) else None,
     "object": lambda value: value if isinstance(value, dict) else None,
 }
-# The type whose values all fit; others are looked at one by one.
-_SURE = {"string": str, "integer": int, "boolean": bool, "object": dict}
+# The types of what a decoder takes for a column, by the column's format or type.
+_TYPES: dict[str, t.Any] = {
+    "key": str | int | None,
+    "string": str | None,
+    "date-time": str | None,
+    "integer": int | None,
+    "boolean": bool | None,
+    "object": dict | None,
+}
+_LOOKED_AT = {"key", "date-time"}  # whose type alone does not make a value fit
+
+
+def sent(raw: object, column: str) -> t.Any:  # noqa: ANN401 - whatever the API sends
+    """Give what a row of a page has for a column, None where it has nothing."""
+    return raw.get(column) if isinstance(raw, dict) else getattr(raw, column, None)
 
 
 class Columns:
@@ -73,47 +87,51 @@ class Columns:
             for name, column in properties.items()
             if name not in {EXTRA, PROJECT}
         }
-        own = {EXTRA: None} if project is None else {EXTRA: None, PROJECT: project}
-        self._empty: Row = {**dict.fromkeys(self._kinds), **own}
-        self._alike: dict[tuple[t.Any, ...], list[tuple[str, Fit]]] = {}
+        self._own = {EXTRA: None} if project is None else {EXTRA: None, PROJECT: project}
+        self._looked_at = [
+            (name, _FITS[kind]) for name, kind in self._kinds.items() if kind in _LOOKED_AT
+        ]
+        # What rows are decoded into where all of them have these types and no other
+        # column: then little is left to be looked at.
+        self.row_type = msgspec.defstruct(
+            "Row",
+            [(name, _TYPES[kind], None) for name, kind in self._kinds.items()],
+            forbid_unknown_fields=True,
+        )
 
-    def fit(self, raw: Row) -> Row:
-        """Give a row that fits.
+    def fit(self, raw: object) -> Row | None:
+        """Give a row that fits; None for what is no row at all.
 
         What has no column, and values that do not fit theirs, are kept in ``_extra``.
-        """
-        # Rows with the same columns and types differ only in values to be looked at.
-        alike = (*raw, *map(type, raw.values()))
-        doubtful = self._alike.get(alike)
-        if doubtful is not None:
-            row: Row = {**self._empty, **raw}
-            for name, fit in doubtful:
-                row[name] = fit(raw[name])
-                if row[name] is None:
-                    break
-            else:
-                return row
-        return self._fit_any(raw, alike)
 
-    def _fit_any(self, raw: Row, alike: tuple[t.Any, ...]) -> Row:
-        row, extra = self._empty.copy(), {}
-        doubtful = []
+        Args:
+            raw: A ``row_type``, or whatever the API sent.
+        """
+        if not isinstance(raw, self.row_type):
+            return self._fit_any(raw) if isinstance(raw, dict) else None
+        row: Row = msgspec.structs.asdict(raw)
+        for name, fit in self._looked_at:
+            if row[name] is not None:
+                row[name] = fit(row[name])
+                if row[name] is None:
+                    return self._fit_any(msgspec.structs.asdict(raw))
+        row.update(self._own)
+        return row
+
+    def _fit_any(self, raw: Row) -> Row:
+        row: Row = {**dict.fromkeys(self._kinds), **self._own}
+        extra = {}
         for name, value in raw.items():
             kind = self._kinds.get(name)
             if kind is None:
                 self._has_no_column(name)
                 extra[name] = value
             elif value is not None:
-                fit = _FITS[kind]
-                row[name] = fit(value)
+                row[name] = _FITS[kind](value)
                 if row[name] is None:
                     self.misfits[name] += 1
                     extra[name] = value
-                if type(value) is not _SURE.get(kind):
-                    doubtful.append((name, fit))
         row[EXTRA] = extra or None
-        if not extra and len(self._alike) < MOST_ALIKE:
-            self._alike[alike] = doubtful
         return row
 
 

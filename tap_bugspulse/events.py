@@ -83,6 +83,9 @@ class Events(BugsPulseStream):
             raw = {**raw, **query}
             if not isinstance(raw.get("data"), dict | None):
                 raw["data"] = {"value": raw["data"]}
+        elif isinstance(raw, self.columns.row_type):
+            for name, value in query.items():
+                setattr(raw, name, value)
         return super().shape(raw, query)
 
     @override

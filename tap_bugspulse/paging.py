@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import typing as t
+from contextlib import suppress
 from dataclasses import dataclass
+from types import GenericAlias
 
 import msgspec
 from singer_sdk.exceptions import RetriableAPIError
@@ -15,6 +17,7 @@ if t.TYPE_CHECKING:
     import requests
 
     Key = str | tuple[str, ...]  # a column's value, or several
+    Decoder = msgspec.json.Decoder[t.Any]
 
 MOST_DIGITS = 18  # of a number that is text
 MOST_BARREN = 20  # pages in a row without a new row, however many the API says there are
@@ -24,6 +27,7 @@ MOST_BARREN = 20  # pages in a row without a new row, however many the API says 
 class Page:
     """One page of a listing as the API's envelope describes it.
 
+    ``rows`` are of the type that they were decoded into, or whatever the API sent;
     ``total`` is a guess by the number of pages where the API does not count the rows.
     """
 
@@ -34,14 +38,18 @@ class Page:
     is_counted: bool = True
 
     @classmethod
-    def decode(cls, response: requests.Response) -> Page:
+    def decode(cls, response: requests.Response, decoder: Decoder | None = None) -> Page:
         """Read the envelope ``data``, ``total``, ``page``, ``limit``, ``pages``.
+
+        Args:
+            response: What the API answered.
+            decoder: What reads it, of `decoder_of`, where its rows allow that.
 
         Raises:
             RetriableAPIError: If the body is not the documented JSON envelope.
         """
         try:
-            body = _decode(response.content)
+            body = _decode(response.content, decoder)
         except (ValueError, RecursionError):
             raise RetriableAPIError(_not_an_envelope(response), response) from None
         rows = body.get("data") if isinstance(body, dict) else None
@@ -61,8 +69,18 @@ class Page:
         return cls(rows, total, number, pages)
 
 
-def _decode(content: bytes) -> t.Any:  # noqa: ANN401 - whatever the API sends
+def decoder_of(row_type: type) -> Decoder:
+    """Make what decodes a page whose rows are all of a type, and refuses any other."""
+    fields: list[tuple[str, t.Any, None]] = [("data", GenericAlias(list, row_type), None)]
+    fields += [(name, t.Any, None) for name in ("total", "page", "limit", "pages")]
+    return msgspec.json.Decoder(msgspec.defstruct("Envelope", fields))
+
+
+def _decode(content: bytes, decoder: Decoder | None) -> t.Any:  # noqa: ANN401 - whatever the API sends
     """Read JSON; half a surrogate pair, of a text cut inside an emoji, becomes ``?``."""
+    if decoder is not None:
+        with suppress(msgspec.DecodeError):
+            return msgspec.structs.asdict(decoder.decode(content))
     try:
         return msgspec.json.decode(content)
     except msgspec.DecodeError:
@@ -82,11 +100,11 @@ def _not_an_envelope(response: requests.Response) -> str:
     return f"{response.status_code} without the documented JSON body"
 
 
-def page_of(response: requests.Response) -> Page:
+def page_of(response: requests.Response, decoder: Decoder | None = None) -> Page:
     """Decode the page of a response once; later calls return the same page."""
     kept = vars(response)
     if "page" not in kept:
-        kept["page"] = Page.decode(response)
+        kept["page"] = Page.decode(response, decoder)
     return t.cast("Page", kept["page"])
 
 

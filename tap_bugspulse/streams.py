@@ -11,6 +11,7 @@ from datetime import date
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.columns import sent
 from tap_bugspulse.incremental import MARK, IncrementalStream
 from tap_bugspulse.replication import (
     DAY,
@@ -155,8 +156,7 @@ class Network(IncrementalStream):
         """Tell by rows of the last day that no day of history is read on its own."""
         started, need = self.tap.run.started, self.tap.need
         past = self.plan.history_days(started)
-        rows = [row for row in last.rows if isinstance(row, dict)]
-        instants = [parse_instant(row.get(self.instant_column)) for row in rows]
+        instants = [parse_instant(sent(row, self.instant_column)) for row in last.rows]
         # Those that move the mark.
         seen = [one for one in instants if one and one <= started and need.holds(one)]
         if past is None or past.end is None or not seen:
