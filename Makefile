@@ -5,8 +5,8 @@
 # The many processes of the tests would compile the tap again, each for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate edges errors \
-	http numbers replication resume sdk sequences settings tap))
+COVERED = $(addprefix tests/test_,$(addsuffix .py,changes columns concurrency corporate edges \
+	errors http numbers replication resume sdk sequences settings tap))
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'

@@ -47,14 +47,13 @@ _FITS: dict[str, Fit] = {
 }
 # The types of what a decoder takes for a column, by the column's format or type.
 _TYPES: dict[str, t.Any] = {
-    "key": str | int | None,
+    "key": t.Annotated[str, msgspec.Meta(min_length=1)] | None,
     "string": str | None,
     "date-time": str | None,
     "integer": int | None,
     "boolean": bool | None,
     "object": dict | None,
 }
-_LOOKED_AT = {"key", "date-time"}  # whose type alone does not make a value fit
 
 
 def sent(raw: object, column: str) -> t.Any:  # noqa: ANN401 - whatever the API sends
@@ -88,11 +87,9 @@ class Columns:
             if name not in {EXTRA, PROJECT}
         }
         self._own = {EXTRA: None} if project is None else {EXTRA: None, PROJECT: project}
-        self._looked_at = [
-            (name, _FITS[kind]) for name, kind in self._kinds.items() if kind in _LOOKED_AT
-        ]
+        self._instants = [n for n, kind in self._kinds.items() if kind == "date-time"]
         # What rows are decoded into where all of them have these types and no other
-        # column: then little is left to be looked at.
+        # column: then only their instants are left to be looked at.
         self.row_type = msgspec.defstruct(
             "Row",
             [(name, _TYPES[kind], None) for name, kind in self._kinds.items()],
@@ -110,9 +107,9 @@ class Columns:
         if not isinstance(raw, self.row_type):
             return self._fit_any(raw) if isinstance(raw, dict) else None
         row: Row = msgspec.structs.asdict(raw)
-        for name, fit in self._looked_at:
+        for name in self._instants:
             if row[name] is not None:
-                row[name] = fit(row[name])
+                row[name] = _instant(row[name])
                 if row[name] is None:
                     return self._fit_any(msgspec.structs.asdict(raw))
         row.update(self._own)

@@ -353,8 +353,10 @@ class Marks:
 
     def saw(self, instant: datetime | None) -> None:
         """Note a row that was read and not dropped; a lying clock moves nothing."""
-        if instant is not None and instant <= self.now:
-            self._seen = instant if self._seen is None else max(self._seen, instant)
+        if instant is None or instant > self.now:
+            return
+        if self._seen is None or instant > self._seen:
+            self._seen = instant
 
     def forward_done(self, window: Window) -> None:
         """Move the forward mark over a completed window."""
