@@ -322,6 +322,12 @@ class BugsPulseStream(RESTStream[int]):
         return row
 
     @override
+    def generate_child_contexts(self, record: Row, context: t.Any) -> Iterator[t.Any]:
+        # None for a row: Sessions.get_records runs the events when all are listed. The
+        # SDK's own makes a copy of each row, also where a stream has no children.
+        return iter(())
+
+    @override
     def log_sync_costs(self) -> None:
         # The SDK calls this once for each stream when all is done.
         self.tap.sum_up(self)

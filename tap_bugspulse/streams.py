@@ -374,11 +374,6 @@ class Sessions(IncrementalStream):
         return {"sessionId": record["id"]}
 
     @override
-    def generate_child_contexts(self, record: Row, context: t.Any) -> Iterator[t.Any]:
-        # None while the sessions are listed: get_records runs the events afterwards.
-        return iter(())
-
-    @override
     def get_records(self, context: t.Any) -> Iterator[Row]:
         self.ledger, unread = Ledger.unpack(self.stream_state.get("ledger"))
         if unread:
