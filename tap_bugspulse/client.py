@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import typing as t
 from collections import deque
 from functools import cached_property
@@ -31,7 +30,7 @@ if t.TYPE_CHECKING:
     from singer_sdk.streams.rest import HTTPRequest
 
     from tap_bugspulse.columns import Row
-    from tap_bugspulse.paging import Key, Page
+    from tap_bugspulse.paging import Page
     from tap_bugspulse.run import Counts
     from tap_bugspulse.session import Then
     from tap_bugspulse.tap import TapBugsPulse
@@ -63,7 +62,6 @@ class BugsPulseStream(RESTStream[int]):
         """Set the stream up with the tap's settings and its one HTTP session."""
         self.tap = tap
         self.key_columns = tuple(self.primary_keys)
-        self._key_of = operator.itemgetter(*self.key_columns)
         super().__init__(tap)
         if tap.project is not None:
             self.primary_keys = (PROJECT, *self.key_columns)
@@ -251,7 +249,7 @@ class BugsPulseStream(RESTStream[int]):
             query: Query parameters of the listing.
             pages: Its pages, where some have been asked for already.
         """
-        known: set[Key] = set()
+        known: set[str | None] = set()
         for listing in range(LISTINGS):
             keys_seen = set() if listing else known  # one set for both in the first
             self.listing = seen = Listing(keys_seen, trusts_one_page=self.trusts_one_page)
@@ -260,7 +258,7 @@ class BugsPulseStream(RESTStream[int]):
             # that come in between are then missed: one after the other misses none.
             for page in pages or self.request_pages(query, ahead=listing == 0):
                 rows = [self.shape(raw, query) for raw in page.rows]
-                keys = [self._key(row) for row in rows]
+                keys = self._keys(rows)
                 if len(set(keys) - {None}) < len(keys) - keys.count(None):
                     self.tap.run.warn_once(
                         f"{self.name}: the API sends rows with the same "
@@ -268,7 +266,7 @@ class BugsPulseStream(RESTStream[int]):
                         "of them is loaded"
                     )
                 head = head if seen.pages else rows
-                new: dict[Key, Row] = {}
+                new: dict[str, Row] = {}
                 for row, key in zip(rows, keys, strict=True):
                     if row is not None and key is not None and key not in known:
                         new.setdefault(key, row)
@@ -304,17 +302,18 @@ class BugsPulseStream(RESTStream[int]):
         """
         return False
 
-    def _keys_of_first_page(self, query: Query) -> list[Key | None]:
+    def _keys_of_first_page(self, query: Query) -> list[str | None]:
         page = next(self.request_pages(query))
-        return [self._key(self.shape(raw, query)) for raw in page.rows]
+        return self._keys([self.shape(raw, query) for raw in page.rows])
+
+    def _keys(self, rows: list[Row | None]) -> list[str | None]:
+        """Give what tells the rows of a listing apart; its events are of one session."""
+        name = self.key_columns[-1]
+        return [None if row is None else row[name] for row in rows]
 
     def shape(self, raw: object, query: Query) -> Row | None:  # noqa: ARG002 - for events
         """Fit a row of the API to the schema; None for what is no row at all."""
         return self.columns.fit(raw)
-
-    def _key(self, row: Row | None) -> Key | None:
-        key: Key | None = None if row is None else self._key_of(row)
-        return None if type(key) is tuple and None in key else key
 
     @override
     def post_process(self, row: Row, context: t.Any = None) -> Row:

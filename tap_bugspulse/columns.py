@@ -94,6 +94,7 @@ class Columns:
             "Row",
             [(name, _TYPES[kind], None) for name, kind in self._kinds.items()],
             forbid_unknown_fields=True,
+            gc=False,  # rows of JSON leave no cycles behind
         )
 
     def fit(self, raw: object) -> Row | None:

@@ -16,7 +16,6 @@ from typing_extensions import override
 if t.TYPE_CHECKING:
     import requests
 
-    Key = str | tuple[str, ...]  # a column's value, or several
     Decoder = msgspec.json.Decoder[t.Any]
 
 MOST_DIGITS = 18  # of a number that is text
@@ -111,7 +110,7 @@ def page_of(response: requests.Response, decoder: Decoder | None = None) -> Page
 class Listing:
     """What one reading of all pages of a listing has brought."""
 
-    def __init__(self, keys: set[Key], *, trusts_one_page: bool = False) -> None:
+    def __init__(self, keys: set[str | None], *, trusts_one_page: bool = False) -> None:
         """Begin before the first page.
 
         Args:
@@ -129,15 +128,15 @@ class Listing:
         self._shrank = False
         self._total = 0
         self._keys = keys
-        self._before: list[Key | None] = []
-        self._head: list[Key | None] = []  # of the first page
+        self._before: list[str | None] = []
+        self._head: list[str | None] = []  # of the first page
 
     @property
     def rows(self) -> int:
         """Number of distinct rows that arrived."""
         return len(self._keys) + self.without_key
 
-    def add(self, page: Page, keys: list[Key | None]) -> bool:
+    def add(self, page: Page, keys: list[str | None]) -> bool:
         """Note a page and the keys of its rows; False if there is no use in going on."""
         if self.pages == 0:
             self.first_total = page.total if page.is_counted else 0
@@ -150,7 +149,8 @@ class Listing:
             self._total = page.total
         known = self.rows
         self.without_key += keys.count(None)
-        self._keys.update(key for key in keys if key is not None)
+        self._keys.update(keys)
+        self._keys.discard(None)
         self._barren = 0 if self.rows > known else self._barren + 1
         self.leads_nowhere = self._barren >= MOST_BARREN or (
             bool(keys) and keys == self._before
@@ -167,7 +167,7 @@ class Listing:
             return self._trusts_one_page or self._arrived >= self.first_total
         return not self.leads_nowhere and not self._shrank and self.rows >= self.first_total
 
-    def has_moved_up(self, keys: list[Key | None]) -> bool:
+    def has_moved_up(self, keys: list[str | None]) -> bool:
         """Tell whether rows of the first page are gone, so that others moved up.
 
         As many rows may have come as have gone, and then no total shows it. Rows that
