@@ -1,18 +1,20 @@
 """Python programs as processes of their own, without the second that a start takes.
 
-Most of that second imports the SDK. So each process of pytest has a server, ``python -m
-tests.forks``, that has imported the tap and run none of it, and a `Fork` is a fork of this
-server: a process with a pid, files, directory, environment and signals of its own, which
-goes on, and ends, as ``python -m MODULE ARGUMENT…`` does. What a Python does before it
-imports the tap, and that it does, is for tests that ask for a fresh one.
+Most of that second imports the SDK, or Meltano. So each process of pytest has a server for
+each of the two, ``python -m tests.forks MODULE…``, that has imported these modules and run
+none of them, and a `Fork` is a fork of this server: a process with a pid, a group, files,
+directory, environment and signals of its own, which goes on, and ends, as the program does
+that it is told to run. What a Python does before it imports the tap or Meltano, and that it
+does, is for tests that ask for a fresh one.
 
-The server ends when pytest does, however that ends, and with it every fork of it.
+A server ends when pytest does, however that ends, and with it every fork and its group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -36,15 +38,37 @@ SIZE = struct.Struct("!Q")  # of a request
 NUMBER = struct.Struct("!i")  # a pid, or an exit code
 
 
+class Kind(t.NamedTuple):
+    """What forks are forks of.
+
+    Attributes:
+        python: A Python, that of a virtual environment.
+        modules: What it imports before it forks.
+        env: All that it sees of the environment until it forks; None is what pytest sees.
+    """
+
+    python: str
+    modules: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] | None = None
+
+
+TAP = Kind(sys.executable, ("tests.running",))
+
+
 # --- The client ----------------------------------------------------------------------
 
 
 class Fork:
-    """A process that runs a module as ``python -m`` does; it is used like a `Popen`."""
+    """A process that leads a group of its own; it is used like a `Popen`.
 
-    def __init__(
+    It runs a program as Python does that is given its path, or a module as ``python -m``
+    does.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one fact of the process
         self,
-        module: str,
+        kind: Kind,
+        program: str | Path,
         *arguments: str,
         env: Mapping[str, str],
         cwd: Path,
@@ -52,14 +76,21 @@ class Fork:
         stderr: int,
     ) -> None:
         """Start it; it has the two file descriptors, and reads nothing."""
-        given = {"module": module, "arguments": arguments, "env": dict(env)}
-        request = json.dumps(given | {"cwd": str(cwd)}).encode()
+        given = {
+            "program": str(program),
+            "is_path": isinstance(program, Path),
+            "arguments": arguments,
+            "env": dict(env),
+            "cwd": str(cwd),
+        }
+        request = json.dumps(given).encode()
+        connection = _server(kind)[1]
         self._told, told = os.pipe()
         try:
-            socket.send_fds(_server()[1], [SIZE.pack(len(request))], [stdout, stderr, told])
+            socket.send_fds(connection, [SIZE.pack(len(request))], [stdout, stderr, told])
         finally:
             os.close(told)
-        _server()[1].sendall(request)
+        connection.sendall(request)
         self.returncode: int | None = None
         self.pid = self._number()
 
@@ -122,7 +153,8 @@ def start(
         fresh: Whether it is a Python from its very start, not a fork of one.
     """
     if CAN_FORK and not fresh:
-        return Fork(module, *arguments, env=env, cwd=ROOT, stdout=stdout, stderr=stderr)
+        streams = {"stdout": stdout, "stderr": stderr}
+        return Fork(TAP, module, *arguments, env=env, cwd=ROOT, **streams)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
@@ -154,29 +186,34 @@ def run(
         return subprocess.CompletedProcess([module], code, out.read(), errors.read())
 
 
+_servers: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+
+
 @functools.cache
-def _server() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the server of this process, once."""
+def _server(kind: Kind) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the server of a kind for this process, once."""
     ours, its = socket.socketpair()
     with its:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks"],
+            [kind.python, "-m", "tests.forks", *kind.modules],
             stdin=its.fileno(),
             stdout=subprocess.DEVNULL,
             cwd=ROOT,
+            env=None if kind.env is None else dict(kind.env),
             # Ctrl-C reaches a whole group; this server ends when its input does.
             start_new_session=True,
         )
+    _servers.append((server, ours))
     return server, ours
 
 
 def stop() -> None:
-    """Stop the server, and what is left of its forks."""
-    if _server.cache_info().currsize:
-        server, connection = _server()
+    """Stop the servers, and what is left of their forks."""
+    while _servers:
+        server, connection = _servers.pop()
         connection.close()
         server.wait()
-        _server.cache_clear()
+    _server.cache_clear()
 
 
 # --- The server ----------------------------------------------------------------------
@@ -216,13 +253,16 @@ class Server:
                 if (pid := os.fork()) == 0:
                     self._become(request, *given)
                     return t.cast("dict[str, t.Any]", request)
+                # Whichever of the two comes to it first.
+                with contextlib.suppress(PermissionError, ProcessLookupError):
+                    os.setpgid(pid, pid)
                 out, errors, told = given
                 os.close(out)
                 os.close(errors)
                 self._running[pid] = told
                 os.write(told, NUMBER.pack(pid))
         for pid in self._running:
-            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         return None
 
     def _tell_of_ends(self) -> None:
@@ -238,6 +278,7 @@ class Server:
 
     def _become(self, request: dict[str, t.Any], out: int, errors: int, told: int) -> None:
         """Leave all that is the server's, and take what the request gives."""
+        os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -256,13 +297,18 @@ class Server:
 
 
 def main() -> None:
-    """Serve; a fork runs its module instead, as if it had been started with it."""
-    import tests.running  # noqa: F401, PLC0415 - only the server needs it, and the tap
-
+    """Serve; a fork runs its program instead, as if it had been started with it."""
+    # Whatever they import that a tap or Meltano imports later, and none of it is run.
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     request = Server().serve()
     if request:
-        sys.argv[1:] = request["arguments"]
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        sys.argv = [request["program"], *request["arguments"]]
+        if request["is_path"]:
+            sys.path[0] = str(Path(request["program"]).parent)
+            runpy.run_path(request["program"], run_name="__main__")
+        else:
+            runpy.run_module(request["program"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

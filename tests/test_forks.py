@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import typing as t
@@ -14,6 +16,7 @@ import pytest
 
 from tests import forks
 from tests.conftest import NOW
+from tests.pipeline.meltano import MeltanoProject
 from tests.running import KEPT, wait_until
 from tests.tap_process import TapProcess, clock
 
@@ -63,6 +66,44 @@ def test_a_fork_does_what_a_fresh_process_does(
     )
     assert written.splitlines() == also.splitlines()
     assert len(fork.stderr.splitlines()) == len(fresh.stderr.splitlines()) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["config", "list", "target-jsonl"], ["run", "tap-bugspulse", "target-nowhere"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_fork_of_meltano_does_what_a_fresh_one_does(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    """Exit code and output are the same but for instants, and the system database is."""
+    found = []
+    for fresh in (False, True):
+        meltano = MeltanoProject(tmp_path / f"fresh {fresh}", fresh=fresh)
+        with (tmp_path / f"{fresh}.log").open("w+", encoding="utf-8") as output:
+            code = meltano.call(*arguments, settings={"TARGET_JSONL_X": "y"}, output=output)
+            output.seek(0)
+            lines = [re.sub(r"^\d\S+Z", "NOW", line) for line in output]
+        database = meltano.directory / ".meltano" / "meltano.db"
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            tables = connection.execute("select sql from sqlite_master").fetchall()
+        found.append((code, lines, tables))
+    fork, fresh_one = found
+    assert fork == fresh_one
+    assert len(fork[1]) > 1
+
+
+def test_a_fork_leads_a_group(sandbox: Sandbox, tmp_path: Path) -> None:
+    """A signal to its group reaches it, and no other fork."""
+    sandbox.options.latency = 600.0
+    one, other = (TapProcess(tmp_path / name, sandbox, NOW) for name in "ab")
+    try:
+        os.killpg(one.process.pid, signal.SIGKILL)
+        assert one.process.wait(60) == -signal.SIGKILL
+        assert is_running(other.process.pid)
+    finally:
+        other.process.kill()
+        assert other.process.wait() == -signal.SIGKILL
 
 
 def test_a_fork_has_files_and_a_directory_of_its_own(

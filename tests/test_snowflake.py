@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tap_bugspulse.settings import CONCURRENCY
-from tests.pipeline.children import CHECKOUT, environment
+from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import (
     KEYS,
@@ -295,17 +295,13 @@ def kill_when(
     reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
 ) -> None:
     """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
-    with subprocess.Popen(
-        [meltano.meltano, "run", *RUN],
-        cwd=meltano.directory,
-        env=environment(meltano.home, {"MELTANO_AUTO_INSTALL": "false", **settings}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as running:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        running = meltano.start("run", *RUN, settings=settings, output=nowhere)
+    try:
         assert reached.wait(90)
+    finally:
         os.killpg(running.pid, signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
+        assert running.wait(90) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

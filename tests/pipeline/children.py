@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+
+    from tests.forks import Process
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The checkout that this file belongs to."""
@@ -41,10 +43,14 @@ def environment(home: Path, settings: Mapping[str, str] | None = None) -> dict[s
         settings: What else to set, by name.
     """
     home.mkdir(parents=True, exist_ok=True)
-    kept = {name: os.environ[name] for name in ALLOWED if name in os.environ}
     # Proxies come from system settings as well; nothing here may go through one.
     own = {"HOME": str(home), "NO_PROXY": "127.0.0.1,localhost"}
-    return {**kept, **own, **(settings or {})}
+    return {**allowed(), **own, **(settings or {})}
+
+
+def allowed() -> dict[str, str]:
+    """Say what a child sees of the environment of the person who runs it."""
+    return {name: os.environ[name] for name in ALLOWED if name in os.environ}
 
 
 @contextlib.contextmanager
@@ -124,22 +130,13 @@ def pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def run_group(
-    command: Sequence[str | Path],
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    seconds: float,
-    output: IO[str] | None = None,
-) -> int:
-    """Run a command and all that it starts, and leave none of it behind.
+def run_group(child: Process, name: str, *, seconds: float) -> int:
+    """Wait for the end of a child that leads a group, and leave nothing of it behind.
 
     Args:
-        command: The program and its arguments.
-        cwd: The directory to run it in.
-        env: All that it sees of the environment.
+        child: The child.
+        name: What it is called in a message.
         seconds: How long it may take.
-        output: Where its output goes, both kinds; to the terminal where that is `None`.
 
     Returns:
         Its exit code, 128 + n where signal n ended it.
@@ -147,26 +144,17 @@ def run_group(
     Raises:
         ChildError: It took longer than it may.
     """
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT if output else None,
-        start_new_session=True,
-    ) as child:
-        try:
-            code = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            msg = f"{Path(command[0]).name} took longer than {seconds:g} seconds"
-            raise ChildError(msg) from None
-        finally:
-            end_group(child)
+    try:
+        code = child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        msg = f"{name} took longer than {seconds:g} seconds"
+        raise ChildError(msg) from None
+    finally:
+        end_group(child)
     return 128 - code if code < 0 else code
 
 
-def end_group(child: subprocess.Popen[Any]) -> None:
+def end_group(child: Process) -> None:
     """End a child and everything in its group, first politely."""
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
@@ -175,3 +163,4 @@ def end_group(child: subprocess.Popen[Any]) -> None:
     # The group is empty where everything ended in time.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

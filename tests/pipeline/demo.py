@@ -73,7 +73,7 @@ def demo(directory: Path, data: Sequence[str]) -> int:
     home = directory / "home"
     for old in (databases, home, directory / "project"):
         shutil.rmtree(old, ignore_errors=True)
-    project = MeltanoProject(directory / "project")
+    project = MeltanoProject(directory / "project", fresh=True)
     with (
         serving(
             "tests.sandbox", *data, "--requests-per-minute", "none", home=home

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from typing import IO, TYPE_CHECKING
 
-from tests.pipeline.children import CHECKOUT, environment, run_group
+from tests.forks import CAN_FORK, Fork, Kind
+from tests.pipeline.children import CHECKOUT, allowed, environment, run_group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from tests.forks import Process
 
 DATABASE = "ANALYTICS"
 SCHEMA = "BUGSPULSE"
@@ -19,6 +24,21 @@ SCHEMA = "BUGSPULSE"
 # Else the connector asks the metadata servers of three clouds where it runs.
 NO_PLATFORM_DETECTION = {"SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true"}
 PLUGINS = ("extractors", "loaders")
+OWN = {
+    # Plugins are those of the checkout, `make setup` alone installs them.
+    "MELTANO_AUTO_INSTALL": "false",
+    "NO_COLOR": "1",
+}
+# What each of its commands imports; it takes longer than most of what they do.
+IMPORTED = (
+    "meltano.cli",
+    "alembic.command",
+    "alembic.context",
+    "sqlalchemy.dialects.mssql",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+    "anyio._backends._asyncio",
+    "pygments.styles.default",
+)
 ACCOUNT = re.compile(
     r"127\.0\.0\.1:[0-9]{1,5}/[A-Z]+\?protocol=http&account=fakesnow&passcode="
 )
@@ -69,6 +89,12 @@ def snowflake_settings(account: str) -> dict[str, str]:
     } | NO_PLATFORM_DETECTION
 
 
+def meltano_kind(meltano: Path) -> Kind:
+    """Say what forks of Meltano are forks of: it sees no more than each of them does."""
+    env = allowed() | OWN | {"HOME": os.devnull}
+    return Kind(str(meltano.with_name("python")), IMPORTED, tuple(env.items()))
+
+
 class MeltanoProject:
     """A Meltano project with the checkout's `meltano.yml` and plugins, and nothing else.
 
@@ -78,14 +104,18 @@ class MeltanoProject:
     Args:
         directory: Where to put it. What is there already is used again.
         include: A file of plugins, jobs and schedules, put beside `meltano.yml`.
+        fresh: Whether Meltano is a Python from its very start, see `tests.forks`.
 
     Raises:
         NotSetUpError: Meltano or a plugin is not installed in the checkout.
     """
 
-    def __init__(self, directory: Path, include: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, include: Path | None = None, *, fresh: bool = False
+    ) -> None:
         """Make the project, or take up the one that is there."""
         self.directory = directory
+        self.fresh = fresh
         self.home = directory / "home"
         self.meltano = CHECKOUT / ".venv-meltano" / "bin" / "meltano"
         installed = [CHECKOUT / ".meltano" / kind for kind in PLUGINS]
@@ -140,15 +170,30 @@ class MeltanoProject:
         output: IO[str] | None = None,
     ) -> int:
         """Run any Meltano command in the project and return its exit code."""
-        own = {
-            # Plugins are those of the checkout, `make setup` alone installs them.
-            "MELTANO_AUTO_INSTALL": "false",
-            "NO_COLOR": "1",
-        }
-        return run_group(
+        child = self.start(*arguments, settings=settings, output=output)
+        return run_group(child, self.meltano.name, seconds=seconds)
+
+    def start(
+        self,
+        *arguments: str,
+        settings: Mapping[str, str],
+        output: IO[str] | None = None,
+    ) -> Process:
+        """Start any Meltano command in the project, as the leader of a group of its own."""
+        env = environment(self.home, OWN | dict(settings))
+        if CAN_FORK and not self.fresh:
+            descriptors = (output.fileno(),) * 2 if output else (1, 2)
+            streams = dict(zip(("stdout", "stderr"), descriptors, strict=True))
+            kind = meltano_kind(self.meltano)
+            return Fork(
+                kind, self.meltano, *arguments, env=env, cwd=self.directory, **streams
+            )
+        return subprocess.Popen(
             [self.meltano, *arguments],
             cwd=self.directory,
-            env=environment(self.home, own | dict(settings)),
-            seconds=seconds,
-            output=output,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
         )
