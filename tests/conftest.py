@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from tests import forks
 from tests.pipeline.connector import Connector
 from tests.pipeline.warehouse import Snowflake, emulated
-from tests.sandbox import Options, Sandbox, generate
+from tests.sandbox import Options, Sandbox, generate_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +58,6 @@ def now() -> datetime:
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """A small project of 20 days, without a rate limit."""
-    project = generate(seed=7, sessions=120, days=20, until=NOW - timedelta(hours=1))
+    project = generate_once(seed=7, sessions=120, days=20, until=NOW - timedelta(hours=1))
     with Sandbox(project, Options(requests_per_minute=None)) as running:
         yield running

@@ -19,7 +19,7 @@ import pytest
 
 from tap_bugspulse.settings import CONCURRENCY
 from tests.running import PRIMARY_KEYS, Output, counted, expected, sync, wait_until
-from tests.sandbox import Options, Project, Request, Sandbox, generate
+from tests.sandbox import Options, Project, Request, Sandbox, generate, generate_once
 from tests.tap_process import SignalAt, TapProcess
 
 if t.TYPE_CHECKING:
@@ -43,7 +43,7 @@ def serve(project: Project) -> Sandbox:
 
 def medium() -> Project:
     """Give a project whose run takes some 300 requests for events, 150 for the rest."""
-    return generate(
+    return generate_once(
         seed=3,
         sessions=320,
         days=60,

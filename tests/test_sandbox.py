@@ -23,7 +23,16 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from tests.sandbox import FAULTS, Options, Project, Request, Sandbox, generate, misfit
+from tests.sandbox import (
+    FAULTS,
+    Options,
+    Project,
+    Request,
+    Sandbox,
+    generate,
+    generate_once,
+    misfit,
+)
 from tests.sandbox.__main__ import main
 from tests.sandbox.server import Allowance
 from tests.sandbox.world import MESSAGES
@@ -734,6 +743,28 @@ def test_the_same_arguments_give_the_same_project(project: Project) -> None:
         assert (one.sessions, one.crashes) == (two.sessions, two.crashes)
         assert (one.network, one.events) == (two.network, two.events)
     assert not set(project.sessions) & set(other.sessions)
+
+
+def test_a_copy_of_a_project_is_the_same_and_goes_its_own_way() -> None:
+    """Copies change as the project itself would, and none of them by another's change."""
+    made: dict[str, Any] = {"seed": 1, "sessions": 50, "days": 5, "until": UNTIL}
+    whole, *copies = generate(**made), generate_once(**made), generate_once(**made)
+    untouched = generate_once(**made)
+    for each in (whole, *copies):
+        with each.lock:
+            each.grow(active_session(each))
+            each.crash(ended_session(each))
+            each.new_session(UNTIL)
+            each.new_network(UNTIL)
+    for copy in copies:
+        for name, value in vars(whole).items():
+            if name not in {"lock", "_world"}:
+                assert vars(copy)[name] == value, name
+    assert len({id(each.lock) for each in (whole, untouched, *copies)}) == 4
+    first = generate(**made)
+    assert (untouched.sessions, untouched.events) == (first.sessions, first.events)
+    assert untouched.sessions != whole.sessions
+    assert untouched.new_session(UNTIL) == first.new_session(UNTIL)
 
 
 def test_events_add_up(project: Project) -> None:

@@ -6,7 +6,16 @@ API behaves where its reference leaves that open. On the command line:
 """
 
 from tests.sandbox.options import FAULTS, Options, Request
-from tests.sandbox.project import Project, generate
+from tests.sandbox.project import Project, generate, generate_once
 from tests.sandbox.server import Sandbox, misfit
 
-__all__ = ["FAULTS", "Options", "Project", "Request", "Sandbox", "generate", "misfit"]
+__all__ = [
+    "FAULTS",
+    "Options",
+    "Project",
+    "Request",
+    "Sandbox",
+    "generate",
+    "generate_once",
+    "misfit",
+]

@@ -1,10 +1,13 @@
 """A project's data as the Export API returns it, and the ways it changes."""
 
+import pickle
 import random
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import cache
 from threading import RLock
+from typing import Any
 
 from tests.sandbox.world import (
     DAY,
@@ -54,6 +57,14 @@ class Project:
         self._world = world
         self._groups: dict[tuple[str, str, str], str] = {}
         self._crashed_devices: dict[str, set[str]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """All but the lock, which is of one process; a copy has its own."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Be a copy that shares nothing and goes on, with the same chances, by itself."""
+        vars(self).update(state, lock=RLock())
 
     def table(self, name: str) -> dict[str, Row]:
         """The rows of `sessions`, `crashes` or `network` by id."""
@@ -364,6 +375,21 @@ def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defa
         project._store(draft, arrival)  # noqa: SLF001 - generate is its constructor
     if crash_groups is not None:
         project.fill_crash_groups()
+    return project
+
+
+def generate_once(**arguments: Any) -> Project:
+    """Give what `generate` does: a copy that takes a quarter of the time."""
+    return _copied(_generated(tuple(arguments.items())))
+
+
+@cache
+def _generated(arguments: tuple[tuple[str, Any], ...]) -> bytes:
+    return pickle.dumps(generate(**dict(arguments)))
+
+
+def _copied(pickled: bytes) -> Project:
+    project: Project = pickle.loads(pickled)  # noqa: S301 - it is our own
     return project
 
 
