@@ -24,6 +24,20 @@ settings.register_profile("long", slow, database=None, max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+# Tests here that run Meltano take up to a minute each, nearly all others a second.
+LONGEST = (
+    "test_schedules",
+    "test_snowflake",
+    "test_documents",
+    "test_postgres",
+    "test_files",
+    "test_demo",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, else one process is left with it in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
