@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 
 from tests import forks
-from tests.conftest import NOW
+from tests.conftest import LARGER, NOW
 from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import clock
@@ -38,6 +38,7 @@ def refused(sandbox: Sandbox) -> int:
 
 
 @pytest.mark.parametrize("counting", ["fixed", "sliding", "bucket"])
+@LARGER
 def test_the_limit_is_used_and_never_passed(
     sandbox: Sandbox, now: datetime, counting: Counting
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_limit_is_used_and_never_passed(
     assert took <= (requests - 60) / 60 * minute * 1.1 + minute
 
 
+@LARGER
 def test_requests_per_minute_leaves_room_for_others(
     sandbox: Sandbox, now: datetime
 ) -> None:
@@ -338,6 +340,7 @@ def test_a_key_of_the_wrong_type_is_not_repeated(tmp_path: Path, key: object) ->
     assert not re.search("123456789012|bp_secret_list|secret_object", done.stderr)
 
 
+@LARGER
 def test_the_key_is_in_no_log_of_a_whole_run(sandbox: Sandbox) -> None:
     """A run with debug logs, retries and a state keeps the key to itself."""
     count = 0
