@@ -113,9 +113,10 @@ def test_a_fork_has_files_and_a_directory_of_its_own(
     sandbox.options.latency = 600.0
     taps = [TapProcess(tmp_path / name, sandbox, NOW) for name in "ab"]
     try:
+        # Each sends one and waits for its answer: both have become what they are to be.
+        wait_until(lambda: len(sandbox.requests) == len(taps))
         for name, tap in zip("ab", taps, strict=True):
             open_files = Path(f"/proc/{tap.process.pid}/fd")
-            wait_until(lambda: sandbox.requests)
             names = {int(one.name): str(one.readlink()) for one in open_files.iterdir()}
             assert names[0] == os.devnull
             assert names[1] == str(tmp_path / name / "stdout")
