@@ -114,6 +114,10 @@ class Sandbox:
     @property
     def connections(self) -> int:
         """How many are open; one of a client that is gone is, until its requests are in."""
+        # Those that nobody has accepted yet are, too: this one is the last of them.
+        with socket.create_connection(("127.0.0.1", self._server.server_port)) as last:
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
         return self._server.connections
 
     def __enter__(self) -> Self:
@@ -464,9 +468,9 @@ class _Server(ThreadingHTTPServer):
 
     def shutdown_request(self, request: _Connection) -> None:
         """Close without saying so first, so that the fault `reset` is just that."""
-        self.close_request(request)
         with self._closed:
             self._open.discard(request)
+            self.close_request(request)
             self._closed.notify_all()
 
     def handle_error(self, request: _Connection, client_address: object) -> None:
