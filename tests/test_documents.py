@@ -168,7 +168,14 @@ def steps(block: Block) -> Iterator[tuple[str, list[str]]]:
         yield command, [line for line in shown if line.strip()]
 
 
-@pytest.mark.parametrize("document", [*dict.fromkeys(one.document for one in COMMANDS)])
+@pytest.mark.parametrize(
+    "document",
+    [
+        # Repairs are whole loads, one after the other.
+        pytest.param(one, marks=[pytest.mark.long] * (one == "docs/repair.md"))
+        for one in dict.fromkeys(one.document for one in COMMANDS)
+    ],
+)
 def test_what_a_document_says_to_type_works(
     document: str, reader: tuple[Path, dict[str, str]]
 ) -> None:

@@ -157,6 +157,7 @@ def test_the_line_for_cron_runs_with_what_cron_gives(
         assert_same(snowflake.rows(rows), rows)
 
 
+@pytest.mark.long
 def test_the_workflow_keeps_the_state_from_run_to_run(
     snowflake: Snowflake, tmp_path: Path
 ) -> None:
