@@ -99,7 +99,7 @@ class Events(BugsPulseStream):
         self.set_aside = {
             session_id: started_at
             for session_id, started_at in (written or {}).items()
-            if started_at is None or parse_instant(started_at)
+            if session_id and (started_at is None or parse_instant(started_at))
         }
         self._state_at = self.tap.run.clock.seconds()
         try:

@@ -49,7 +49,7 @@ class Page:
         """
         try:
             body = _decode(response.content, decoder)
-        except (ValueError, RecursionError):
+        except (ValueError, msgspec.DecodeError, RecursionError):
             raise RetriableAPIError(_not_an_envelope(response), response) from None
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):
@@ -72,7 +72,9 @@ def decoder_of(row_type: type) -> Decoder:
     """Make what decodes a page whose rows are all of a type, and refuses any other."""
     fields: list[tuple[str, t.Any, None]] = [("data", GenericAlias(list, row_type), None)]
     fields += [(name, t.Any, None) for name in ("total", "page", "limit", "pages")]
-    return msgspec.json.Decoder(msgspec.defstruct("Envelope", fields))
+    # Nor does it pass over what it does not know: that may be a name that was damaged.
+    envelope = msgspec.defstruct("Envelope", fields, forbid_unknown_fields=True)
+    return msgspec.json.Decoder(envelope)
 
 
 def _decode(content: bytes, decoder: Decoder | None) -> t.Any:  # noqa: ANN401 - whatever the API sends

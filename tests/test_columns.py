@@ -9,6 +9,7 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from singer_sdk.exceptions import RetriableAPIError
 
 from tap_bugspulse.paging import Page
 from tests.conftest import NOW
@@ -76,12 +77,17 @@ def pages(draw: st.DrawFn, stream: BugsPulseStream) -> list[t.Any]:
     return rows + draw(st.lists(values, max_size=1))
 
 
-def answer(rows: list[t.Any]) -> requests.Response:
+def page_of(rows: list[t.Any]) -> requests.Response:
     """Give the answer that has one page of these rows."""
+    page = {"data": rows, "total": len(rows), "page": 1, "limit": 100, "pages": 1}
+    return answer(json.dumps(page).encode())
+
+
+def answer(body: bytes) -> requests.Response:
+    """Give an answer with a body."""
     response = requests.Response()
     response.status_code = 200
-    page = {"data": rows, "total": len(rows), "page": 1, "limit": 100, "pages": 1}
-    response._content = json.dumps(page).encode()  # noqa: SLF001 - there is no other way to make one
+    response._content = body  # noqa: SLF001 - there is no other way to make one
     return response
 
 
@@ -100,7 +106,7 @@ def test_a_row_is_the_same_however_its_page_was_decoded(
 ) -> None:
     """Decoded into the columns' types it is as it is when fitted value by value."""
     stream = t.cast("BugsPulseStream", STREAMS[name])
-    response = answer(data.draw(pages(stream)))
+    response = page_of(data.draw(pages(stream)))
     typed, plain = Page.decode(response, stream.decoder), Page.decode(response)
     assert read(stream, typed) == read(stream, plain)
     assert (typed.total, typed.number, typed.pages) == (
@@ -118,6 +124,25 @@ def test_pages_as_documented_are_decoded_at_once(name: str) -> None:
     rows = [row for many in project.events.values() for row in many]
     if name != "events":
         rows = list(project.table(name).values())
-    page = Page.decode(answer(rows), stream.decoder)
+    page = Page.decode(page_of(rows), stream.decoder)
     assert len(page.rows) == len(rows) > 0
     assert {type(row) for row in page.rows} == {stream.columns.row_type}
+
+
+def test_a_page_whose_total_was_damaged_is_asked_for_again() -> None:
+    """A name that is not UTF-8 is not taken for a field that nobody reads."""
+    stream = t.cast("BugsPulseStream", STREAMS["sessions"])
+    body = b'{"data": [{"id": "1"}], "tota\xff": 250, "page": 1, "limit": 1, "pages": 1}'
+    with pytest.raises(RetriableAPIError, match="without the documented JSON body"):
+        Page.decode(answer(body), stream.decoder)
+
+
+def test_a_page_with_more_in_its_envelope_is_read() -> None:
+    """What an API adds to it does no harm."""
+    stream = t.cast("BugsPulseStream", STREAMS["sessions"])
+    page = Page.decode(
+        answer(b'{"data": [{"id": "1"}], "total": 3, "next": 2}'), stream.decoder
+    )
+    rows, misfits = read(stream, page)
+    assert [row["id"] for row in rows if row] == ["1"]
+    assert (page.total, misfits) == (3, {})

@@ -373,6 +373,18 @@ def test_the_newest_events_do_not_wait_for_time_to_list_older_sessions(
     assert sessions == [row["id"] for row in newest[:3]]
 
 
+def test_a_session_without_an_id_is_never_asked_for(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A state that has set one aside is damaged, and its events would have no key."""
+    state = sync(sandbox, now).state
+    state["bookmarks"]["events"]["set_aside"] = {"": None}
+    sandbox.reset()
+    output = sync(sandbox, now, state)
+    assert events_asked(sandbox) == []
+    assert output.state["bookmarks"]["events"]["set_aside"] == {}
+
+
 def test_events_get_on_though_a_session_is_set_aside_and_the_box_too_small(
     sandbox: Sandbox, now: datetime
 ) -> None:
