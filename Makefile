@@ -11,7 +11,7 @@ COVERED = $(addprefix tests/test_,$(addsuffix .py,changes columns concurrency co
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the tests'
-	@echo 'make test-all  run these, those of much data and that of Airflow, which it installs'
+	@echo 'make test-all  run these, those that take long and that of Airflow, which it installs'
 	@echo 'make test-slow  run the tests that wait for real minutes'
 	@echo 'make test-snowflake  load into a Snowflake account of yours, into a schema of its own'
 	@echo 'make coverage  measure which branches the tests of the tap reach; minutes'

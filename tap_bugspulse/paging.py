@@ -49,7 +49,7 @@ class Page:
         """
         try:
             body = _decode(response.content, decoder)
-        except (ValueError, msgspec.DecodeError, RecursionError):
+        except (ValueError, msgspec.DecodeError, RecursionError):  # 0.20's is no ValueError
             raise RetriableAPIError(_not_an_envelope(response), response) from None
         rows = body.get("data") if isinstance(body, dict) else None
         if not isinstance(rows, list):

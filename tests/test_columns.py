@@ -118,7 +118,7 @@ def test_a_row_is_the_same_however_its_page_was_decoded(
 
 @pytest.mark.parametrize("name", PRIMARY_KEYS)
 def test_pages_as_documented_are_decoded_at_once(name: str) -> None:
-    """None of their rows is looked at value by value, which takes twice as long."""
+    """None of their rows is looked at value by value, which takes longer."""
     stream = t.cast("BugsPulseStream", STREAMS[name])
     project = generate(seed=7, sessions=200, days=20, until=NOW)
     rows = [row for many in project.events.values() for row in many]
