@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import typing as t
-from collections import deque
 from functools import cached_property
 
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
@@ -15,6 +14,7 @@ from tap_bugspulse.replication import (
     Cutter,
     Marks,
     Plan,
+    Sample,
     Window,
     make_plan,
     parse_instant,
@@ -24,7 +24,7 @@ from tap_bugspulse.replication import (
 from tap_bugspulse.run import OutOfTime
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import date, datetime
 
     from tap_bugspulse.client import Asked
@@ -51,7 +51,7 @@ class IncrementalStream(BugsPulseStream):
         self.near: set[str] = set()  # ids met in the window read before this one
         self.in_history = False
         self._has_gone_back = False  # whether this run has brought history forward
-        self._asked: dict[Window, Asked] = {}  # of history, while forward days are read
+        self._asked: dict[Window, Asked] = {}  # listings asked ahead and not read yet
         self.rows_ahead = 0  # beyond the window that was cut last, by the API's totals
 
     @cached_property
@@ -92,8 +92,8 @@ class IncrementalStream(BugsPulseStream):
         except OutOfTime:
             self.logger.info("%s: time is up, the next run goes on", self.name)
         finally:
-            for asked in self._asked.values():
-                self.forget(asked)
+            while self._asked:
+                self.forget(self._asked.popitem()[1])
         if self.marks.stretch is not None:
             marks = write_stretch(self.marks.stretch, MARK)
             self.logger.info(
@@ -186,19 +186,50 @@ class IncrementalStream(BugsPulseStream):
 
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut the forward part into windows, oldest first."""
-        asked = deque([self.ask(days.query())])
-        self.ask_for_history()
-        return self.cut(days, newest_first=False, asked=asked)
+        self.ask_for_first(days, newest_first=False)
+        history = self.plan.history_days(self.tap.run.started)
+        if history:
+            self.ask_for_first(history, newest_first=True)
+        return self.cut(days, newest_first=False)
 
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut history into windows, newest first, as long as there is time."""
-        return self.cut(days, newest_first=True, asked=self._asked.pop(days, None))
+        return self.cut(days, newest_first=True)
 
-    def ask_for_history(self) -> None:
-        """Ask for all of history, which tells how much it is, before it is read."""
-        days = self.plan.history_days(self.tap.run.started)
-        if days:
-            self._asked[days] = deque([self.ask(days.query())])
+    # --- Windows -----------------------------------------------------------------------
+
+    def ask_for(self, window: Window, is_wanted: Callable[[Page], bool]) -> None:
+        """Ask ahead for a window's first page and, if that tells to, for those after it."""
+
+        def look(first: Page) -> bool:
+            self.has_come(window, first)
+            return is_wanted(first)
+
+        if window not in self._asked:
+            self._asked[window] = self.ask_for_listing(window.query(), look)
+
+    def ask_for_first(
+        self, days: Window, *, newest_first: bool, sample: Sample | None = None
+    ) -> None:
+        """Ask ahead for the window that will be the first one that is cut from days."""
+        cutter = self._cutter(days, newest_first=newest_first, sample=sample)
+        window = cutter.propose()
+        if window:
+            self.ask_for(window, lambda page: cutter.would_fit(page.total))
+
+    def has_come(self, window: Window, first: Page) -> None:
+        """Take note of the first page of a window, as soon as it has come."""
+
+    def _cutter(
+        self,
+        days: Window,
+        *,
+        newest_first: bool,
+        rows: int | None = None,
+        sample: Sample | None = None,
+    ) -> Cutter:
+        rows = rows or PAGES_PER_WINDOW * self.tap.settings.page_size
+        return Cutter(days, rows, self.today, newest_first=newest_first, sample=sample)
 
     def cut(
         self,
@@ -206,7 +237,7 @@ class IncrementalStream(BugsPulseStream):
         *,
         newest_first: bool,
         rows: int | None = None,
-        asked: Asked | None = None,
+        sample: Sample | None = None,
         ahead: bool = True,
     ) -> Iterator[tuple[Window, Iterator[Page]]]:
         """Cut days into windows of about 20 pages, by the totals the API names.
@@ -220,37 +251,32 @@ class IncrementalStream(BugsPulseStream):
             days: What is to be cut.
             newest_first: Whether this is history.
             rows: Rows of a window, if not those of 20 pages.
-            asked: The requests for all of the days, where they were asked for already.
+            sample: What is known of how dense the rows are.
             ahead: Whether a window is asked for while the one before is read.
 
         Yields:
             Each window with its pages, the first of which has been asked for.
         """
-        rows = rows or PAGES_PER_WINDOW * self.tap.settings.page_size
-        cutter = Cutter(days, rows, self.today, newest_first=newest_first)
-        run, asked = self.tap.run, asked or deque()
-        try:
-            while window := cutter.propose():
-                # What is on its way is taken.
-                if newest_first and self._has_gone_back and self._is_given_up(asked):
-                    run.check_time(self.box_share)
-                pages = self.request_pages(window.query(), asked)
-                asked = deque()
-                first = next(pages)
-                if cutter.fits(first.total):
-                    self.rows_ahead = max(0, cutter.rows_left) if cutter.rest else 0
-                    # What follows is known, whatever the rows of this one are.
-                    following = cutter.propose() if ahead else None
-                    if following and not (newest_first and run.is_over(self.box_share)):
-                        asked = self.ask_for_listing(
-                            following.query(), lambda page: cutter.would_fit(page.total)
-                        )
-                    yield window, itertools.chain([first], pages)
-        finally:
-            self.forget(asked)
+        cutter = self._cutter(days, newest_first=newest_first, rows=rows, sample=sample)
+        run = self.tap.run
+        while window := cutter.propose():
+            # What is on its way is taken.
+            if newest_first and self._has_gone_back and self._is_given_up(window):
+                run.check_time(self.box_share)
+            pages = self.request_pages(window.query(), self._asked.pop(window, None))
+            first = next(pages)
+            self.has_come(window, first)
+            if cutter.fits(first.total):
+                self.rows_ahead = max(0, cutter.rows_left) if cutter.rest else 0
+                # What follows is known, whatever the rows of this one are.
+                following = cutter.propose() if ahead else None
+                if following and not (newest_first and run.is_over(self.box_share)):
+                    self.ask_for(following, lambda page: cutter.would_fit(page.total))
+                yield window, itertools.chain([first], pages)
 
-    def _is_given_up(self, asked: Asked) -> bool:
-        """Tell whether a listing is not on its way, or not any more, for lack of time."""
+    def _is_given_up(self, window: Window) -> bool:
+        """Tell whether a window is not on its way, or not any more, for lack of time."""
+        asked = self._asked.get(window)
         return self.tap.run.is_over(self.box_share) and not (
             asked and not self.tap.session.take_back(asked[0])
         )

@@ -27,6 +27,7 @@ DAY = timedelta(days=1)
 BEGINNING = "beginning"  # how a state writes a stretch without a lower bound
 MAX_AHEAD = 1000  # rows in the future of the run that are remembered
 FIRST_GUESS = 30  # days that a window covers where nothing is known of their rows
+SHORT = 90  # days: where rows fill a window in less, what is left is taken for more
 EPOCH = date(1970, 1, 1)
 # An instant outside of these is a clock that was never set; days are added to the rest.
 FIRST_YEAR, YEAR_AFTER = 1900, 9000
@@ -385,6 +386,13 @@ class Marks:
             self.stretch = Stretch(start, self._seen)
 
 
+class Sample(t.NamedTuple):
+    """How many rows the API counts in how many days, those beside what is to be cut."""
+
+    rows: int
+    days: int
+
+
 class Cutter:
     """Cuts days into windows of about ``rows`` rows by the API's own totals.
 
@@ -396,8 +404,20 @@ class Cutter:
     one is proposed next.
     """
 
-    def __init__(self, days: Window, rows: int, today: date, *, newest_first: bool) -> None:
-        """Begin with nothing known of how dense the rows are."""
+    def __init__(
+        self,
+        days: Window,
+        rows: int,
+        today: date,
+        *,
+        newest_first: bool,
+        sample: Sample | None = None,
+    ) -> None:
+        """Begin with all of the days, or where rows are dense with some of them.
+
+        To ask for all first tells in one request how much there is, and is all that is
+        needed where that is little.
+        """
         self.rest: Window | None = days
         self.rows_left = 0  # in ``rest``, by the API's totals, once it was found too large
         self._rows = rows
@@ -405,13 +425,18 @@ class Cutter:
         self._today = today
         self._newest_first = newest_first
         self._days = FIRST_GUESS
+        self._is_dense = False  # so that not all are asked for before a part has fit
+        if sample and sample.rows:
+            self._days = max(1, rows * sample.days * 9 // (sample.rows * 10))
+            self._is_dense = self._days <= SHORT
 
     def propose(self) -> Window | None:
         """Give the next window to ask for; None when nothing is left."""
         rest = self.rest
         if rest is None or (rest.start and rest.end and rest.start >= rest.end):
             return None
-        if self.rows_left <= self._most or self._days >= self._size(rest):
+        is_small = self.rows_left <= self._most and not self._is_dense
+        if is_small or self._days >= self._size(rest):
             return rest
         step = timedelta(days=self._days)
         if self._newest_first:
@@ -438,6 +463,7 @@ class Cutter:
             else:
                 self._days = max(1, int(size * self._rows * 0.9 / total))
             return False
+        self._is_dense = False
         if window == rest:
             self.rest = None
             return True

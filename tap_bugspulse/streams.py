@@ -21,6 +21,7 @@ from tap_bugspulse.replication import (
     DayReading,
     Entry,
     Ledger,
+    Sample,
     Span,
     Stretch,
     Window,
@@ -38,7 +39,6 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from tap_bugspulse.client import Asked
     from tap_bugspulse.columns import Row
     from tap_bugspulse.events import Events
     from tap_bugspulse.paging import Page
@@ -60,6 +60,14 @@ class Crashes(BugsPulseStream):
         return self.rows({})
 
 
+class FirstPage(t.NamedTuple):
+    """What the first page of a part of the forward days tells."""
+
+    total: int
+    is_whole: bool  # whether it is the only one
+    newest: datetime | None  # of its rows, of those that move the mark
+
+
 class Network(IncrementalStream):
     """Network calls, which never change but may come late."""
 
@@ -71,12 +79,15 @@ class Network(IncrementalStream):
 
     days: dict[date, DayReading]
     ahead: set[bytes]
+    _pieces: list[Window]  # of the forward days
+    _came: dict[Window, FirstPage]  # the pieces that have been looked at
     _bulk_ids: set[str]  # ids met in the last window of many days
 
     @override
     def begin(self) -> None:
         super().begin()
         self.days, self.ahead = {}, _read_keys(self.stream_state.get("ahead"))
+        self._pieces, self._came = [], {}
         if self.plan.stretch is None:
             return
         written = self.stream_state.get("days")
@@ -121,54 +132,69 @@ class Network(IncrementalStream):
 
     @override
     def forward_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
-        pieces = deque(self._pieces(days))
-        asked: deque[Asked] = deque()
+        self._pieces = list(self._cut_forward(days))
+        to_ask = deque(self._pieces)
         bulk: Window | None = None
-        try:
-            while pieces:
-                http = self.tap.session
-                while len(asked) < len(pieces) and (http.has_room or not asked):
-                    asked.append(self._ask_for_piece(pieces[len(asked)]))
-                piece = pieces.popleft()
-                for window, pages in self.cut(
-                    piece, newest_first=False, asked=asked.popleft()
-                ):
-                    yield window, pages
-                    if not self._is_one_day(piece):
-                        bulk, self._bulk_ids = window, self.near
-        finally:
-            for listing in asked:
-                self.forget(listing)
+        for piece in self._pieces:
+            while to_ask and (self.tap.session.has_room or to_ask[0] == piece):
+                self._ask_for_piece(to_ask.popleft())
+            for window, pages in self.cut(piece, newest_first=False):
+                yield window, pages
+                if not self._is_one_day(piece):
+                    bulk, self._bulk_ids = window, self.near
         if bulk is not None:
             yield from self._track(bulk)
 
-    def _ask_for_piece(self, piece: Window) -> Asked:
+    def _ask_for_piece(self, piece: Window) -> None:
         """Ask for the first page of a piece; for all of a day that has grown or is new."""
+        self.ask_for(
+            piece,
+            lambda page: self._is_one_day(piece) and not self._is_known(piece.start, page),
+        )
 
-        def is_wanted(page: Page) -> bool:
-            if piece.end is None and self._leaves_history_whole(page):
-                self.ask_for_history()
-            return self._is_one_day(piece) and not self._is_known(piece.start, page)
+    @override
+    def has_come(self, window: Window, first: Page) -> None:
+        if window not in self._pieces or window in self._came:
+            return
+        started, forward = self.tap.run.started, self.plan.forward
+        history = self.plan.history_days(started)
+        if forward is None or history is None:
+            return
+        instants = [parse_instant(sent(row, self.instant_column)) for row in first.rows]
+        seen = [one for one in instants if one and one <= started and forward.holds(one)]
+        is_whole = first.pages <= 1
+        self._came[window] = FirstPage(first.total, is_whole, max(seen, default=None))
+        if len(self._came) < len(self._pieces):
+            return
+        stretch, pages = self.plan.stretch, self._came.values()
+        marks = [page.newest for page in pages if page.newest]
+        newest = max([*marks, stretch.complete_to] if stretch else marks, default=None)
+        # Further pages may have a newer row, but none of a later day than today.
+        is_last = newest is not None and newest.date() == self.today
+        if is_last or all(page.is_whole for page in pages):
+            self._ask_for_history(history, newest)
 
-        return self.ask_for_listing(piece.query(), is_wanted)
+    def _ask_for_history(self, days: Window, newest: datetime | None) -> None:
+        """Ask ahead for what is cut from history first, by the newest row before it."""
+        *single, rest = self._cut_history(days, newest)
+        for day in single:
+            if day.start not in self.days and day not in self._came:
+                self.ask_for(day, lambda _: True)
+        self.ask_for_first(rest, newest_first=True, sample=self._sample())
 
-    def _leaves_history_whole(self, last: Page) -> bool:
-        """Tell by rows of the last day that no day of history is read on its own."""
-        started, need = self.tap.run.started, self.tap.need
-        past = self.plan.history_days(started)
-        instants = [parse_instant(sent(row, self.instant_column)) for row in last.rows]
-        # Those that move the mark.
-        seen = [one for one in instants if one and one <= started and need.holds(one)]
-        if past is None or past.end is None or not seen:
-            return False
-        return past.end <= self._tracked_from(max(seen))
+    def _sample(self) -> Sample:
+        """Give how dense the rows of the forward part are."""
+        return Sample(
+            sum(page.total for page in self._came.values()),
+            sum(map(self._days_of, self._came)),
+        )
 
     def _is_known(self, day: date | None, first: Page) -> bool:
         """Tell by the first page of a day whether it has the rows it had before."""
         known = None if day is None else self.days.get(day)
         return known is not None and first.is_counted and known.total == first.total
 
-    def _pieces(self, days: Window) -> Iterator[Window]:
+    def _cut_forward(self, days: Window) -> Iterator[Window]:
         """Cut the forward part, oldest first, into days read on their own and the rest."""
         stretch = self.plan.stretch
         known_to = self._tracked_to(stretch.complete_to) if stretch else date.min
@@ -183,24 +209,34 @@ class Network(IncrementalStream):
 
     def _is_one_day(self, piece: Window) -> bool:
         """Tell whether a piece is a day; the last one may have no end."""
-        return piece.start is not None and (piece.end or self.today + DAY) <= (
-            piece.start + DAY
-        )
+        return self._days_of(piece) <= 1
+
+    def _days_of(self, piece: Window) -> int:
+        return ((piece.end or self.today + DAY) - (piece.start or date.min)).days
+
+    def _cut_history(self, days: Window, newest: datetime | None) -> Iterator[Window]:
+        """Cut history, newest first, into days read on their own and the rest."""
+        end = days.end
+        if newest and self.plan.moves_marks and end:
+            first = max(self._tracked_from(newest), days.start or date.min)
+            while end > first:
+                end -= DAY
+                yield Window(end, end + DAY)
+        yield Window(days.start, end)
 
     @override
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
-        if self.marks.stretch and self.plan.moves_marks and days.end:
-            first = max(
-                self._tracked_from(self.marks.stretch.complete_to), days.start or date.min
-            )
-            forward = self.near  # ids met in those of these days that were read before
-            while days.end and days.end > first:
-                day = days.end - DAY
-                self.near = self.near | forward
-                if day not in self.days:
-                    yield from self.cut(Window(day, days.end), newest_first=True)
-                days = Window(days.start, day)
-        for window, pages in super().history_windows(days):
+        stretch = self.marks.stretch
+        newest = stretch.complete_to if stretch else None
+        if not self.tap.run.is_over(self.box_share):
+            self._ask_for_history(days, newest)
+        *single, rest = self._cut_history(days, newest)
+        forward = self.near  # ids met in those of these days that were read before
+        for day in single:
+            self.near = self.near | forward
+            if day.start not in self.days:
+                yield from self.cut(day, newest_first=True)
+        for window, pages in self.cut(rest, newest_first=True, sample=self._sample()):
             found_nothing = self.marks.stretch is None
             yield window, pages
             if found_nothing and self.plan.moves_marks:

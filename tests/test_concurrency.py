@@ -320,42 +320,52 @@ def test_a_session_that_a_time_box_gives_up_is_not_done(
     assert due <= set(loaded)
 
 
-@pytest.mark.parametrize("case", ["whole", "quiet day", "earlier start"])
-def test_no_more_history_is_asked_for_ahead_than_is_read(now: datetime, case: str) -> None:
-    """Where days of history are read on their own, all of it is not asked for first."""
+@pytest.mark.parametrize("case", ["whole", "early day", "quiet day", "earlier start"])
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+@pytest.mark.parametrize("page_size", [5, 1000])
+def test_no_more_history_is_asked_for_ahead_than_is_read(
+    now: datetime, case: str, page_size: int, order: t.Literal["newest", "oldest"]
+) -> None:
+    """What comes of history first is asked while days are read, and nothing in vain."""
     ends = now - timedelta(hours=13 if case == "quiet day" else 1)
     project = generate(seed=3, sessions=80, days=20, until=ends)
-    # The API's today began at 15:00 of yesterday, so it has rows although ours has none.
-    hours = 9 if case == "quiet day" else 0
+    # The API's today began at 15:00 of yesterday, so it has rows although ours has none,
+    # or has rows of yesterday on its first page.
+    hours = 9 if case in {"early day", "quiet day"} else 0
     network = select(now, "network")
-    with Sandbox(
-        project, Options(requests_per_minute=None, utc_offset_hours=hours)
-    ) as sandbox:
+    options = Options(requests_per_minute=None, utc_offset_hours=hours, order=order)
+    with Sandbox(project, options) as sandbox:
         state = None
         if case == "earlier start":
             since = f"{now - timedelta(days=3):%F}"
-            state = sync(sandbox, now, catalog=network, start_date=since).state
+            state = sync(
+                sandbox, now, catalog=network, start_date=since, page_size=page_size
+            ).state
             sandbox.reset()
-        sync(sandbox, now, state, network, concurrency=1)
-        in_turn = asked(sandbox)
-        held = sandbox.requests[0].query
+        sync(sandbox, now, state, network, concurrency=1, page_size=page_size)
+        in_turn, queries = asked(sandbox), [one.query for one in sandbox.requests]
         sandbox.reset()
 
-        # The last day is answered before the first, and all of history where it is whole.
-        awaited = {"from"} if case == "whole" else {"to"}
+        # The forward part ends with the day that has no end. Its further pages wait,
+        # unless they are needed to tell which day is the newest that has rows.
+        last = max(number for number, query in enumerate(queries) if "to" not in query)
+        history, begins = queries[last + 1], queries[0]["from"]
 
         def hold(request: Request) -> None:
-            if request.query == held:
+            if request.query.get("from", "") >= begins and request.query["page"] != "1":
                 wait_until(
                     lambda: any(
-                        one.status and not awaited & one.query.keys()
-                        for one in sandbox.requests
+                        one.status and one.query == history for one in sandbox.requests
                     )
                 )
 
-        sandbox.options.hold = hold
-        sync(sandbox, now, state, network, concurrency=32)
+        if not hours:
+            sandbox.options.hold = hold
+        sync(sandbox, now, state, network, concurrency=32, page_size=page_size)
         assert asked(sandbox) == in_turn
+        assert (page_size == 5) == any(
+            query.get("from", "") >= begins and query["page"] != "1" for query in queries
+        )
 
 
 @pytest.mark.parametrize("change", ["late_every", "new_every"])

@@ -22,6 +22,7 @@ from tap_bugspulse.replication import (
     Ledger,
     Marks,
     Plan,
+    Sample,
     Span,
     Stretch,
     Window,
@@ -292,6 +293,51 @@ def test_without_a_beginning_the_newest_month_is_tried_first() -> None:
         assert cutter.propose() == Window(last - DAY, end)
 
 
+@pytest.mark.parametrize("start", [None, TODAY - 400 * DAY])
+def test_dense_rows_are_cut_before_all_are_counted(start: date | None) -> None:
+    """Days like those beside them fill a window at once; then all that is left is tried."""
+    asked = Window(start, TODAY)
+
+    def cutter() -> Cutter:
+        return Cutter(asked, 1000, TODAY, newest_first=True, sample=Sample(180, 9))
+
+    windows, requests = cut(
+        cutter(), lambda window: 20 * ((window.end or TODAY) - (window.start or TODAY)).days
+    )
+    assert windows[0] == (Window(TODAY - 45 * DAY, TODAY), 900)
+    assert requests == (2 if start is None else len(windows) + 1)
+    one = cutter()
+    assert not one.fits(1501)
+    # Denser than those beside them: less is tried, and not all before that fits.
+    assert one.propose() == Window(TODAY - 26 * DAY, TODAY)
+    assert one.fits(900)
+    assert one.propose() == Window(start, TODAY - 26 * DAY)
+    assert one.rows_left <= 0
+
+
+@pytest.mark.parametrize(
+    ("sample", "first"),
+    [
+        (None, None),
+        (Sample(0, 9), None),
+        (Sample(90, 9), Window(TODAY - 90 * DAY, TODAY)),
+        (Sample(89, 9), None),
+        (Sample(10**400, 9), Window(TODAY - DAY, TODAY)),
+    ],
+)
+def test_where_rows_are_few_all_are_asked_for_first(
+    sample: Sample | None, first: Window | None
+) -> None:
+    """All are one request then, as also where nothing is known of days beside."""
+    asked = Window(None, TODAY)
+    cutter = Cutter(asked, 1000, TODAY, newest_first=True, sample=sample)
+    assert cutter.propose() == (first or asked)
+    if sample == Sample(89, 9):
+        # How dense they are is known, should they be too many after all.
+        assert not cutter.fits(2000)
+        assert cutter.propose() == Window(TODAY - 91 * DAY, TODAY)
+
+
 def test_the_rows_that_are_left_are_known_once_all_were_counted() -> None:
     """What does not fit whole is counted, and each window takes its rows off."""
     cutter = Cutter(Window(TODAY - 60 * DAY, TODAY), 10, TODAY, newest_first=True)
@@ -324,22 +370,22 @@ def test_what_is_left_is_one_window_as_soon_as_it_fits(
     rows=st.lists(days, max_size=60),
     limit=st.integers(1, 20),
     newest_first=st.booleans(),
-    start=st.none() | days,
-    end=st.none() | days,
+    asked=st.builds(Window, st.none() | days, st.none() | days),
+    sample=st.none() | st.builds(Sample, st.integers(0, 99), st.integers(1, 9)),
 )
 def test_windows_cover_all_days_once_and_in_order(
     rows: list[date],
     limit: int,
-    start: date | None,
-    end: date | None,
+    asked: Window,
+    sample: Sample | None,
     *,
     newest_first: bool,
 ) -> None:
     """What is cut off follows on what was cut before, until nothing is left."""
+    start, end = asked.start, asked.end
     assume(start is None or end is None or start < end)
     assume(newest_first or start is not None)
-    asked = Window(start, end)
-    cutter = Cutter(asked, limit, TODAY, newest_first=newest_first)
+    cutter = Cutter(asked, limit, TODAY, newest_first=newest_first, sample=sample)
     windows: list[Window] = []
     proposals = 0
     while window := cutter.propose():
