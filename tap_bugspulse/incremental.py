@@ -198,12 +198,14 @@ class IncrementalStream(BugsPulseStream):
 
     # --- Windows -----------------------------------------------------------------------
 
-    def ask_for(self, window: Window, is_wanted: Callable[[Page], bool]) -> None:
+    def ask_for(
+        self, window: Window, is_wanted: Callable[[Page], bool] | None = None
+    ) -> None:
         """Ask ahead for a window's first page and, if that tells to, for those after it."""
 
         def look(first: Page) -> bool:
             self.has_come(window, first)
-            return is_wanted(first)
+            return is_wanted is not None and is_wanted(first)
 
         if window not in self._asked:
             self._asked[window] = self.ask_for_listing(window.query(), look)
@@ -211,11 +213,13 @@ class IncrementalStream(BugsPulseStream):
     def ask_for_first(
         self, days: Window, *, newest_first: bool, sample: Sample | None = None
     ) -> None:
-        """Ask ahead for the window that will be the first one that is cut from days."""
-        cutter = self._cutter(days, newest_first=newest_first, sample=sample)
-        window = cutter.propose()
+        """Ask ahead for the first page of what will be cut from days first.
+
+        Not for more: while others are read, its pages would take the room of theirs.
+        """
+        window = self._cutter(days, newest_first=newest_first, sample=sample).propose()
         if window:
-            self.ask_for(window, lambda page: cutter.would_fit(page.total))
+            self.ask_for(window)
 
     def has_come(self, window: Window, first: Page) -> None:
         """Take note of the first page of a window, as soon as it has come."""

@@ -427,8 +427,9 @@ class Cutter:
         self._days = FIRST_GUESS
         self._is_dense = False  # so that not all are asked for before a part has fit
         if sample and sample.rows:
-            self._days = max(1, rows * sample.days * 9 // (sample.rows * 10))
-            self._is_dense = self._days <= SHORT
+            days_of_one = max(1, rows * sample.days * 9 // (sample.rows * 10))
+            if days_of_one <= SHORT:  # a few rows tell nothing
+                self._days, self._is_dense = days_of_one, True
 
     def propose(self) -> Window | None:
         """Give the next window to ask for; None when nothing is left."""

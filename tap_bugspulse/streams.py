@@ -175,11 +175,17 @@ class Network(IncrementalStream):
             self._ask_for_history(history, newest)
 
     def _ask_for_history(self, days: Window, newest: datetime | None) -> None:
-        """Ask ahead for what is cut from history first, by the newest row before it."""
+        """Ask ahead for what is cut from history first, by the newest row before it.
+
+        While there is time: what is on its way is read, however late it is.
+        """
+        if self.tap.run.is_over(self.box_share):
+            return
         *single, rest = self._cut_history(days, newest)
+        forward = {piece.start for piece in self._came}
         for day in single:
-            if day.start not in self.days and day not in self._came:
-                self.ask_for(day, lambda _: True)
+            if day.start not in self.days and day.start not in forward:
+                self.ask_for(day)
         self.ask_for_first(rest, newest_first=True, sample=self._sample())
 
     def _sample(self) -> Sample:
@@ -228,8 +234,7 @@ class Network(IncrementalStream):
     def history_windows(self, days: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
         stretch = self.marks.stretch
         newest = stretch.complete_to if stretch else None
-        if not self.tap.run.is_over(self.box_share):
-            self._ask_for_history(days, newest)
+        self._ask_for_history(days, newest)
         *single, rest = self._cut_history(days, newest)
         forward = self.near  # ids met in those of these days that were read before
         for day in single:

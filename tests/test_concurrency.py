@@ -368,6 +368,71 @@ def test_no_more_history_is_asked_for_ahead_than_is_read(
         )
 
 
+def test_pages_of_history_take_no_room_from_the_days_read_before_them(
+    now: datetime,
+) -> None:
+    """Of history one page is on its way while others are to come, be it many or few."""
+    project = generate(seed=3, sessions=400, days=50, until=now - timedelta(hours=1))
+    with Sandbox(project, Options(requests_per_minute=None, latency=0.02)) as sandbox:
+        sync(
+            sandbox,
+            now,
+            catalog=select(now, "sessions"),
+            page_size=6,
+            lookback_days=30,
+            concurrency=MANY,
+        )
+        queries = [one.query for one in sandbox.requests]
+    forward = [number for number, query in enumerate(queries) if "from" in query]
+    history = [number for number, query in enumerate(queries) if "from" not in query]
+    assert len(forward) > 2 * MANY
+    assert len(history) > 2 * MANY
+    assert history[0] < forward[-1] < history[1]
+
+
+@pytest.mark.parametrize("concurrency", [1, MANY, 32])
+def test_no_day_is_asked_for_with_and_without_an_end(
+    now: datetime, concurrency: int
+) -> None:
+    """Where history reaches into today, today is read once, in the forward part."""
+    ends = now - timedelta(hours=1)
+    project = generate(
+        seed=3,
+        sessions=300,
+        days=20,
+        until=ends,
+        events_per_session=0,
+        lying_clocks=False,
+    )
+    network = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        since = f"{now - timedelta(days=1, hours=6):%FT%TZ}"
+        before = sync(sandbox, now - timedelta(days=1), None, network, start_date=since)
+        sandbox.reset()
+        sync(sandbox, now, before.state, network, concurrency=concurrency)
+        queries = [one.query for one in sandbox.requests]
+    today = f"{now:%F}"
+    assert {"from": today, "page": "1", "limit": "1000"} in queries
+    assert not any(query.get("from") == today and "to" in query for query in queries)
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_no_more_is_asked_for_when_time_is_up(now: datetime, concurrency: int) -> None:
+    """A box that is over before history begins leaves it one window, asked ahead or not."""
+    project = generate(seed=3, sessions=300, days=40, until=now - timedelta(hours=1))
+    network = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        since = f"{now - timedelta(days=2):%FT%TZ}"
+        state = sync(sandbox, now, None, network, start_date=since).state
+        sandbox.reset()
+        sync(
+            sandbox, now, state, network, concurrency=concurrency, max_runtime_minutes=1e-9
+        )
+        queries = [one.query for one in sandbox.requests]
+    assert len({query["from"] for query in queries}) == len(queries)
+    assert len(queries) == 5  # four days, and the one before them
+
+
 @pytest.mark.parametrize("change", ["late_every", "new_every"])
 def test_without_totals_no_page_is_asked_ahead(now: datetime, change: str) -> None:
     """Where nothing would show that pages were answered out of turn, they come in turn."""

@@ -322,6 +322,7 @@ def test_dense_rows_are_cut_before_all_are_counted(start: date | None) -> None:
         (Sample(0, 9), None),
         (Sample(90, 9), Window(TODAY - 90 * DAY, TODAY)),
         (Sample(89, 9), None),
+        (Sample(1, 9), None),
         (Sample(10**400, 9), Window(TODAY - DAY, TODAY)),
     ],
 )
@@ -332,10 +333,10 @@ def test_where_rows_are_few_all_are_asked_for_first(
     asked = Window(None, TODAY)
     cutter = Cutter(asked, 1000, TODAY, newest_first=True, sample=sample)
     assert cutter.propose() == (first or asked)
-    if sample == Sample(89, 9):
-        # How dense they are is known, should they be too many after all.
+    if first is None:
+        # Should they be too many after all, a few rows tell nothing of how dense they are.
         assert not cutter.fits(2000)
-        assert cutter.propose() == Window(TODAY - 91 * DAY, TODAY)
+        assert cutter.propose() == Window(TODAY - 30 * DAY, TODAY)
 
 
 def test_the_rows_that_are_left_are_known_once_all_were_counted() -> None:
