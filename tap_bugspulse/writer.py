@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import typing as t
 
-from singer_sdk.contrib.msgspec import MsgSpecWriter
+from singer_sdk.contrib.msgspec import MsgSpecWriter, encoder
 from singer_sdk.singerlib.messages import Message, RecordMessage
 from typing_extensions import override
 
@@ -22,16 +22,12 @@ class WholeMessageWriter(MsgSpecWriter):
         super().__init__()
         self.is_writing = self.is_ending = False
         self.after: t.Callable[[], None] | None = None
-        self._lines = bytearray()
+        self._messages: list[dict[str, t.Any]] = []
 
     @override
     def write_message(self, message: Message) -> None:
-        self.is_writing = True
-        self._lines += self.format_message(message)
-        self.is_writing = False
-        if self.after is not None:
-            self.after()
-        elif not isinstance(message, RecordMessage):
+        self._messages.append(message.to_dict())
+        if not isinstance(message, RecordMessage):
             self.flush()
 
     def flush(self) -> None:
@@ -41,8 +37,8 @@ class WholeMessageWriter(MsgSpecWriter):
             OSError: If nobody reads it, or there is no room for it.
         """
         self.is_writing = True
-        lines, self._lines = self._lines, bytearray()
-        left = memoryview(lines)
+        messages, self._messages = self._messages, []
+        left = memoryview(encoder.encode_lines(messages))
         while left:  # PYTHONUNBUFFERED has it take no more than the pipe has room for
             left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()
