@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import typing as t
 from collections import Counter
-from datetime import UTC, datetime
 
 import msgspec
 
-from tap_bugspulse.replication import (
-    FIRST_YEAR,
-    YEAR_AFTER,
-    format_instant,
-    parse_instant,
-)
+from tap_bugspulse.replication import format_instant, parse_instant
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +21,6 @@ PROJECT_COLUMN = {
     "type": "string",
     "description": "Name of the BugsPulse project, from the setting project.",
 }
-FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (FIRST_YEAR, YEAR_AFTER))
 
 
 def _instant(value: t.Any) -> str | None:  # noqa: ANN401 - whatever the API sends
@@ -35,14 +28,6 @@ def _instant(value: t.Any) -> str | None:  # noqa: ANN401 - whatever the API sen
     if instant is None or value.endswith("Z"):
         return value if instant else None
     return format_instant(instant)
-
-
-def _is_as_written(text: str) -> bool:
-    """Tell whether text is an instant as the API writes it: in UTC, with a Z."""
-    try:
-        return text.endswith("Z") and FIRST <= datetime.fromisoformat(text) < AFTER
-    except (ValueError, TypeError):  # of an instant without a time zone
-        return False
 
 
 def _whole(value: t.Any) -> int | None:  # noqa: ANN401 - whatever the API sends
@@ -124,9 +109,8 @@ class Columns:
             return self._fit_any(raw) if isinstance(raw, dict) else None
         row: Row = msgspec.structs.asdict(raw)
         for name in self._instants:
-            text = row[name]
-            if text is not None and not _is_as_written(text):
-                row[name] = _instant(text)
+            if row[name] is not None:
+                row[name] = _instant(row[name])
                 if row[name] is None:
                     return self._fit_any(msgspec.structs.asdict(raw))
         row.update(self._own)

@@ -27,7 +27,7 @@ DAY = timedelta(days=1)
 BEGINNING = "beginning"  # how a state writes a stretch without a lower bound
 MAX_AHEAD = 1000  # rows in the future of the run that are remembered
 FIRST_GUESS = 30  # days that a window covers where nothing is known of their rows
-SHORT = 90  # days: where rows fill a window in less, what is left is taken for more
+DENSE = 90  # days: where no more fill a window, history is hardly one
 EPOCH = date(1970, 1, 1)
 # An instant outside of these is a clock that was never set; days are added to the rest.
 FIRST_YEAR, YEAR_AFTER = 1900, 9000
@@ -428,7 +428,7 @@ class Cutter:
         self._is_dense = False  # so that not all are asked for before a part has fit
         if sample and sample.rows:
             days_of_one = max(1, rows * sample.days * 9 // (sample.rows * 10))
-            if days_of_one <= SHORT:  # a few rows tell nothing
+            if days_of_one <= DENSE:  # a few rows tell nothing
                 self._days, self._is_dense = days_of_one, True
 
     def propose(self) -> Window | None:

@@ -81,7 +81,6 @@ class Network(IncrementalStream):
     ahead: set[bytes]
     _pieces: list[Window]  # of the forward days
     _came: dict[Window, FirstPage]  # the pieces that have been looked at
-    _bulk_ids: set[str]  # ids met in the last window of many days
 
     @override
     def begin(self) -> None:
@@ -135,15 +134,16 @@ class Network(IncrementalStream):
         self._pieces = list(self._cut_forward(days))
         to_ask = deque(self._pieces)
         bulk: Window | None = None
+        ids: set[str] = set()  # met in it
         for piece in self._pieces:
             while to_ask and (self.tap.session.has_room or to_ask[0] == piece):
                 self._ask_for_piece(to_ask.popleft())
             for window, pages in self.cut(piece, newest_first=False):
                 yield window, pages
                 if not self._is_one_day(piece):
-                    bulk, self._bulk_ids = window, self.near
+                    bulk, ids = window, self.near
         if bulk is not None:
-            yield from self._track(bulk)
+            yield from self._track(bulk, ids)
 
     def _ask_for_piece(self, piece: Window) -> None:
         """Ask for the first page of a piece; for all of a day that has grown or is new."""
@@ -241,21 +241,26 @@ class Network(IncrementalStream):
             self.near = self.near | forward
             if day.start not in self.days:
                 yield from self.cut(day, newest_first=True)
+        before, end = set[str](), rest.end
         for window, pages in self.cut(rest, newest_first=True, sample=self._sample()):
-            found_nothing = self.marks.stretch is None
             yield window, pages
-            if found_nothing and self.plan.moves_marks:
-                self._bulk_ids = self.near
-                yield from self._track(window)
+            if self.marks.stretch is None:
+                before, end = self.near, window.end
+                continue
+            # The newest row may have come in the window before: a mark stays a day inside.
+            yield from self._track(Window(window.start, end), before | self.near)
+            before, end = set(), window.start
 
-    def _track(self, bulk: Window) -> Iterator[tuple[Window, Iterator[Page]]]:
-        """Read again, on their own, the days of a long window that a lookback will ask for.
+    def _track(
+        self, bulk: Window, ids: set[str]
+    ) -> Iterator[tuple[Window, Iterator[Page]]]:
+        """Read again, on their own, the days of long windows that a lookback will ask for.
 
         Only where the newest row is older than the lookback: its days are not known
-        before. Rows that the long window has brought are not emitted again.
+        before. Rows that the long windows have brought, ``ids``, are not emitted again.
         """
-        stretch, ids = self.marks.stretch, self._bulk_ids
-        if stretch is None or self.ignores_state:
+        stretch = self.marks.stretch
+        if stretch is None or not self.plan.moves_marks:
             return
         day = max(self._tracked_from(stretch.complete_to), bulk.start or date.min)
         last = self._tracked_to(stretch.complete_to)

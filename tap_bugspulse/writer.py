@@ -37,8 +37,8 @@ class WholeMessageWriter(MsgSpecWriter):
             OSError: If nobody reads it, or there is no room for it.
         """
         self.is_writing = True
-        messages, self._messages = self._messages, []
-        left = memoryview(encoder.encode_lines(messages))
+        left = memoryview(encoder.encode_lines(self._messages))
+        self._messages = []
         while left:  # PYTHONUNBUFFERED has it take no more than the pipe has room for
             left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()

@@ -284,6 +284,24 @@ def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
             state = output.state
 
 
+@pytest.mark.parametrize("page_size", [2, 5, 1000])
+@pytest.mark.parametrize("quiet", [9, 15, 40])
+def test_calls_before_a_long_silence_come_once(
+    now: datetime, quiet: int, page_size: int
+) -> None:
+    """The days of a lookback that several windows of history have brought are known."""
+    ends = now - timedelta(days=quiet, hours=1)
+    project = generate(seed=3, sessions=200, days=20, until=ends, lying_clocks=False)
+    only = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        first = sync(sandbox, now, None, only, page_size=page_size)
+        later = now + timedelta(hours=1)
+        second = sync(sandbox, later, first.state, only, page_size=page_size)
+    assert first.table("network") == expected(project, "network")
+    assert first.repeated("network") == []
+    assert second.rows("network") == []
+
+
 @pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
 def test_an_earlier_start_date_of_the_same_day_emits_no_call_twice(
     sandbox: Sandbox, now: datetime, to_means: Reading

@@ -301,9 +301,11 @@ def test_dense_rows_are_cut_before_all_are_counted(start: date | None) -> None:
     def cutter() -> Cutter:
         return Cutter(asked, 1000, TODAY, newest_first=True, sample=Sample(180, 9))
 
-    windows, requests = cut(
-        cutter(), lambda window: 20 * ((window.end or TODAY) - (window.start or TODAY)).days
-    )
+    def count(window: Window) -> int:
+        days = ((window.end or TODAY) - window.start).days if window.start else 5
+        return 20 * days
+
+    windows, requests = cut(cutter(), count)
     assert windows[0] == (Window(TODAY - 45 * DAY, TODAY), 900)
     assert requests == (2 if start is None else len(windows) + 1)
     one = cutter()
