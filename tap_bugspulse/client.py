@@ -253,27 +253,28 @@ class BugsPulseStream(RESTStream[int]):
         for listing in range(LISTINGS):
             keys_seen = set() if listing else known  # one set for both in the first
             self.listing = seen = Listing(keys_seen, trusts_one_page=self.trusts_one_page)
-            head: list[Row | None] = []
+            head: list[t.Any] = []
             # The API may answer pages that are asked for at once out of turn, and rows
             # that come in between are then missed: one after the other misses none.
             for page in pages or self.request_pages(query, ahead=listing == 0):
-                rows = [self.shape(raw, query) for raw in page.rows]
-                keys = self._keys(rows)
+                keys = self.columns.keys(page.rows)
                 if len(set(keys) - {None}) < len(keys) - keys.count(None):
                     self.tap.run.warn_once(
                         f"{self.name}: the API sends rows with the same "
                         f"{' and '.join(self.key_columns)} on one page; only the first "
                         "of them is loaded"
                     )
-                head = head if seen.pages else rows
-                new: dict[str, Row] = {}
-                for row, key in zip(rows, keys, strict=True):
-                    if row is not None and key is not None and key not in known:
-                        new.setdefault(key, row)
+                head = head if seen.pages else page.rows
+                new: dict[str, t.Any] = {}
+                for raw, key in zip(page.rows, keys, strict=True):
+                    if key is not None and key not in known:
+                        new.setdefault(key, raw)
                 if not seen.add(page, keys):
                     break
                 known.update(new)
-                yield from new.values()
+                # One by one, as they are written: what is at hand is still in the cache.
+                for raw in new.values():
+                    yield self.shape(raw, query)
             self.tap.run.rows_without_key[self.name] += seen.without_key
             if seen.is_complete() and not (
                 seen.pages > 1
@@ -295,24 +296,21 @@ class BugsPulseStream(RESTStream[int]):
             LISTINGS,
         )
 
-    def may_move_up(self, rows: list[Row | None]) -> bool:  # noqa: ARG002 - for some
+    def may_move_up(self, head: list[t.Any]) -> bool:  # noqa: ARG002 - for some
         """Tell whether rows at the head of this listing may have gone while it was read.
 
         Asked after its last row; not worth a request where each run lists everything.
+
+        Args:
+            head: The rows of its first page, as the API sent them.
         """
         return False
 
     def _keys_of_first_page(self, query: Query) -> list[str | None]:
-        page = next(self.request_pages(query))
-        return self._keys([self.shape(raw, query) for raw in page.rows])
+        return self.columns.keys(next(self.request_pages(query)).rows)
 
-    def _keys(self, rows: list[Row | None]) -> list[str | None]:
-        """Give what tells the rows of a listing apart; its events are of one session."""
-        name = self.key_columns[-1]
-        return [None if row is None else row[name] for row in rows]
-
-    def shape(self, raw: object, query: Query) -> Row | None:  # noqa: ARG002 - for events
-        """Fit a row of the API to the schema; None for what is no row at all."""
+    def shape(self, raw: t.Any, query: Query) -> Row:  # noqa: ANN401, ARG002 - for events
+        """Fit a row of the API that has a key to the schema."""
         return self.columns.fit(raw)
 
     @override

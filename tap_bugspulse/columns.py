@@ -87,6 +87,7 @@ class Columns:
             if name not in {EXTRA, PROJECT}
         }
         self._own = {EXTRA: None} if project is None else {EXTRA: None, PROJECT: project}
+        self._key = keys[-1]  # a listing of events is of one session
         self._instants = [n for n, kind in self._kinds.items() if kind == "date-time"]
         # What rows are decoded into where all of them have these types and no other
         # column: then only their instants are left to be looked at.
@@ -97,22 +98,34 @@ class Columns:
             gc=False,  # rows of JSON leave no cycles behind
         )
 
-    def fit(self, raw: object) -> Row | None:
-        """Give a row that fits; None for what is no row at all.
+    def keys(self, rows: list[t.Any]) -> list[str | None]:
+        """Give what tells the rows of a listing apart, None where a row has no key.
+
+        Args:
+            rows: All of ``row_type``, or whatever the API sent.
+        """
+        if rows and isinstance(rows[0], self.row_type):
+            return [getattr(raw, self._key) for raw in rows]
+        return [_FITS["key"](sent(raw, self._key)) for raw in rows]
+
+    def fit(self, raw: t.Any) -> Row:  # noqa: ANN401 - whatever the API sends
+        """Give a row that fits.
 
         What has no column, and values that do not fit theirs, are kept in ``_extra``.
 
         Args:
-            raw: A ``row_type``, or whatever the API sent.
+            raw: A ``row_type`` or a mapping.
         """
         if not isinstance(raw, self.row_type):
-            return self._fit_any(raw) if isinstance(raw, dict) else None
+            return self._fit_any(raw)
         row: Row = msgspec.structs.asdict(raw)
         for name in self._instants:
-            if row[name] is not None:
-                row[name] = _instant(row[name])
-                if row[name] is None:
-                    return self._fit_any(msgspec.structs.asdict(raw))
+            text = row[name]
+            if text is None or (text.endswith("Z") and parse_instant(text)):
+                continue
+            row[name] = _instant(text)
+            if row[name] is None:
+                return self._fit_any(msgspec.structs.asdict(raw))
         row.update(self._own)
         return row
 

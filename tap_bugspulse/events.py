@@ -78,12 +78,12 @@ class Events(BugsPulseStream):
         return t.cast("Sessions", self.tap.streams["sessions"])
 
     @override
-    def shape(self, raw: object, query: Mapping[str, str]) -> Row | None:
+    def shape(self, raw: t.Any, query: Mapping[str, str]) -> Row:
         if isinstance(raw, dict):
             raw = {**raw, **query}
             if not isinstance(raw.get("data"), dict | None):
                 raw["data"] = {"value": raw["data"]}
-        elif isinstance(raw, self.columns.row_type):
+        else:
             for name, value in query.items():
                 setattr(raw, name, value)
         return super().shape(raw, query)

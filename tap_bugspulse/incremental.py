@@ -10,6 +10,7 @@ from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.columns import sent
 from tap_bugspulse.replication import (
     Cutter,
     Marks,
@@ -165,9 +166,9 @@ class IncrementalStream(BugsPulseStream):
         self.near = met
 
     @override
-    def may_move_up(self, rows: list[Row | None]) -> bool:
+    def may_move_up(self, head: list[t.Any]) -> bool:
         # With the newest first, what retention deletes is at the end.
-        instants = [row[self.instant_column] for row in rows if row]
+        instants = [sent(raw, self.instant_column) for raw in head]
         known = [instant for instant in map(parse_instant, instants) if instant]
         return known != sorted(known, reverse=True)
 

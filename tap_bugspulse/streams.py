@@ -7,6 +7,7 @@ import typing as t
 from base64 import b64decode, b64encode
 from collections import deque
 from datetime import date
+from functools import cached_property
 
 from typing_extensions import override
 
@@ -323,13 +324,11 @@ class Network(IncrementalStream):
 
     @override
     def is_news(self, row: Row, instant: datetime | None, window: Window) -> bool:
-        is_ahead = instant is not None and instant > self.tap.run.started
+        is_ahead = instant is not None and instant > self.marks.now
         is_known = (is_ahead or self.ahead) and not self._is_new_ahead(
             row["id"], is_ahead=is_ahead
         )
-        return (self.ignores_state or not is_known) and super().is_news(
-            row, instant, window
-        )
+        return (self.ignores_state or not is_known) and not self.was_met(row, instant)
 
     def _is_new_ahead(self, row_id: str, *, is_ahead: bool) -> bool:
         """Tell whether a row has not been met while it lay in the future."""
@@ -410,10 +409,15 @@ class Sessions(IncrementalStream):
         self._remembers_from = date.min
         self._brings_news = True  # whether the listing has rows that are new or changed
 
-    @property
+    @cached_property
     def events(self) -> Events:
         """The child stream."""
         return t.cast("Events", self.child_streams[0])
+
+    @cached_property
+    def wants_events(self) -> bool:
+        """Whether the catalog selects the child stream."""
+        return self.events.selected
 
     @override
     def get_child_context(self, record: Row, context: t.Any) -> dict[str, str]:
@@ -430,7 +434,7 @@ class Sessions(IncrementalStream):
             )
         if self.selected:
             yield from super().get_records(context)
-        if self.events.selected:
+        if self.wants_events:
             # All due sessions in one sync of the child: a sync for each would send the
             # schema and five lines of log every time.
             self._sync_children({})
@@ -451,7 +455,10 @@ class Sessions(IncrementalStream):
     def is_news(self, row: Row, instant: datetime | None, window: Window) -> bool:
         row_id, listed = row["id"], self.listed[-1]
         day = window.day_of(instant, self.today)
-        if self._remembered + len(listed.candidates) <= MAX_REMEMBERED:
+        if (
+            self.wants_events
+            and self._remembered + len(listed.candidates) <= MAX_REMEMBERED
+        ):
             self.remember(listed, row, instant, day)
         entry = self.ledger.get(row_id) or UNKNOWN
         # What may still change in a later run is remembered.
@@ -470,9 +477,9 @@ class Sessions(IncrementalStream):
         return is_news
 
     @override
-    def may_move_up(self, rows: list[Row | None]) -> bool:
+    def may_move_up(self, head: list[t.Any]) -> bool:
         # Where as many rows came as have gone, those that came are news.
-        return self._brings_news and super().may_move_up(rows)
+        return self._brings_news and super().may_move_up(head)
 
     def _written_stretch(self) -> Stretch | None:
         started = self.tap.run.started
@@ -506,7 +513,7 @@ class Sessions(IncrementalStream):
 
     def candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
         """Give what decides about a session's events, None where there are none due."""
-        if not self.events.selected or not has_events(row):
+        if not self.wants_events or not has_events(row):
             return None
         found = candidate(row, instant, day)
         if not is_wanted(found, self.tap.settings.events_for):

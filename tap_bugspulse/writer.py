@@ -9,6 +9,8 @@ from singer_sdk.contrib.msgspec import MsgSpecWriter, encoder
 from singer_sdk.singerlib.messages import Message, RecordMessage
 from typing_extensions import override
 
+AT_ONCE = 50  # records: what was made of them is still in the cache when it is encoded
+
 
 class WholeMessageWriter(MsgSpecWriter):
     """Writes the records of an answer at once, in whole lines.
@@ -27,7 +29,7 @@ class WholeMessageWriter(MsgSpecWriter):
     @override
     def write_message(self, message: Message) -> None:
         self._messages.append(message.to_dict())
-        if not isinstance(message, RecordMessage):
+        if len(self._messages) >= AT_ONCE or not isinstance(message, RecordMessage):
             self.flush()
 
     def flush(self) -> None:

@@ -99,10 +99,15 @@ def answer(body: bytes) -> requests.Response:
 
 
 def read(stream: BugsPulseStream, page: Page) -> tuple[list[Row | None], dict[str, int]]:
-    """Give the rows of a page as they are loaded, and how many values fit no column."""
+    """Give a page's rows as they are loaded, None without a key, and the misfits."""
     query = {"sessionId": "sess_1"} if stream.name == "events" else {}
     stream.columns.misfits.clear()
-    rows = [stream.shape(raw, query) for raw in page.rows]
+    keys = stream.columns.keys(page.rows)
+    rows = [
+        None if key is None else stream.shape(raw, query)
+        for key, raw in zip(keys, page.rows, strict=True)
+    ]
+    assert keys == [row and row[stream.key_columns[-1]] for row in rows]
     return rows, dict(stream.columns.misfits)
 
 
