@@ -57,6 +57,7 @@ class BugsPulseStream(RESTStream[int]):
     trusts_one_page = False
     tap: TapBugsPulse
     listing: Listing  # the last reading of a listing
+    known: set[str]  # keys of the rows that came in all of its readings
 
     def __init__(self, tap: TapBugsPulse) -> None:
         """Set the stream up with the tap's settings and its one HTTP session."""
@@ -249,7 +250,7 @@ class BugsPulseStream(RESTStream[int]):
             query: Query parameters of the listing.
             pages: Its pages, where some have been asked for already.
         """
-        known: set[str | None] = set()
+        self.known = known = set[t.Any]()
         for listing in range(LISTINGS):
             keys_seen = set() if listing else known  # one set for both in the first
             self.listing = seen = Listing(keys_seen, trusts_one_page=self.trusts_one_page)

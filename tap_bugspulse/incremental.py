@@ -153,17 +153,17 @@ class IncrementalStream(BugsPulseStream):
         self._has_gone_back |= not (now.moves and now.stretch and now.stretch == before)
 
     def _read(self, window: Window, pages: Iterator[Page]) -> Iterator[Row]:
-        met: set[str] = set()
+        not_needed: set[str] = set()
         need, marks = self.tap.need, self.marks
         for row in self.rows(window.query(), pages):
             instant = parse_instant(row[self.instant_column])
             if not need.holds(instant):
+                not_needed.add(row["id"])
                 continue
             marks.saw(instant)
-            met.add(row["id"])
             if self.is_news(row, instant, window):
                 yield row
-        self.near = met
+        self.near = self.known - not_needed if not_needed else self.known
 
     @override
     def may_move_up(self, head: list[t.Any]) -> bool:

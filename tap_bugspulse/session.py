@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import queue
 import threading
@@ -21,7 +20,7 @@ from typing_extensions import override
 
 if t.TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tap_bugspulse.run import Clock
     from tap_bugspulse.settings import Settings
@@ -236,10 +235,10 @@ class ApiSession(requests.Session):
     def _read(self, response: requests.Response) -> None:
         """Read the body; each read has a timeout of its own, and all have a deadline."""
         deadline = self._clock.seconds() + self._timeout
-        raw, body = response.raw, io.BytesIO()
+        body = Body()
         try:
-            while chunk := raw.read1(CHUNK, decode_content=True):
-                body.write(chunk)
+            while chunk := response.raw.read1(CHUNK, decode_content=True):
+                body.append(chunk)
                 if self._clock.seconds() > deadline:
                     msg = "the answer took too long"
                     raise requests.exceptions.ReadTimeout(msg)
@@ -251,8 +250,15 @@ class ApiSession(requests.Session):
             raise requests.exceptions.ChunkedEncodingError(error) from None
         finally:
             response.close()
-        body.seek(0)
         response.raw = body
+
+
+class Body(list[bytes]):
+    """The parts of a body that has been read, for its response to put together."""
+
+    def stream(self, *_: t.Any, **__: t.Any) -> Iterator[bytes]:
+        """Give the parts as they are, and not copied piece by piece, as of a file."""
+        return iter(self)
 
 
 _here = threading.local()  # the attempt that a thread makes
