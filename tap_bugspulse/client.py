@@ -97,7 +97,18 @@ class BugsPulseStream(RESTStream[int]):
     def apply_catalog(self, catalog: Catalog) -> None:
         super().apply_catalog(catalog)
         entry = catalog.get_stream(self.name)
-        if self.tap.project is None or entry is None:
+        if entry is None:
+            return
+        # The SDK looks up each column of each row there. Names that are the row's own, and
+        # not equal ones that were read from a file, are found without a look inside.
+        names = {name: name for name in ("properties", *self.schema["properties"])}
+        metadata = {
+            tuple(names.get(name, name) for name in breadcrumb): entry.metadata[breadcrumb]
+            for breadcrumb in entry.metadata
+        }
+        entry.metadata.clear()
+        entry.metadata.update(metadata)
+        if self.tap.project is None:
             return
         if PROJECT not in (entry.schema.to_dict().get("properties") or {}):
             msg = (

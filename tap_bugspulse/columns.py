@@ -6,6 +6,7 @@ import typing as t
 from collections import Counter
 
 import msgspec
+from msgspec.structs import asdict
 
 from tap_bugspulse.replication import format_instant, parse_instant
 
@@ -118,14 +119,14 @@ class Columns:
         """
         if not isinstance(raw, self.row_type):
             return self._fit_any(raw)
-        row: Row = msgspec.structs.asdict(raw)
+        row: Row = asdict(raw)
         for name in self._instants:
             text = row[name]
             if text is None or (text.endswith("Z") and parse_instant(text)):
                 continue
             row[name] = _instant(text)
             if row[name] is None:
-                return self._fit_any(msgspec.structs.asdict(raw))
+                return self._fit_any(asdict(raw))
         row.update(self._own)
         return row
 

@@ -8,13 +8,13 @@ further than what is needed, and a mark stays one day inside what was asked for.
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
 import json
 import struct
 import typing as t
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from hashlib import blake2b
 
 import msgspec
 
@@ -491,7 +491,7 @@ NOTHING = bytes(4)
 def fingerprint(*values: object) -> bytes:
     """Give four bytes that tell values, anything JSON can write, from others."""
     text = msgspec.json.encode(values, order="sorted")
-    return hashlib.blake2b(text, digest_size=4).digest()
+    return blake2b(text, digest_size=4).digest()
 
 
 class Entry(t.NamedTuple):
@@ -600,7 +600,7 @@ class Ledger:
 
 def session_key(session: str) -> bytes:
     """Give five bytes that stand for an id."""
-    return hashlib.blake2b(session.encode(), digest_size=5).digest()
+    return blake2b(session.encode(), digest_size=5).digest()
 
 
 # --- Which sessions' events are due -------------------------------------------------
