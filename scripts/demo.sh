@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 if [ ! -f .venv/.stamp ] || [ ! -f .venv-meltano/.stamp ] || [ ! -f .meltano/.stamp ]; then
     cat <<'END'
 The first run installs, inside this checkout: the tap and an emulated Snowflake (.venv),
-Meltano (.venv-meltano), and Meltano's plugins (.meltano). That is about 1 GB and takes
+Meltano (.venv-meltano), and Meltano's plugins (.meltano). That is about 1.3 GB and takes
 one to five minutes, depending on the network. `make clean` removes it all.
 
 END

@@ -260,6 +260,9 @@ class Body(list[bytes]):
         """Give the parts as they are, and not copied piece by piece, as of a file."""
         return iter(self)
 
+    def close(self) -> None:
+        """Do nothing: the connection is free already."""
+
 
 _here = threading.local()  # the attempt that a thread makes
 

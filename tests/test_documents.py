@@ -246,7 +246,7 @@ def database(files: Path, dialect: str) -> duckdb.DuckDBPyConnection:
         connection.execute("create schema bugspulse")
         connection.execute("use bugspulse")
     for stream in PRIMARY_KEYS:
-        source = connection.read_json(f"output/{stream}.jsonl")
+        source = connection.read_json(str(files / "output" / f"{stream}.jsonl"))
         renamed = ", ".join(f'"{one}" as {column(one, dialect)}' for one in source.columns)
         source.select(renamed).create(stream)
     if dialect == "postgres":
@@ -365,7 +365,7 @@ def recipes() -> list[dict[str, Any]]:
 def test_the_recipe_that_masks_leaves_no_clear_text(sandbox: Sandbox) -> None:
     """Users are hashed with the salt, URLs have no query, `_extra` is no column."""
     config = recipes()[0]["config"]
-    assert config["stream_map_config"] == {"salt": "$MASKING_SALT"}
+    assert config["stream_map_config"] == {"salt": "$BUGSPULSE_SALT"}
     config["stream_map_config"] = {"salt": "pepper"}
     output = sync(sandbox, NOW, **config)
     for row in output.rows("sessions"):
