@@ -11,7 +11,15 @@ from datetime import timedelta
 
 import pytest
 
-from tests.running import PRIMARY_KEYS, Row, expected, select, sync, wait_until
+from tests.running import (
+    PRIMARY_KEYS,
+    Row,
+    expected,
+    select,
+    sync,
+    tap_class,
+    wait_until,
+)
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import TapProcess
 
@@ -20,6 +28,7 @@ if t.TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from tap_bugspulse.client import BugsPulseStream
     from tests.sandbox import Project, Request
 
 MANY = 8
@@ -115,6 +124,19 @@ def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
     for one in own:
         one.join(5)
     assert not any(one.is_alive() for one in own)
+
+
+def test_an_answer_can_be_closed_or_read_twice(slow: Sandbox, now: datetime) -> None:
+    """A body that was read as a whole is one for requests, whoever takes the answer."""
+    config = {"api_url": slow.url, "api_key": slow.api_key}
+    tap = tap_class(now)(config=config)
+    stream = t.cast("BugsPulseStream", tap.streams["network"])
+    with stream.tap.session.send(stream.ask({})) as unread:
+        assert unread.status_code == 200
+    answer = stream.tap.session.send(stream.ask({}))
+    assert answer.json() == answer.json()
+    assert len(answer.json()["data"]) > 0
+    stream.tap.session.close()
 
 
 def test_threads_that_wait_for_their_turn_end_after_the_run(
