@@ -278,8 +278,9 @@ def test_a_signal_while_an_answer_hangs_ends_the_run(
         tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5)
         at.aim(tap)
         stopped = assert_ended_by(tap, signum)
-        # It ended before the answer would have come; others were on their way.
-        assert sandbox.requests[-1].status == 0
+        # It ended before the answer would have come. Others were on their way, and one
+        # that is answered may be noted last.
+        assert 0 in [request.status for request in sandbox.requests]
         assert number <= counted(sandbox)[path] <= number + CONCURRENCY
         sandbox.options.on_request = sandbox.options.script = None
         assert_whole(
