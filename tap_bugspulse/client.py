@@ -99,15 +99,12 @@ class BugsPulseStream(RESTStream[int]):
         entry = catalog.get_stream(self.name)
         if entry is None:
             return
-        # The SDK looks up each column of each row there. Names that are the row's own, and
-        # not equal ones that were read from a file, are found without a look inside.
+        # The SDK looks for each column of each row in the metadata. Names that are the
+        # row's own, not equal ones read from a file, are found without comparing text.
         names = {name: name for name in ("properties", *self.schema["properties"])}
-        metadata = {
-            tuple(names.get(name, name) for name in breadcrumb): entry.metadata[breadcrumb]
-            for breadcrumb in entry.metadata
-        }
-        entry.metadata.clear()
-        entry.metadata.update(metadata)
+        for breadcrumb in list(entry.metadata):
+            own = tuple(names.get(name, name) for name in breadcrumb)
+            entry.metadata[own] = entry.metadata.pop(breadcrumb)
         if self.tap.project is None:
             return
         if PROJECT not in (entry.schema.to_dict().get("properties") or {}):
@@ -270,17 +267,8 @@ class BugsPulseStream(RESTStream[int]):
             # that come in between are then missed: one after the other misses none.
             for page in pages or self.request_pages(query, ahead=listing == 0):
                 keys = self.columns.keys(page.rows)
-                if len(set(keys) - {None}) < len(keys) - keys.count(None):
-                    self.tap.run.warn_once(
-                        f"{self.name}: the API sends rows with the same "
-                        f"{' and '.join(self.key_columns)} on one page; only the first "
-                        "of them is loaded"
-                    )
+                new = self._new_rows(page, keys)
                 head = head if seen.pages else page.rows
-                new: dict[str, t.Any] = {}
-                for raw, key in zip(page.rows, keys, strict=True):
-                    if key is not None and key not in known:
-                        new.setdefault(key, raw)
                 if not seen.add(page, keys):
                     break
                 known.update(new)
@@ -308,7 +296,21 @@ class BugsPulseStream(RESTStream[int]):
             LISTINGS,
         )
 
-    def may_move_up(self, head: list[t.Any]) -> bool:  # noqa: ARG002 - for some
+    def _new_rows(self, page: Page, keys: list[str | None]) -> dict[str, t.Any]:
+        """Give the rows of a page that have not come before, by their keys."""
+        if len(set(keys) - {None}) < len(keys) - keys.count(None):
+            self.tap.run.warn_once(
+                f"{self.name}: the API sends rows with the same "
+                f"{' and '.join(self.key_columns)} on one page; only the first of them is "
+                "loaded"
+            )
+        new: dict[str, t.Any] = {}
+        for raw, key in zip(page.rows, keys, strict=True):
+            if key is not None and key not in self.known:
+                new.setdefault(key, raw)
+        return new
+
+    def may_move_up(self, head: list[t.Any]) -> bool:  # noqa: ARG002 - some streams look
         """Tell whether rows at the head of this listing may have gone while it was read.
 
         Asked after its last row; not worth a request where each run lists everything.
@@ -321,7 +323,8 @@ class BugsPulseStream(RESTStream[int]):
     def _keys_of_first_page(self, query: Query) -> list[str | None]:
         return self.columns.keys(next(self.request_pages(query)).rows)
 
-    def shape(self, raw: t.Any, query: Query) -> Row:  # noqa: ANN401, ARG002 - for events
+    # Whatever the API sends; the query is for events, whose rows do not hold all of it.
+    def shape(self, raw: t.Any, query: Query) -> Row:  # noqa: ANN401, ARG002 - see above
         """Fit a row of the API that has a key to the schema."""
         return self.columns.fit(raw)
 

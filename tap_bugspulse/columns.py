@@ -123,7 +123,7 @@ class Columns:
         for name in self._instants:
             text = row[name]
             if text is None or (text.endswith("Z") and parse_instant(text)):
-                continue
+                continue  # as the API writes it
             row[name] = _instant(text)
             if row[name] is None:
                 return self._fit_any(asdict(raw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import typing as t
 from functools import cached_property
@@ -172,14 +173,9 @@ class IncrementalStream(BugsPulseStream):
         known = [instant for instant in map(parse_instant, instants) if instant]
         return known != sorted(known, reverse=True)
 
-    def is_news(
-        self,
-        row: Row,
-        instant: datetime | None,
-        window: Window,  # noqa: ARG002 - sessions are filed under one of its days
-    ) -> bool:
-        """Tell whether a row is new or changed, so that it is to be emitted."""
-        return not self.was_met(row, instant)
+    @abc.abstractmethod
+    def is_news(self, row: Row, instant: datetime | None, window: Window) -> bool:
+        """Tell whether a row of a window is new or changed, so that it is to be emitted."""
 
     def was_met(self, row: Row, instant: datetime | None) -> bool:
         """Tell whether a row came in the window before, or before history overlaps."""

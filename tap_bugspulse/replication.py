@@ -27,13 +27,13 @@ DAY = timedelta(days=1)
 BEGINNING = "beginning"  # how a state writes a stretch without a lower bound
 MAX_AHEAD = 1000  # rows in the future of the run that are remembered
 FIRST_GUESS = 30  # days that a window covers where nothing is known of their rows
-DENSE = 90  # days: where no more fill a window, history is hardly one
+DENSE = 90  # days: rows are dense where so many or fewer fill a window
 EPOCH = date(1970, 1, 1)
 # An instant outside of these is a clock that was never set; days are added to the rest.
 FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
 
 
-def parse_instant(text: t.Any) -> datetime | None:  # noqa: ANN401 - whatever is sent
+def parse_instant(text: t.Any) -> datetime | None:  # noqa: ANN401 - from pages and states
     """Read a date or date-time as an aware instant in UTC; None if it is neither."""
     try:
         instant = datetime.fromisoformat(text)

@@ -513,7 +513,7 @@ class Sessions(IncrementalStream):
 
     def candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
         """Give what decides about a session's events, None where there are none due."""
-        if not self.wants_events or not has_events(row):
+        if not has_events(row):
             return None
         found = candidate(row, instant, day)
         if not is_wanted(found, self.tap.settings.events_for):

@@ -13,7 +13,7 @@ AT_ONCE = 50  # records: what was made of them is still in the cache when it is 
 
 
 class WholeMessageWriter(MsgSpecWriter):
-    """Writes the records of an answer at once, in whole lines.
+    """Writes records many at once, in whole lines.
 
     None is kept back while the next answer is waited for, nor when another message is
     written. A signal that comes while something is written waits for its end.

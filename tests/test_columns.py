@@ -158,3 +158,13 @@ def test_a_page_with_more_in_its_envelope_is_read() -> None:
     rows, misfits = read(stream, page)
     assert [row["id"] for row in rows if row] == ["1"]
     assert (page.total, misfits) == (3, {})
+
+
+def test_a_catalog_from_a_file_names_columns_as_rows_do() -> None:
+    """The SDK finds each column of each row by a name that is the same object."""
+    kind, config = tap_class(NOW), {"api_key": "bp_x"}
+    catalog = json.loads(json.dumps(kind(config=config).catalog_dict))
+    for one in kind(config=config, catalog=catalog).streams.values():
+        stream = t.cast("BugsPulseStream", one)
+        named = {id(name) for breadcrumb in stream.mask for name in breadcrumb}
+        assert {id(name) for name in stream.columns.row_type.__struct_fields__} <= named

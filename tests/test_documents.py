@@ -239,7 +239,6 @@ def column(name: str, dialect: str) -> str:
 def database(files: Path, dialect: str) -> duckdb.DuckDBPyConnection:
     """Give a database with the tables that the target of a dialect makes."""
     connection = duckdb.connect()
-    connection.execute(f"set file_search_path = '{files}'")
     if dialect == "duckdb":
         return connection
     if dialect == "postgres":
@@ -264,8 +263,11 @@ def run_sql(text: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[Any,
 
 
 @pytest.mark.parametrize("block", STATEMENTS, ids=lambda block: block.name)
-def test_each_statement_runs(block: Block, files: Path) -> None:
+def test_each_statement_runs(
+    block: Block, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQL runs on tables with the names that the target of its dialect makes."""
+    monkeypatch.chdir(files)
     dialect = block.text.split("\n", 1)[0].removeprefix("-- ").lower()
     assert dialect in {"snowflake", "postgres", "duckdb"}
     assert run_sql(block.text, database(files, dialect))
