@@ -1,358 +1,298 @@
-"""The tap's settings: what there is, what is allowed, and what it means."""
+"""The tap's settings, declared once: their types, limits, defaults and descriptions."""
 
 from __future__ import annotations
 
+import difflib
 import functools
-import math
+import json
+import os
 import typing as t
-from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from importlib import metadata
-from urllib.parse import urlsplit
+from importlib.metadata import version
 
-from singer_sdk import typing as th
+import msgspec
+from singer_sdk.exceptions import ConfigurationError, ConfigValidationError
 
 from tap_bugspulse.replication import Span, parse_instant
-
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 API_URL = "https://api.bugspulse.com/export"
 KEY_PREFIX = "bp_"
 MAX_PAGE_SIZE = 1000  # "Rows per page - max 1,000"
 CONCURRENCY, MAX_CONCURRENCY = 16, 32  # measured, see docs/performance.md
 REQUESTS_PER_MINUTE = 60  # "rate-limited to 60 requests / minute per API key"
-EVENTS_FOR = ("all", "errors", "crashed")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+ENV_PREFIX = "TAP_BUGSPULSE_"
 
-CONFIG_SCHEMA: dict[str, t.Any] = th.PropertiesList(
-    th.Property(
-        "api_key",
-        th.StringType,
-        required=True,
-        secret=True,
-        title="API key",
-        description=(
-            "API key of the BugsPulse project, the one its app is set up with. "
-            "It begins with bp_."
-        ),
-    ),
-    th.Property(
-        "api_url",
-        th.StringType,
-        default=API_URL,
-        title="API URL",
-        description="Base URL of the Export API; https, unless the host is loopback.",
-    ),
-    th.Property(
-        "start_date",
-        th.DateTimeType,
-        title="Start date",
-        description=(
-            "Earliest date or date-time to load, such as 2026-01-01 or "
-            "2026-01-01T12:00:00Z; UTC unless it has an offset. Sessions and network "
-            "calls before it are left out, events follow their session's start, "
-            "crashes are not affected. Without it the full history is loaded."
-        ),
-    ),
-    th.Property(
-        "end_date",
-        th.DateTimeType,
-        title="End date",
-        description=(
-            "First date or date-time that is not loaded any more, in the forms of "
-            "start_date. The next run without it carries on."
-        ),
-    ),
-    th.Property(
-        "lookback_days",
-        th.IntegerType,
-        default=7,
-        title="Lookback in days",
-        description=(
-            "Number of days before the newest loaded row that are read again for "
-            "sessions and network calls that changed or came late; 0 to 36500."
-        ),
-    ),
-    th.Property(
-        "events_for",
-        th.StringType,
-        default="all",
-        allowed_values=list(EVENTS_FOR),
-        title="Events for",
-        description=(
-            "Sessions whose events are fetched, at one request each: all, errors "
-            "(those with a crash or network errors) or crashed (those with a crash)."
-        ),
-    ),
-    th.Property(
-        "max_runtime_minutes",
-        th.NumberType,
-        title="Longest run in minutes",
-        description=(
-            "Time after which a run stops cleanly and leaves the rest of the history "
-            "and of the events to the next run; above 0, fractions allowed. Reading "
-            "what is new is never cut short."
-        ),
-    ),
-    th.Property(
-        "project",
-        th.StringType,
-        title="Project",
-        description=(
-            "Name to put into a column project of every row, first in its primary "
-            "key, so that several BugsPulse projects share one set of tables."
-        ),
-    ),
-    th.Property(
-        "page_size",
-        th.IntegerType,
-        default=MAX_PAGE_SIZE,
-        title="Page size",
-        description="Rows asked for in one request, 1 to 1000.",
-    ),
-    th.Property(
-        "requests_per_minute",
-        th.IntegerType,
-        default=REQUESTS_PER_MINUTE,
-        title="Requests per minute",
-        description=(
-            "Requests sent in a minute at most. The API allows 60 per key: lower it "
-            "to leave room for other users of the key."
-        ),
-    ),
-    th.Property(
-        "concurrency",
-        th.IntegerType,
-        default=CONCURRENCY,
-        title="Concurrent requests",
-        description=(
-            "Requests that may be on their way at the same time, 1 to 32, so that the "
-            "allowance is used also when answers are slow; 1 asks for one after the "
-            "other. Rows and their order are the same."
-        ),
-    ),
-    th.Property(
-        "request_timeout",
-        th.NumberType,
-        default=60,
-        title="Request timeout in seconds",
-        description="Seconds an answer may take before the request is tried again.",
-    ),
-    th.Property(
-        "user_agent",
-        th.StringType,
-        title="User agent",
-        description="User-Agent header of every request; tap-bugspulse/<version>.",
-    ),
-).to_dict()
+Config = t.Mapping[str, t.Any]
+EventsFor = t.Literal["all", "errors", "crashed"]
+EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
+HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
+SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
+Url = t.Annotated[str, msgspec.Meta(pattern=SAFE)]
+Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
+Count = t.Annotated[int, msgspec.Meta(ge=1)]
+Positive = t.Annotated[float, msgspec.Meta(gt=0, le=1e308)]  # not infinite
 
 
-class SettingsError(ValueError):
-    """Settings that cannot be worked with; ``problems`` has one line for each."""
-
-    def __init__(self, problems: list[str]) -> None:
-        """Keep the problems, each a line that names its setting."""
-        super().__init__("; ".join(problems))
-        self.problems = problems
+def _meta(title: str, description: str, **rules: t.Any) -> msgspec.Meta:
+    return msgspec.Meta(title=title, description=description, **rules)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The settings in the types the tap works with; instants are aware, in UTC."""
 
-    api_key: str = field(repr=False)
-    api_url: str
-    need: Span
-    lookback_days: int
-    events_for: str
-    max_runtime_minutes: float | None
-    project: str | None
-    page_size: int
-    requests_per_minute: int
-    concurrency: int
-    request_timeout: float
-    user_agent: str
+    api_key: t.Annotated[
+        str,
+        _meta(
+            "API key",
+            "API key of the BugsPulse project, the one its app is set up with. It begins "
+            "with bp_.",
+            pattern=r"^[!-~]+\Z",
+            extra_json_schema={"secret": True, "writeOnly": True},
+        ),
+    ]
+    api_url: t.Annotated[
+        Url,
+        _meta("API URL", "Base URL of the Export API; https, unless the host is loopback."),
+    ] = API_URL
+    start_date: t.Annotated[
+        Instant | None,
+        _meta(
+            "Start date",
+            "Earliest date or date-time to load, such as 2026-01-01 or "
+            "2026-01-01T12:00:00Z; UTC unless it has an offset. Sessions and network calls "
+            "before it are left out, events follow their session's start, crashes are not "
+            "affected. Without it the full history is loaded.",
+        ),
+    ] = None
+    end_date: t.Annotated[
+        Instant | None,
+        _meta(
+            "End date",
+            "First date or date-time that is not loaded any more, in the forms of "
+            "start_date. The next run without it carries on.",
+        ),
+    ] = None
+    lookback_days: t.Annotated[
+        int,
+        _meta(
+            "Lookback in days",
+            "Number of days before the last complete run that are read again for sessions "
+            "and network calls that changed or came late; 0 to 36500.",
+            ge=0,
+            le=36_500,
+        ),
+    ] = 7
+    events_for: t.Annotated[
+        EventsFor,
+        _meta(
+            "Events for",
+            "Sessions whose events are fetched, at one request each: all, errors (those "
+            "with a crash or network errors) or crashed (those with a crash).",
+        ),
+    ] = "all"
+    max_runtime_minutes: t.Annotated[
+        Positive | None,
+        _meta(
+            "Longest run in minutes",
+            "Minutes after which a run stops cleanly and leaves the rest to the next run; "
+            "above 0, fractions allowed.",
+        ),
+    ] = None
+    project: t.Annotated[
+        str | None,
+        _meta(
+            "Project",
+            "Name to put into a column project of every row, first in its primary key, so "
+            "that several BugsPulse projects share one set of tables.",
+        ),
+    ] = None
+    page_size: t.Annotated[
+        Count,
+        _meta("Page size", "Rows asked for in one request, 1 to 1000.", le=MAX_PAGE_SIZE),
+    ] = MAX_PAGE_SIZE
+    requests_per_minute: t.Annotated[
+        Count,
+        _meta(
+            "Requests per minute",
+            "Requests sent in a minute at most. The API allows 60 per key: lower it to "
+            "leave room for other users of the key.",
+        ),
+    ] = REQUESTS_PER_MINUTE
+    concurrency: t.Annotated[
+        Count,
+        _meta(
+            "Concurrent requests",
+            "Requests that may be on their way at the same time, 1 to 32, so that the "
+            "allowance is used also when answers are slow; 1 asks for one after the other. "
+            "Rows and their order are the same.",
+            le=MAX_CONCURRENCY,
+        ),
+    ] = CONCURRENCY
+    request_timeout: t.Annotated[
+        Positive,
+        _meta(
+            "Request timeout in seconds",
+            "Seconds an answer may take before the request is tried again.",
+        ),
+    ] = 60
+    user_agent: t.Annotated[
+        str,
+        _meta("User agent", "User-Agent header of every request; tap-bugspulse/<version>."),
+    ] = msgspec.field(default_factory=lambda: f"tap-bugspulse/{version('tap-bugspulse')}")
+
+    @classmethod
+    def from_config(cls, config: Config) -> Settings:
+        """Return the settings of a configuration; numbers may be text, empty is not set.
+
+        Raises:
+            ConfigValidationError: With a line in ``errors`` for each that breaks its rule.
+        """
+        values: dict[str, t.Any] = {}
+        problems: list[str] = []
+        for name in cls.__struct_fields__:
+            value = config.get(name)
+            if isinstance(value, Decimal):  # a fraction in a file, as the SDK reads it
+                value = float(value)
+            if value is not None and value != "":
+                values[name] = _read(name, value)
+                if values[name] is None:
+                    problems.append(_problem(name, value))
+            elif name == "api_key":
+                problems.append(
+                    "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read "
+                    "with --config=ENV, to your project's API key (it begins with bp_)"
+                )
+        start, end = values.get("start_date"), values.get("end_date")
+        if start and end and end <= start:
+            rule = f"end_date must be after start_date ({config['start_date']}), not "
+            problems.append(rule + repr(config["end_date"]))
+        if problems:
+            raise ConfigValidationError("; ".join(problems), errors=problems)
+        return cls(**values)
+
+    @functools.cached_property
+    def requested(self) -> Span:
+        """The instants from start_date to end_date."""
+        return Span(self.start_date, self.end_date)
 
     @property
     def lookback(self) -> timedelta:
         """How far before the forward mark rows are read again."""
         return timedelta(days=self.lookback_days)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, t.Any]) -> Settings:
-        """Read the settings, complaining of all that is wrong with them at once.
-
-        Args:
-            config: The tap's configuration. Numbers may be text, which is what
-                environment variables give.
-
-        Raises:
-            SettingsError: If a setting is missing or breaks its rule. No message
-                holds the value of ``api_key``.
-        """
-        read = _Reader(config)
-        start = read.instant("start_date")
-        end = read.instant("end_date")
-        if start and end and end <= start:
-            read.problems.append(
-                f"end_date must be after start_date ({config['start_date']}), "
-                f"not {config['end_date']!r}"
-            )
-        settings = cls(
-            api_key=read.key(),
-            api_url=read.url(),
-            need=Span(start, end),
-            lookback_days=int(read.number("lookback_days", 7, 0, 36_500, whole=True) or 0),
-            events_for=read.choice("events_for", EVENTS_FOR),
-            max_runtime_minutes=read.number("max_runtime_minutes", None, 0, above=True),
-            project=read.text("project"),
-            page_size=int(
-                read.number("page_size", MAX_PAGE_SIZE, 1, MAX_PAGE_SIZE, whole=True)
-                or MAX_PAGE_SIZE
-            ),
-            requests_per_minute=int(
-                read.number("requests_per_minute", REQUESTS_PER_MINUTE, 1, whole=True)
-                or REQUESTS_PER_MINUTE
-            ),
-            concurrency=int(
-                read.number("concurrency", CONCURRENCY, 1, MAX_CONCURRENCY, whole=True)
-                or CONCURRENCY
-            ),
-            request_timeout=read.number("request_timeout", 60, 0, above=True) or 60,
-            user_agent=read.text("user_agent") or f"tap-bugspulse/{_version()}",
-        )
-        if read.problems:
-            raise SettingsError(read.problems)
-        return settings
+    def __repr__(self) -> str:
+        """Return what may be shown: all settings but the key."""
+        names = [name for name in self.__struct_fields__ if name != "api_key"]
+        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
-class _Reader:
-    """Reads settings one by one and collects what is wrong with them."""
-
-    def __init__(self, config: Mapping[str, t.Any]) -> None:
-        self.config = config
-        self.problems: list[str] = []
-
-    def key(self) -> str:
-        value = self.config.get("api_key")
-        if value is None or value == "":
-            self.problems.append(
-                "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, to the API key "
-                "of your BugsPulse project (it begins with bp_)"
-            )
-        elif not isinstance(value, str) or not value.isascii() or value.split() != [value]:
-            # Neither the value nor its kind belong in a log.
-            self.problems.append(
-                "api_key must be a text without spaces: copy the API key of your "
-                "BugsPulse project again (it begins with bp_)"
-            )
-        else:
-            return value
-        return ""
-
-    def url(self) -> str:
-        value = self.config.get("api_url") or API_URL
-        rule = "api_url must be an https URL, or http on loopback, such as " + API_URL
-        try:
-            parts = urlsplit(value if isinstance(value, str) else "")
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if (
-            not host
-            or parts.scheme not in {"https", "http"}
-            or (parts.scheme == "http" and host not in LOOPBACK)
-            or parts.query
-            or parts.fragment
-        ):
-            self.problems.append(f"{rule}, not {value!r}")
-            return API_URL
-        if parts.username or parts.password:
-            # The address may hold a password: it is not repeated.
-            self.problems.append(f"{rule}, without a user name or password in it")
-            return API_URL
-        path = parts.path.rstrip("/") or urlsplit(API_URL).path
-        return f"{parts.scheme}://{parts.netloc}{path}"
-
-    def instant(self, name: str) -> t.Any:  # noqa: ANN401 - a datetime or None
-        value = self.config.get(name)
-        if value is None or value == "":
-            return None
-        instant = parse_instant(value) if isinstance(value, str) else None
-        if instant is None:
-            self.problems.append(
-                f"{name} must be a date or date-time such as 2026-01-01 or "
-                f"2026-01-01T12:00:00Z, not {value!r}"
-            )
-        return instant
-
-    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        value = self.config.get(name)
-        if value is None:
-            return allowed[0]
-        if value not in allowed:
-            self.problems.append(
-                f"{name} must be one of {', '.join(allowed)}, not {value!r}"
-            )
-            return allowed[0]
-        return str(value)
-
-    def text(self, name: str) -> str | None:
-        value = self.config.get(name)
-        if value is None or value == "":
-            return None
-        if not isinstance(value, str) or not value.isprintable():
-            self.problems.append(f"{name} must be a printable text, not {value!r}")
-            return None
-        return value
-
-    def number(  # noqa: PLR0913 - a rule has these parts
-        self,
-        name: str,
-        default: float | None,
-        least: float,
-        most: float = math.inf,
-        *,
-        whole: bool = False,
-        above: bool = False,
-    ) -> float | None:
-        value = self.config.get(name)
-        if value is None or value == "":
-            return default
-        number = _number(value)
-        if (
-            number is None
-            or (whole and number != int(number))
-            or not least <= number <= most
-            or (above and number == least)
-        ):
-            kind = "a whole number" if whole else "a number"
-            if most < math.inf:
-                limits = f"from {least} to {most}"
-            else:
-                limits = f"above {least}" if above else f"of {least} or more"
-            shown = str(value) if isinstance(value, Decimal) else repr(value)
-            self.problems.append(f"{name} must be {kind} {limits}, not {shown}")
-            return default
-        return number
+_TYPES = t.get_type_hints(Settings, include_extras=True)
+# With all limits; what may be None is described in the first of two alternatives.
+_SCHEMA = msgspec.json.schema(Settings)["$defs"]["Settings"]
+_DECLARED = {
+    name: {"type": "string", **setting, **setting.get("anyOf", [{}])[0]}
+    for name, setting in _SCHEMA["properties"].items()
+}
+_DECLARED["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
+# Without the limits, of which the SDK would speak less clearly.
+_KEPT = ("title", "description", "default", "enum", "format", "secret", "writeOnly")
+CONFIG_SCHEMA: dict[str, t.Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {
+        name: {key: setting[key] for key in _KEPT if setting.get(key) is not None}
+        | {"type": [setting["type"], "null"][: 1 + (name not in _SCHEMA["required"])]}
+        for name, setting in _DECLARED.items()
+    },
+    "required": _SCHEMA["required"],
+}
 
 
-@functools.cache
-def _version() -> str:
-    """Say the tap's own version, which takes reading a file of what is installed."""
-    return metadata.version("tap-bugspulse")
-
-
-def _number(value: object) -> float | None:
-    """Give a finite number for a number or its text, else None."""
-    # The SDK reads fractions in a configuration file as Decimal.
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        return None
-    convert: Callable[[t.Any], float] = float
+def _read(name: str, value: t.Any) -> t.Any:  # noqa: ANN401 - any type, before and after
+    """Return a setting in its type, None where it breaks its rule."""
+    if "format" in _DECLARED[name]:
+        value = parse_instant(value)
     try:
-        number = convert(value)
-    except ValueError:
+        found = msgspec.convert(value, _TYPES[name], strict=False)
+    except msgspec.ValidationError:
         return None
-    return number if math.isfinite(number) else None
+    if name == "api_url":
+        found = found.rstrip("/")
+        return found if "/" in found.partition("//")[2] else found + "/export"
+    return None if isinstance(found, str) and not found.isprintable() else found
+
+
+def _problem(name: str, value: object) -> str:
+    """Return what is wrong with a setting, without a value that may hold a secret."""
+    match _DECLARED[name]:
+        case {"secret": True}:
+            return f"{name} must be a text without spaces: copy it anew, it begins with bp_"
+        case {"pattern": _} if set("@?#") & set(str(value)):
+            return f"{name} must be without a user name or password, query or fragment"
+        case {"pattern": _}:
+            rule = "an https URL, or http on loopback, such as " + API_URL
+            return f"{name} must be {rule}, not {value!r}"
+        case {"enum": allowed}:
+            kind = f"one of {', '.join(allowed)}"
+        case {"format": _}:
+            rule = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
+            return f"{name} must be {rule}, not {value!r}"
+        case {"exclusiveMinimum": least}:
+            kind = f"a number above {least}"
+        case {"minimum": least, "maximum": most}:
+            kind = f"a whole number from {least} to {most}"
+        case {"minimum": least}:
+            kind = f"a whole number of {least} or more"
+        case _:
+            kind = "a printable text"
+    return f"{name} must be {kind}, not {value!r}"
+
+
+def _variable(name: str) -> str:
+    return f"{ENV_PREFIX}{name.upper()}"
+
+
+def names_of_objects(known: Config) -> list[str]:
+    """Return the settings that are JSON objects."""
+    return [name for name, setting in known.items() if "object" in setting["type"]]
+
+
+def drop_empty_variables(known: Config) -> None:
+    """Take a number or object that is set to nothing for one that is not set."""
+    for name, setting in known.items():
+        if "string" not in setting["type"] and os.environ.get(_variable(name)) == "":
+            del os.environ[_variable(name)]
+
+
+def check_environment(known: Config) -> None:
+    """Raise an error for the variable that the SDK could not read, if it is found."""
+    given = {n: os.environ[_variable(n)] for n in known if _variable(n) in os.environ}
+    Settings.from_config({"api_key": KEY_PREFIX, **given})
+    for name, text in given.items():
+        try:
+            if "object" in known[name]["type"]:
+                kind = "a JSON object"
+                json.loads(text)
+            elif "integer" in known[name]["type"]:
+                kind = "a whole number"
+                int(text)
+        except ValueError:
+            # Not the value: stream_map_config may hold the salt of a hash.
+            msg = f"{_variable(name)} must be {kind}"
+            raise ConfigurationError(msg) from None
+
+
+def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
+    """Return each setting that does not exist, and what may have been meant."""
+    # Meltano sets variables for its own extras, which begin with one more underscore,
+    # and for each part of a setting that is an object.
+    others = ("_", "LOGLEVEL", *(f"{name}_" for name in names_of_objects(known)))
+    theirs = tuple(map(_variable, others))
+    ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
+    variables = [name for name in ours if not name.startswith(theirs)]
+    for form, names in ((str, config), (_variable, variables)):
+        for name in sorted({*names} - {*map(form, known)}):
+            plain = name.removeprefix(ENV_PREFIX).lower()
+            near = difflib.get_close_matches(plain, known, n=1)
+            yield name, f"did you mean {form(near[0])}?" if near else "see --about"

@@ -27,19 +27,20 @@ from tap_bugspulse.command import (
     spare_memory,
     ticking,
 )
-from tap_bugspulse.environment import (
-    check_environment,
-    checked,
-    drop_empty_variables,
-    names_of_objects,
-    unknown_settings,
-)
 from tap_bugspulse.events import COMPLETE_TO, Events
 from tap_bugspulse.incremental import MARK
 from tap_bugspulse.replication import clean_state, format_instant
 from tap_bugspulse.run import Clock, Run
 from tap_bugspulse.session import ApiSession
-from tap_bugspulse.settings import CONFIG_SCHEMA, KEY_PREFIX, Settings
+from tap_bugspulse.settings import (
+    CONFIG_SCHEMA,
+    KEY_PREFIX,
+    Settings,
+    check_environment,
+    drop_empty_variables,
+    names_of_objects,
+    unknown_settings,
+)
 from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
@@ -97,7 +98,7 @@ class TapBugsPulse(Tap):
     @property
     def need(self) -> Span:
         """The instants from start_date to end_date."""
-        return self.settings.need
+        return self.settings.requested
 
     @cached_property
     def run(self) -> Run:
@@ -238,7 +239,7 @@ class TapBugsPulse(Tap):
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if not raise_errors:
             return []
-        settings = checked(self.config)
+        settings = Settings.from_config(self.config)
         for name, setting in CONFIG_SCHEMA["properties"].items():
             # Environments give text for numbers, and empty text for what is not set.
             if self._config.get(name) == "":
@@ -260,7 +261,7 @@ class TapBugsPulse(Tap):
         except ConfigValidationError as exc:
             raise ConfigurationError("; ".join(exc.errors)) from None
         for unknown, hint in unknown_settings(self._config, known):
-            self.logger.warning("%s is no setting and is ignored: %s", unknown, hint)
+            self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
         return []
 
     # The SDK does this before the state is loaded: a signal in between would write a

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
+from singer_sdk.exceptions import ConfigValidationError
 
-from tap_bugspulse.settings import Settings, SettingsError
+from tap_bugspulse.replication import Span
+from tap_bugspulse.settings import CONFIG_SCHEMA, Settings
 from tap_bugspulse.tap import TapBugsPulse
 
 if TYPE_CHECKING:
@@ -20,29 +25,107 @@ if TYPE_CHECKING:
         ("api_url", 5, "api_url must be an https URL"),
         ("api_url", "http://api.example", "or http on loopback"),
         ("api_url", "https://me:secret@api.example", "without a user name or password"),
+        ("api_url", "http://me:secret@api.example", "without a user name or password"),
+        ("api_url", "https://me:se/secret@api.example", "without a user name or password"),
+        ("api_url", "https://api.example/?key=secret", "query or fragment"),
+        ("api_key", "bp secret", "api_key must be a text without spaces"),
+        ("api_key", "bp_secret\n", "api_key must be a text without spaces"),
+        ("start_date", Decimal("1.5"), "start_date must be a date or date-time"),
+        ("end_date", "1800-01-01", "end_date must be a date or date-time"),
         ("user_agent", "two\nlines", "user_agent must be a printable text"),
         ("project", 5, "project must be a printable text"),
         ("page_size", True, "page_size must be a whole number from 1 to 1000"),
         ("page_size", [], "page_size must be a whole number from 1 to 1000"),
+        ("page_size", Decimal("0.5"), "a whole number from 1 to 1000, not 0.5"),
+        ("page_size", 10**400, "page_size must be a whole number from 1 to 1000"),
         ("request_timeout", "nan", "request_timeout must be a number above 0"),
+        ("request_timeout", "inf", "request_timeout must be a number above 0"),
+        ("request_timeout", Decimal("1e400"), "request_timeout must be a number above 0"),
+        ("max_runtime_minutes", "null", "max_runtime_minutes must be a number above 0"),
     ],
 )
 def test_a_wrong_setting_is_named_and_a_password_is_not(
     name: str, value: object, says: str
 ) -> None:
     """One problem comes of one wrong value, and it holds no secret."""
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(ConfigValidationError) as caught:
         Settings.from_config({"api_key": "bp_x", name: value})
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.errors
     assert says in problem
+    assert "secret" not in problem
+
+
+def test_settings_may_be_text_and_empty_text_is_not_set() -> None:
+    """What is set comes in its type, what is not with its default."""
+    given = {"page_size": "1e2", "request_timeout": Decimal("7.5"), "events_for": "errors"}
+    empty = dict.fromkeys(CONFIG_SCHEMA["properties"], "")
+    dates = {"start_date": "2026-01-01", "end_date": "2026-01-02T12:00:00+02:00"}
+    found = Settings.from_config(empty | {"api_key": "bp_x"} | given | dates)
+    assert (found.page_size, found.request_timeout, found.events_for) == (
+        100,
+        7.5,
+        "errors",
+    )
+    assert found.requested == Span(
+        datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, 10, tzinfo=UTC)
+    )
+    assert found.lookback == timedelta(days=7)
+    for name, setting in CONFIG_SCHEMA["properties"].items():
+        if name not in given:
+            assert getattr(found, name) == setting.get("default", getattr(found, name))
+    assert (found.max_runtime_minutes, found.project) == (None, None)
+    assert re.fullmatch(r"tap-bugspulse/\d+\.\d+\.\d+", found.user_agent)
+
+
+def test_the_key_is_not_shown() -> None:
+    """What a log or a debugger shows of the settings has all of them but the key."""
+    shown = repr(Settings.from_config({"api_key": "bp_secret", "project": "shop"}))
+    assert "secret" not in shown
+    assert "project='shop'" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("https://api.example", "https://api.example/export"),
+        ("https://api.example/", "https://api.example/export"),
+        ("https://api.example/a/", "https://api.example/a"),
+        ("http://[::1]:8000/export", "http://[::1]:8000/export"),
+        ("http://localhost:8000", "http://localhost:8000/export"),
+        ("https://[fe80::1]/@team", "https://[fe80::1]/@team"),
+    ],
+)
+def test_an_address_has_a_path_and_no_slash_at_its_end(given: str, used: str) -> None:
+    """A bare host is that of the API's own path."""
+    assert Settings.from_config({"api_key": "bp_x", "api_url": given}).api_url == used
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1.example", "http://localhost.example", "//a", "https:///x"]
+)
+def test_an_address_that_only_looks_safe_is_refused(url: str) -> None:
+    """Plain http is for loopback alone, and there must be a host."""
+    with pytest.raises(ConfigValidationError, match="api_url must be an https URL"):
+        Settings.from_config({"api_key": "bp_x", "api_url": url})
+
+
+def test_a_key_in_an_environment_that_is_not_read_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who set the variable learns that the command was not told to read it."""
+    monkeypatch.setenv("TAP_BUGSPULSE_API_KEY", "bp_secret")
+    with pytest.raises(ConfigValidationError) as caught:
+        TapBugsPulse(config={}, parse_env_config=False)
+    (problem,) = caught.value.errors
+    assert "TAP_BUGSPULSE_API_KEY, which is read with --config=ENV" in problem
     assert "secret" not in problem
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     """Two wrong settings and a missing key make three problems."""
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(ConfigValidationError) as caught:
         Settings.from_config({"page_size": 0, "lookback_days": -1})
-    names = [problem.split()[0] for problem in caught.value.problems]
+    names = [problem.split()[0] for problem in caught.value.errors]
     assert sorted(names) == ["api_key", "lookback_days", "page_size"]
 
 
