@@ -154,8 +154,11 @@ class Connection(asyncio.Protocol):
             self._transport.writelines(pieces)
 
 
-def make_up(sessions: int, events: int, network: int) -> Project:
-    """Make up a year of so many sessions, events for each, and network calls."""
+def make_up(sessions: int, events: int, network: int, days_silent: float = 0.0) -> Project:
+    """Make up a year of so many sessions, events for each, and network calls.
+
+    It ends a minute ago, or as many days before that as it has been silent.
+    """
     # The generator knows averages only. A little more network calls, and the oldest are
     # left out; events are cut or filled up.
     average = network / sessions
@@ -164,7 +167,7 @@ def make_up(sessions: int, events: int, network: int) -> Project:
         seed=6,
         sessions=sessions,
         days=365,
-        until=datetime.now(UTC) - timedelta(minutes=1),
+        until=datetime.now(UTC) - timedelta(days=days_silent, minutes=1),
         events_per_session=events,
         network_per_session=average,
         lying_clocks=False,
@@ -204,13 +207,16 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--events", type=int, default=0, help="of each session")
     parser.add_argument("--network", type=int, default=0, help="network calls in all")
+    parser.add_argument(
+        "--days-silent", type=float, default=0.0, help="days since the newest row"
+    )
     parser.add_argument("--latency", type=float, default=0.0, help="seconds")
     parser.add_argument("--requests-per-minute", type=int, help="default: no limit")
     parser.add_argument(
         "--counting", choices=("fixed", "sliding", "bucket"), default="sliding"
     )
     given = parser.parse_args()
-    project = make_up(given.sessions, given.events, given.network)
+    project = make_up(given.sessions, given.events, given.network, given.days_silent)
     options = Options(
         requests_per_minute=given.requests_per_minute, counting=given.counting
     )

@@ -1,4 +1,4 @@
-"""The bench compares two taps that do the same, against a server that counts right."""
+"""The bench compares programs that do the same, against a server that counts right."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import json
 import typing as t
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.bench import COMMANDS, OURS, STOCK, Bench, main, serving
+from benchmarks import parts
+from benchmarks.__main__ import main
+from benchmarks.bench import COMMANDS, LOOP, OURS, STOCK, TAPS, Bench, serving
 from tests.running import PRIMARY_KEYS, Output
 
 if t.TYPE_CHECKING:
@@ -27,29 +31,54 @@ def listed(server: Server, query: str) -> dict[str, t.Any]:
         return t.cast("dict[str, t.Any]", json.load(answer))
 
 
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
+    """Run the bench on little; return the cells of the lines of its tables, but rules."""
+    sizes = ["--sessions=9", "--network=20", "--state-sessions=9", "--repeat=1"]
+    main([*arguments, *sizes, "--limit-sessions=3", "--limit-network=5"])
+    out = capsys.readouterr().out
+    assert out.startswith("Measured on: ")
+    lines = [line.strip("| ") for line in out.splitlines() if line.startswith("|")]
+    return [line.split(" | ") for line in lines if not line.startswith("---")]
+
+
 @pytest.mark.long
-def test_both_taps_emit_the_same_rows(tmp_path: Path) -> None:
-    """The stock tap and ours give the same rows of every stream, each of them once."""
+def test_all_emit_the_same_rows(tmp_path: Path) -> None:
+    """Ours, the stock tap and the loop give the same rows, each of them once."""
     bench = Bench(tmp_path)
     found: dict[str, Output] = {}
     with serving(sessions=12, events=3, network=30) as server:
         assert server.rows["sessions"] == 12
         assert server.rows["events"] == 36
         assert server.rows["network"] == 30
+        messages = tmp_path / str(urlsplit(server.url).port) / "messages.jsonl"
         for tap in COMMANDS:
-            run = bench.sync(tap, server, tuple(PRIMARY_KEYS))
-            found[tap] = Output.read((tmp_path / "messages.jsonl").read_text())
-            assert run.rows == sum(server.rows.values())
-            assert run.requests >= 12 + len(LISTINGS)
+            streams = tuple(PRIMARY_KEYS) if tap in TAPS else LISTINGS
+            run = bench.sync(tap, server, streams)
+            found[tap] = Output.read(messages.read_text())
+            assert run.rows == sum(server.rows[name] for name in streams)
+            for name in streams:
+                assert run.emitted.get(name, 0) == server.rows[name]
+            assert run.requests >= len(LISTINGS) + (12 if tap in TAPS else 0)
+            assert json.loads(run.state or "{}") == found[tap].state
+            assert bool(run.state) == (tap in TAPS)
             assert run.refused == 0
             assert run.cpu > 0
             assert run.peak_mb > 1
-    for stream in PRIMARY_KEYS:
-        rows = [{**row, "_extra": None} for row in found[STOCK].rows(stream)]
-        assert len(rows) == server.rows[stream]
+    for stream, key in PRIMARY_KEYS.items():
         assert found[OURS].repeated(stream) == []
-        key = PRIMARY_KEYS[stream]
-        assert found[OURS].table(stream) == {tuple(r[k] for k in key): r for r in rows}
+        for tap in (STOCK, LOOP) if stream in LISTINGS else (STOCK,):
+            rows = [{**row, "_extra": None} for row in found[tap].rows(stream)]
+            assert len(rows) == server.rows[stream]
+            assert found[OURS].table(stream) == {tuple(r[k] for k in key): r for r in rows}
+
+
+def test_the_newest_row_is_as_old_as_asked_for() -> None:
+    """A project that has been silent for some days ends as long ago."""
+    with serving(sessions=2000, network=3000, days_silent=10) as server:
+        for listing, column in (("sessions", "startedAt"), ("network", "timestamp")):
+            newest = listed(server, f"{listing}?limit=1")["data"][0][column]
+            age = datetime.now(UTC) - datetime.fromisoformat(newest)
+            assert timedelta(days=10) < age < timedelta(days=11)
 
 
 def test_the_server_counts_windows_pages_and_the_limit() -> None:
@@ -81,16 +110,45 @@ def test_the_server_counts_windows_pages_and_the_limit() -> None:
 
 
 @pytest.mark.long
-def test_the_bench_prints_a_table_with_both_taps(
-    capsys: pytest.CaptureFixture[str],
+def test_cpu_has_a_line_for_each_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """The loop is a ceiling for new rows; rows that are old have a table of their own."""
+    cells = printed(capsys, "--only", "cpu", "limit", "--skip", "limit")
+    assert [line[0] for line in cells] == ["tap", *COMMANDS, "tap", *TAPS]
+    assert {len(line) for line in cells} == {8}
+
+
+@pytest.mark.long
+def test_a_second_run_is_given_the_state(capsys: pytest.CaptureFixture[str]) -> None:
+    """It emits nothing again where nothing has happened since, lately or for long."""
+    head, *lines = printed(capsys, "--only", "nothing_new")
+    assert [line[0] for line in lines] == ["new", "21 days old"]
+    for line in lines:
+        assert len(line) == len(head)
+        assert int(line[1]) >= 9
+        assert 0 < int(line[2]) < int(line[1])
+        assert line[4:7] == ["0", "0", "0"]
+
+
+@pytest.mark.long
+def test_a_listing_grows_while_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """The requests for one window are counted, whose pages are as many as wanted."""
+    head, *lines = printed(capsys, "--only", "growing")
+    assert [line[0] for line in lines] == ["1", "as set"]
+    for line in lines:
+        assert len(line) == len(head)
+        assert int(line[1]) >= int(line[2]) >= parts.GROWING_PAGES
+        assert int(line[5]) >= parts.GROWING_ROWS
+
+
+@pytest.mark.long
+def test_runs_under_the_limit_take_place_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A part prints its machine, and a table with a line for each tap."""
-    sizes = ["--repeat", "1", "--sessions", "9", "--network", "20"]
-    main(["--only", "cpu", "limit", "--skip", "limit", *sizes])
-    printed = capsys.readouterr().out
-    assert printed.startswith("Measured on: ")
-    assert "singer-sdk" in printed
-    assert "### 9 sessions and 20 network calls" in printed
-    lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
-    assert [line[0].strip("| ") for line in lines] == ["tap", "---", *COMMANDS]
-    assert {len(line) for line in lines} == {8}
+    """Each latency has a server and a run of its own, and a line."""
+    monkeypatch.setattr(parts, "TO_FLOOR", {0.01: 1.05, 0.02: 1.1})
+    head, *lines = printed(capsys, "--only", "limit")
+    assert [line[0] for line in lines] == ["0.01", "0.02"]
+    for line in lines:
+        assert len(line) == len(head)
+        assert int(line[1]) >= int(line[2]) == 5
+        assert line[7] == "0"
