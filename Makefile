@@ -5,13 +5,13 @@
 # The many processes of the tests would compile the tap again, each for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-COVERED = $(addprefix tests/test_,$(addsuffix .py,changes columns concurrency corporate edges \
-	errors http numbers replication resume sdk sequences settings tap))
+COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate edges \
+	errors http lanes layers numbers pages replication resume sdk sequences settings tap))
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
-	@echo 'make test    run the tests'
-	@echo 'make test-all  run these, those that take long and that of Airflow, which it installs'
+	@echo 'make test    run the quick tests and one load by Meltano; a good minute'
+	@echo 'make test-all  run these, all loads, what takes long, and Airflow, which it installs'
 	@echo 'make test-slow  run the tests that wait for real minutes'
 	@echo 'make test-snowflake  load into a Snowflake account of yours, into a schema of its own'
 	@echo 'make coverage  measure which branches the tests of the tap reach; minutes'
@@ -19,7 +19,7 @@ help:
 	@echo 'make lint    run the linters'
 	@echo 'make audit   audit the workflows under .github/'
 	@echo 'make wheel   build the wheel and the source distribution into dist/'
-	@echo 'make test-wheel  test the built wheel, with the Python that PYTHON names'
+	@echo 'make test-wheel  run the quick tests on the built wheel, with the Python that PYTHON names'
 	@echo 'make hub     write the definition for MeltanoHub from what the tap says of itself'
 	@echo 'make setup   install what these need, into .venv, .venv-meltano and .meltano'
 	@echo 'make lock    resolve dependencies anew into constraints/ (needs uv)'

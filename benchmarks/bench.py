@@ -132,12 +132,7 @@ def measure(command: Sequence[str], out: Path) -> Run:
     began = time.monotonic()
     with out.open("wb") as stdout, errors.open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603 - what is compared
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=ROOT,
-            env=env,
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=ROOT, env=env
         )
         _, status, used = os.wait4(process.pid, 0)
     wall = time.monotonic() - began
@@ -205,9 +200,7 @@ class Bench:
         emitted, last = _messages(out)
         return replace(run, emitted=emitted, state=last)
 
-    def _config(
-        self, tap: str, url: str, settings: Mapping[str, object]
-    ) -> dict[str, object]:
+    def _config(self, tap: str, url: str, settings: Mapping[str, object]) -> dict[str, object]:
         config: dict[str, object] = {"api_url": url, "api_key": API_KEY}
         if tap == OURS:
             config["requests_per_minute"] = UNLIMITED

@@ -15,16 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from benchmarks.bench import (
-    API_KEY,
-    COMMANDS,
-    OURS,
-    STOCK,
-    TAPS,
-    measure,
-    serving,
-    started,
-)
+from benchmarks.bench import API_KEY, COMMANDS, OURS, STOCK, TAPS, measure, serving, started
 
 if t.TYPE_CHECKING:
     import argparse
@@ -57,16 +48,10 @@ def cpu(bench: Bench, given: argparse.Namespace) -> Iterator[str]:
 
 
 def _cpu(
-    bench: Bench,
-    given: argparse.Namespace,
-    taps: Sequence[str],
-    repeat: int,
-    days_silent: int = 0,
+    bench: Bench, given: argparse.Namespace, taps: Sequence[str], repeat: int, days_silent: int = 0
 ) -> Iterator[str]:
     streams = ("sessions", "network")
-    with serving(
-        sessions=given.sessions, network=given.network, days_silent=days_silent
-    ) as server:
+    with serving(sessions=given.sessions, network=given.network, days_silent=days_silent) as server:
         runs = bench.in_turn(repeat, server, streams, taps)
     floor = sum(server.pages[stream] for stream in streams)
     old = f", the newest {days_silent} days old" if days_silent else ""
@@ -146,8 +131,7 @@ def events(bench: Bench, given: argparse.Namespace) -> Iterator[str]:
         )
     ours, stock = (_median(runs[tap], lambda run: run.wall) for tap in TAPS)
     yield (
-        f"\nWall time: {ours / stock:.3f} of the stock SDK tap's; "
-        f"wanted: at most {SHARE_OF_STOCK}."
+        f"\nWall time: {ours / stock:.3f} of the stock SDK tap's; wanted: at most {SHARE_OF_STOCK}."
     )
 
 
@@ -204,10 +188,7 @@ def nothing_new(bench: Bench, given: argparse.Namespace) -> Iterator[str]:
             f"{first.requests}",
             f"{again.requests}",
             f"<= {QUIET_REQUESTS}",
-            *(
-                f"{again.emitted.get(name, 0)}"
-                for name in ("sessions", "network", "events")
-            ),
+            *(f"{again.emitted.get(name, 0)}" for name in ("sessions", "network", "events")),
             "0",
             f"{again.emitted.get('crashes', 0)}",
         )
@@ -272,9 +253,7 @@ def limit(bench: Bench, given: argparse.Namespace) -> Iterator[str]:
         "429s",
         "wanted",
     )
-    for (latency, wanted), server, of_latency in zip(
-        TO_FLOOR.items(), servers, runs, strict=True
-    ):
+    for (latency, wanted), server, of_latency in zip(TO_FLOOR.items(), servers, runs, strict=True):
         needed = server.pages["sessions"] + server.pages["network"]
         needed += server.rows["sessions"]
         # The first minute's requests are free, each further minute allows as many.

@@ -207,19 +207,13 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--events", type=int, default=0, help="of each session")
     parser.add_argument("--network", type=int, default=0, help="network calls in all")
-    parser.add_argument(
-        "--days-silent", type=float, default=0.0, help="days since the newest row"
-    )
+    parser.add_argument("--days-silent", type=float, default=0.0, help="days since the newest row")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds")
     parser.add_argument("--requests-per-minute", type=int, help="default: no limit")
-    parser.add_argument(
-        "--counting", choices=("fixed", "sliding", "bucket"), default="sliding"
-    )
+    parser.add_argument("--counting", choices=("fixed", "sliding", "bucket"), default="sliding")
     given = parser.parse_args()
     project = make_up(given.sessions, given.events, given.network, given.days_silent)
-    options = Options(
-        requests_per_minute=given.requests_per_minute, counting=given.counting
-    )
+    options = Options(requests_per_minute=given.requests_per_minute, counting=given.counting)
     server = Server(project, given.latency, options)
     rows = {
         "sessions": len(project.sessions),

@@ -120,8 +120,7 @@ def say(minutes: float) -> str:
 def measured_table(found: t.Mapping[int, Counted]) -> list[list[str]]:
     """Give the cells of the measured numbers."""
     return [
-        [f"{size:,}", f"{counts.first:,}", f"{counts.hourly:,}"]
-        for size, counts in found.items()
+        [f"{size:,}", f"{counts.first:,}", f"{counts.hourly:,}"] for size, counts in found.items()
     ]
 
 
@@ -151,10 +150,7 @@ def ceiling_table(found: t.Mapping[int, Counted]) -> list[list[str]]:
     return [
         [
             f"`{events_for}`",
-            *(
-                f"{round(a_day / (share * AGAIN + runs * listed), -3):,.0f}"
-                for runs in (24, 4, 1)
-            ),
+            *(f"{round(a_day / (share * AGAIN + runs * listed), -3):,.0f}" for runs in (24, 4, 1)),
         ]
         for events_for, share in SHARES.items()
     ]
@@ -163,17 +159,10 @@ def ceiling_table(found: t.Mapping[int, Counted]) -> list[list[str]]:
 def snowflake_table() -> list[list[str]]:
     """Give the cells of what waking an XS warehouse costs, at 1 credit an hour."""
     rows = []
-    for name, runs in (
-        ("5 minutes", 288),
-        ("15 minutes", 96),
-        ("hour", 24),
-        ("6 hours", 4),
-    ):
+    for name, runs in (("5 minutes", 288), ("15 minutes", 96), ("hour", 24), ("6 hours", 4)):
         awake = runs * (BUSY + IDLE)
         credits_ = awake / 3600
-        rows.append(
-            [name, f"{runs}", f"{awake:,} s", f"{credits_:.1f}", f"{30 * credits_:.0f}"]
-        )
+        rows.append([name, f"{runs}", f"{awake:,} s", f"{credits_:.1f}", f"{30 * credits_:.0f}"])
     return rows
 
 

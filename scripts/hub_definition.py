@@ -88,9 +88,4 @@ if __name__ == "__main__":
         cwd=ROOT,
     ).stdout
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    yaml.safe_dump(
-        definition(json.loads(printed), metadata),
-        sys.stdout,
-        sort_keys=False,
-        width=88,
-    )
+    yaml.safe_dump(definition(json.loads(printed), metadata), sys.stdout, sort_keys=False, width=88)

@@ -28,12 +28,7 @@ of its primary key. Targets add columns of their own, `_sdc_extracted_at` and th
 This page is made from the schemas by `python scripts/tables.py`.
 """
 # What a schema does not say: keys, how rows come, what to mind.
-KEYS = {
-    "sessions": ("id",),
-    "events": ("sessionId", "id"),
-    "crashes": ("id",),
-    "network": ("id",),
-}
+KEYS = {"sessions": ("id",), "events": ("sessionId", "id"), "crashes": ("id",), "network": ("id",)}
 ABOUT = {
     "sessions": """
         A row comes when the session is new, and again whenever it has changed within the
@@ -55,12 +50,7 @@ ABOUT = {
         when one of them came late.
     """,
 }
-TYPES = {
-    "string": "text",
-    "integer": "whole number",
-    "boolean": "yes or no",
-    "object": "object",
-}
+TYPES = {"string": "text", "integer": "whole number", "boolean": "yes or no", "object": "object"}
 
 
 def column_type(column: dict[str, t.Any]) -> str:
@@ -78,12 +68,7 @@ def page() -> str:
         schema = json.loads((SCHEMAS / f"{stream}.json").read_text("utf-8"))
         lines += [f"## {stream}", "", f"A row is {lower(schema['title'])}.", ""]
         lines += [f"Primary key: {', '.join(f'`{key}`' for key in keys)}.", ""]
-        lines += [
-            *wrapped(ABOUT[stream]),
-            "",
-            "| Column | Type | What it is |",
-            "|---|---|---|",
-        ]
+        lines += [*wrapped(ABOUT[stream]), "", "| Column | Type | What it is |", "|---|---|---|"]
         lines += [
             f"| `{name}` | {column_type(column)} | {column['description']} |"
             for name, column in schema["properties"].items()

@@ -4,17 +4,14 @@
 #   sh scripts/test_wheel.sh [argument of pytest]...
 #
 # The tests run in a copy of the checkout that has no package in it, so that they can
-# import the installed one only. PYTHON names the Python. Not run are the tests of what
-# surrounds the package, which need its sources: `make test` has them.
+# import the installed one only. PYTHON names the Python. Run are the quick tests of the
+# package itself: those of what surrounds it have the mark `sources`, those that load by
+# Meltano `pipeline`, and `make test-all` has them.
 set -eu
 
 cd "$(dirname "$0")/.."
 unset PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-set -- --ignore tests/test_demo.py --ignore tests/test_pipeline.py \
-    --ignore tests/test_release.py --ignore tests/test_snowflake.py \
-    --ignore tests/test_postgres.py --ignore tests/test_files.py \
-    --ignore tests/test_schedules.py --ignore tests/test_airflow.py "$@"
 count=0
 for wheel in "$(pwd -P)"/dist/*.whl; do
     [ ! -f "$wheel" ] || count=$((count + 1))
@@ -37,4 +34,5 @@ cd "$copy"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --group dev "$wheel" \
     --constraint constraints/dev.txt
 .venv/bin/python -c 'import sys, tap_bugspulse as t; print(sys.version.split()[0], t.__file__)'
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n 2 --dist loadgroup \
+    -m 'not (sources or pipeline or slow or long or airflow or account)' "$@"

@@ -1,52 +1,60 @@
-"""The events stream: which sessions are due, and what happens when one fails."""
+"""The events of sessions: which are due, and one that fails keeps no other back."""
 
 from __future__ import annotations
 
 import itertools
 import typing as t
-from collections import deque
+from contextlib import closing
 from datetime import timedelta
 
-from singer_sdk.exceptions import FatalAPIError
+from requests import RequestException
+from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from typing_extensions import override
 
-from tap_bugspulse.client import BugsPulseStream, NotFoundError
-from tap_bugspulse.patience import PatienceError
+from tap_bugspulse.client import BugsPulseStream, NotFoundError, RefusedError
+from tap_bugspulse.http import PatienceError, reason
+from tap_bugspulse.pages import PROJECT
 from tap_bugspulse.replication import (
-    Candidate,
-    Marks,
-    Stretch,
+    DAY,
+    Bookmark,
+    CompleteRange,
+    Plan,
+    Progress,
     Window,
     make_plan,
     midnight,
-    parse_instant,
-    read_stretch,
-    split,
-    wider,
-    write_stretch,
 )
 from tap_bugspulse.run import OutOfTime, duration
-from tap_bugspulse.streams import Listed, Sessions
+from tap_bugspulse.settings import EVENTS_FOR
+from tap_bugspulse.streams import MAX_REMEMBERED, Sessions
 
 if t.TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import date, datetime
 
-    import requests
+    from singer_sdk import Tap
 
-    from tap_bugspulse.columns import Row
-    from tap_bugspulse.replication import Plan
-    from tap_bugspulse.tap import TapBugsPulse
+    from tap_bugspulse.http import Call
+    from tap_bugspulse.pages import Row
+    from tap_bugspulse.run import Run
+    from tap_bugspulse.streams import Candidate
 
-    # A window with the sessions whose events are due, and what moves the mark over it.
-    Batch = tuple[Listed, Callable[[Window], None]]
-
-COMPLETE_TO = "complete_to"
-SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before their mark moves
+SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
 SESSIONS_PER_STATE = 100  # asked for again at most, those on their way included
 SECONDS_PER_STATE = 60.0
-MOST_SET_ASIDE = 10  # sessions whose events fail, newly in a run or in a row
-MOST_VANISHED = 10  # sessions without events, in a row
+MAX_SET_ASIDE = 10  # sessions whose events fail, newly in a run or in a row
+MAX_VANISHED = 10  # sessions without events, in a row
+MAX_SHORT = 1000  # sessions remembered whose events came short
 MINUTES_PER_DAY = 1440
+
+
+class Batch(t.NamedTuple):
+    """Sessions whose events are due; after them, ``done`` moves the bookmark."""
+
+    window: Window
+    due: list[Candidate]
+    done: Callable[[Window], None]
+    rows_left: int = 0  # sessions beyond it that are not listed yet
 
 
 class Events(BugsPulseStream):
@@ -56,252 +64,171 @@ class Events(BugsPulseStream):
     path = "/events"
     primary_keys = ("sessionId", "id")
     parent_stream_type = Sessions
-    trusts_one_page = True  # its example gives the total as `limit`
     state_partitioning_keys = ()  # one bookmark: the default is one for each session
 
-    def __init__(self, tap: TapBugsPulse) -> None:
-        """Set up what one run knows of the sessions whose events are due."""
-        super().__init__(tap)
-        self.marks: Marks | None = None
-        self.set_aside: dict[str, str | None] = {}
-        self._failed: list[Candidate] = []  # in a row, most recent last
+    def __init__(self, tap: Tap, run: Run, parent: Sessions) -> None:
+        super().__init__(tap, run)
+        self.parent = parent
+        self.due = parent.due
+        self.set_aside: dict[str, datetime | None] = {}  # with the start of the session
+        self.short: dict[str, int] = {}  # with the number of events that came
+        self._failed: dict[Candidate, FatalAPIError] = {}  # in a row
         self._vanished: list[Candidate] = []  # likewise
-        self._newly_set_aside = 0
         self._worked = False  # whether /events has answered for any session
-        self._lists_anew = False  # history, which this run's listing does not cover
-        self._left = self._done = self._since_state = 0
-        self._state_at = 0.0
-
-    @property
-    def parent(self) -> Sessions:
-        """The parent stream."""
-        return t.cast("Sessions", self.tap.streams["sessions"])
+        self._newly_set_aside = self._done = self._left = self._since_state = 0
+        self._state_at = run.clock.seconds()
 
     @override
-    def shape(self, raw: t.Any, query: Mapping[str, str]) -> Row:
-        if isinstance(raw, dict):
-            raw = {**raw, **query}
-            if not isinstance(raw.get("data"), dict | None):
-                raw["data"] = {"value": raw["data"]}
-        else:
-            for name, value in query.items():
-                setattr(raw, name, value)
-        return super().shape(raw, query)
+    def set_fixed(self, rows: list[Row], query: Mapping[str, str]) -> None:
+        super().set_fixed(rows, query)
+        for row in rows:
+            row.sessionId = query["sessionId"]
 
     @override
-    def get_records(self, context: t.Any) -> Iterator[Row]:
+    def read_rows(self) -> Iterator[Row]:
         if self.ABORT_AT_RECORD_COUNT is not None:  # --test
-            for session in itertools.islice(self.parent.rows({}), 1):
-                rows = self.rows(self.parent.get_child_context(session, None))
-                yield from itertools.islice(rows, self.ABORT_AT_RECORD_COUNT)
+            for session in itertools.islice(next(iter(self.parent.listing({}))), 1):
+                yield from self._rows_of(session.id, self.fetch({"sessionId": session.id}))
             return
-        written = self.stream_state.get("set_aside")
-        self.set_aside = {
-            session_id: started_at
-            for session_id, started_at in (written or {}).items()
-            if session_id and (started_at is None or parse_instant(started_at))
-        }
-        self._state_at = self.tap.run.clock.seconds()
+        bookmark = Bookmark.read(self.stream_state)
+        self.set_aside = {one: at for one, at in bookmark.set_aside.items() if one}
+        self.short = bookmark.short
+        settings, started = self.run.settings, self.run.started
+        plan = make_plan(self.complete(), settings.requested, settings.lookback, started)
+        progress = Progress(plan, settings.requested, started)
+        parts = (self._forward(plan, progress), self._history(plan, progress))
+        batches = itertools.chain.from_iterable(parts)
         try:
             yield from self._retry_set_aside()
-            yield from self._fetch_due()
+            # What is ahead is said before the first request: both parts have begun.
+            first = list(itertools.islice(batches, 2))
+            self._log_what_is_ahead(first)
+            for batch in itertools.chain(first, batches):
+                yield from self._fetch(self._still_due(batch.due), progress)
+                if self._confirm_pending():
+                    batch.done(batch.window)
+                    self.checkpoint(progress)
+            self.checkpoint(progress)
         except OutOfTime:
-            self.logger.info("events: time is up, the next run goes on")
-        if self._worked or not self._vanished:
-            self._settle()
-            self.checkpoint()
-        else:
-            self.logger.warning(
-                "events: %s knows none of %d sessions, and no other answered: they are "
-                "asked for again in the next run",
-                self.path,
-                len(self._vanished),
-            )
-        self.tap.run.events_left = self._left
-        self.tap.run.counts[self.name].set_aside = sorted(self.set_aside)
+            self._confirm_pending()
+            self.checkpoint(progress)
+            raise
+        finally:
+            self.run.events_left = self._left
+            self.counts.set_aside = sorted(self.set_aside)
 
-    # --- What is complete --------------------------------------------------------------
+    # --- What is complete
 
-    def _written(self) -> dict[str, tuple[Stretch | None, str | None]]:
-        """Read the bookmarks: what is complete for each ``events_for``, what is wrong."""
-        complete = self.stream_state.get("complete")
-        started, lookback = self.tap.run.started, self.tap.settings.lookback
-        return {
-            events_for: read_stretch(bookmark, COMPLETE_TO, started, lookback)
-            for events_for, bookmark in (complete or {}).items()
-            if isinstance(bookmark, dict)
-        }
+    def _ranges(self) -> dict[str, CompleteRange]:
+        """Return what is complete for each ``events_for``."""
+        complete = Bookmark.read(self.stream_state).complete
+        return {name: found for name, one in complete.items() if (found := one.range())}
 
-    def stretches(self) -> list[Stretch]:
-        """Give what is complete for each ``events_for``, whether or not it is set."""
-        written = [stretch for stretch, _ in self._written().values() if stretch]
-        now = self.marks.stretch if self.marks else None
-        return [now, *written] if now else written
-
-    def stretch(self) -> Stretch | None:
-        """Give what is complete for the set ``events_for``; a wider one counts, too."""
-        if self.marks is not None:
-            return self.marks.stretch
-        best: Stretch | None = None
-        written = self._written()
-        for events_for in wider(self.tap.settings.events_for):
-            stretch, wrong = written.get(events_for, (None, None))
-            if wrong:
-                self.tap.run.warn_once(
-                    f"events: the state is damaged ({wrong}): fetching history again"
-                )
-            if best is None or stretch is None:
-                best = best or stretch
-            else:
-                newer = max(best, stretch, key=lambda one: one.complete_to)
-                best = best.joined(stretch) or newer
+    def complete(self) -> CompleteRange | None:
+        """Return what is complete for the set ``events_for``; a wider one counts, too."""
+        ranges = self._ranges()
+        wider = EVENTS_FOR[: EVENTS_FOR.index(self.run.settings.events_for) + 1]
+        best: CompleteRange | None = None
+        for one in (ranges[name] for name in wider if name in ranges):
+            best = best.joined(one) if best else one
         return best
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, progress: Progress) -> None:
         """Write what is fetched into the state and send it.
 
-        Not while sessions in a row have vanished or failed: if it goes on, none of
-        them is to count as done.
+        Not while sessions in a row have vanished or failed: should it go on, none of them is to
+        count as done.
         """
         if self._failed or self._vanished:
             return
-        complete = dict(self.stream_state.get("complete") or {})
-        if self.marks is not None and self.marks.stretch and self.marks.moves:
-            complete[self.tap.settings.events_for] = write_stretch(
-                self.marks.stretch, COMPLETE_TO
-            )
-        # Each in one step: a signal may write the state at any moment.
-        self.stream_state.update(
-            {
-                "complete": complete,
-                "set_aside": self.set_aside.copy(),
-                **self.tap.state_of_project(),
-            }
-        )
-        self.parent.prune()
-        self.parent.stream_state["ledger"] = self.parent.ledger.pack()
-        self.tap.state_writer.write_state(self.tap_state)
-        self._since_state = 0
-        self._state_at = self.tap.run.clock.seconds()
-
-    # --- Which sessions are due --------------------------------------------------------
-
-    def _fetch_due(self) -> Iterator[Row]:
-        run, need = self.tap.run, self.tap.need
-        plan = make_plan(self.stretch(), need, self.tap.settings.lookback, run.started)
-        self.marks = marks = Marks(plan, need, run.started)
-        batches: list[Batch] = []
-        forward: list[Candidate] = []
-        if forward_days := plan.forward_days(run.started):
-            windows = list(self._listed(forward_days, newest_first=False))
-            forward = self._due(one for listed in windows for one in listed.candidates)
-            seen = [instant for listed in windows for instant in listed.seen]
-            batches = [(Listed(forward_days, seen, forward), marks.forward_done)]
-        self._left = len(forward)
-        history = self._history(plan)
-        # What this run remembers, and the first window that has to be listed anew.
-        known = {session.id for session in forward}
-        is_late = False
-        try:
-            for listed in history:
-                found = self._due(listed.candidates, plan)
-                due = [session for session in found if session.id not in known]
-                known.update(session.id for session in due)
-                batches.append((listed._replace(candidates=due), marks.history_done))
-                if self._lists_anew:
-                    break
-        except OutOfTime:
-            is_late = True  # to list anew; what is remembered gets its turn
-        sessions = [session for listed, _ in batches for session in listed.candidates]
-        self._tell_what_is_ahead(forward, sessions[len(forward) :])
-        yield from self._fetch(batches)
-        if is_late:
-            run.check_time()
-        for listed in history:
-            due = self._due(listed.candidates, plan)
-            batches = [(listed._replace(candidates=due), marks.history_done)]
-            yield from self._fetch(batches)
-
-    def _due(
-        self, found: Iterable[Candidate], history: Plan | None = None
-    ) -> list[Candidate]:
-        """Give the sessions whose events are due, newest first, each once."""
-        due = {}
-        for session in found:
-            entry = self.parent.ledger.get(session.id)
-            if (
-                session.id not in self.set_aside
-                and not (entry and entry.events == session.mark)
-                and not (history and history.was_read(session.instant))
-            ):
-                due[session.id] = session
-        return sorted(
-            due.values(),
-            key=lambda session: session.instant or midnight(session.day),
-            reverse=True,
-        )
-
-    def _history(self, plan: Plan) -> Iterator[Listed]:
-        days = plan.history_days(self.tap.run.started)
-        if days:
-            yield from self._listed(days, newest_first=True)
-
-    def _listed(self, days: Window, *, newest_first: bool) -> Iterator[Listed]:
-        """Give the sessions of days: what this run has listed from memory, else anew."""
-        known = self.parent.listed
-        pieces = split(days, [listed.window for listed in known])
-        for piece, is_known in pieces if newest_first else reversed(pieces):
-            if is_known:
-                yield from self._remembered(piece)
-                continue
-            self._lists_anew = newest_first
-            # The next one would have come long before the events of this one are in.
-            for window, pages in self.parent.cut(
-                piece, newest_first=newest_first, rows=SESSIONS_PER_WINDOW, ahead=False
-            ):
-                before = self.stretch()
-                yield self.parent.list_again(window, pages)
-                if newest_first:
-                    self.parent.went_back(before, t.cast("Marks", self.marks))
-
-    def _remembered(self, days: Window) -> Iterator[Listed]:
-        """Give what this run has listed of days, in windows of about 5,000 sessions."""
-        seen = [
-            instant
-            for listed in self.parent.listed
-            for instant in listed.seen
-            if days.holds(instant.date())
+        ranges, now = self._ranges(), progress.complete
+        if now and progress.moves_bookmark:
+            ranges[self.run.settings.events_for] = now
+        lookbacks = [
+            (self.parent.kept_from(one), one.complete_to.date() + 2 * DAY)
+            for one in ranges.values()
         ]
-        found = sorted(
-            (
-                session
-                for listed in self.parent.listed
-                for session in listed.candidates
-                if days.holds(session.day)
-            ),
-            key=lambda session: session.day,
-            reverse=True,
-        )
-        batch: list[Candidate] = []
-        end = days.end
-        for day, group in itertools.groupby(found, key=lambda session: session.day):
-            batch += group
-            if len(batch) >= SESSIONS_PER_WINDOW and day != days.start:
-                yield Listed(Window(day, end), seen, batch)
-                end, batch = day, []
-        yield Listed(Window(days.start, end), seen, batch)
 
-    def _tell_what_is_ahead(
-        self, forward: list[Candidate], history: list[Candidate]
-    ) -> None:
-        """Say before the first request how many sessions need events and how long."""
-        run, settings = self.tap.run, self.tap.settings
-        sure = [*forward, *history]
+        def keep(day: date) -> bool:
+            # Outside of what is complete, the ledger alone knows what is fetched.
+            is_outside = now is None or not (
+                (now.complete_from is None or day > now.complete_from.date())
+                and day <= now.complete_to.date()
+            )
+            return is_outside or any(first <= day <= last for first, last in lookbacks)
+
+        self.due.ledger.prune(keep, self.parent.today)
+        starts = {one: at and at.isoformat() for one, at in self.set_aside.items()}
+        state: dict[str, t.Any] = {"set_aside": starts, "short": dict(self.short)}
+        state["complete"] = {name: one.write("complete_to") for name, one in ranges.items()}
+        state["fingerprints"] = self.due.ledger.pack()
+        state |= {PROJECT: self.run.project} if self.run.project else {}
+        self.stream_state.update(state)  # in one step: a signal may write it at any moment
+        self.send_state()
+        self._since_state = 0
+        self._state_at = self.run.clock.seconds()
+
+    # --- Which sessions are due
+
+    def _forward(self, plan: Plan, progress: Progress) -> Iterator[Batch]:
+        """Yield the sessions of the forward part: those this run listed, and the rest."""
+        days, listed = plan.forward, self.due.windows
+        if days is None:
+            return
+        rest: Window | None = days
+        if listed and listed[-1].end == days.end:
+            begins = listed[0].start
+            is_whole = begins is None or (days.start is not None and begins <= days.start)
+            rest = None if is_whole else Window(days.start, begins)
+        due: list[Candidate] = []
+        for cut in self.parent.cut(rest, lambda: True, newest_first=False) if rest else ():
+            due += self.parent.list_due(cut)
+            if len(due) > MAX_REMEMBERED:
+                yield Batch(cut.window, due, progress.forward_done)
+                due = []
+        due += [one for one in self.due.found.values() if days.holds(one.day)]
+        yield Batch(days, due, progress.forward_done)
+
+    def _history(self, plan: Plan, progress: Progress) -> Iterator[Batch]:
+        """Yield the sessions of history, listed anew, in windows that can be fetched."""
+        days, before, done = plan.history, progress.complete, progress.history_done
+        if days is None:
+            return
+
+        def is_wanted() -> bool:
+            return not self.run.is_over() or progress.complete == before
+
+        try:
+            for cut in self.parent.cut(
+                days, is_wanted, newest_first=True, rows=SESSIONS_PER_WINDOW
+            ):
+                due = self.parent.list_due(cut)
+                due = [one for one in due if not plan.was_read(one.instant)]
+                yield Batch(cut.window, due, done, cut.rows_left)
+        except OutOfTime:
+            return  # what is listed gets its turn
+        yield Batch(days, [], done)
+
+    def _still_due(self, due: list[Candidate]) -> list[Candidate]:
+        """Return sessions newest first, without those of another window or set aside."""
+        ledger = self.due.ledger
+        by_id = {
+            one.id: one
+            for one in due
+            if one.id not in self.set_aside and ledger.get(one.id, one.day) != one.mark
+        }
+        order = sorted(by_id.values(), key=lambda one: one.instant or midnight(one.day))
+        return order[::-1]
+
+    def _log_what_is_ahead(self, batches: list[Batch]) -> None:
+        """Say how many sessions need events and how long that takes."""
+        run, settings = self.run, self.run.settings
+        due = [one for batch in batches for one in batch.due]
         # Sessions that are not listed yet are counted by the API's totals.
-        self._left = len(sure) + (self.parent.rows_ahead if self._lists_anew else 0)
+        self._left = len(due) + (batches[-1].rows_left if batches else 0)
         if not self._left:
             return
-        crashed = sum(session.crashed for session in sure) * self._left / (len(sure) or 1)
+        crashed = sum(one.crashed for one in due) * self._left / (len(due) or 1)
         hint = ""
         if settings.events_for != "crashed":
             time = duration(run.minutes_for(round(crashed)))
@@ -314,191 +241,149 @@ class Events(BugsPulseStream):
             hint,
         )
         yesterday = run.started - timedelta(days=1)
-        new = sum(
-            1 for session in forward if session.instant and session.instant > yesterday
-        )
+        new = sum(1 for one in due if one.instant and one.instant > yesterday)
         ceiling = settings.requests_per_minute * MINUTES_PER_DAY
         if new > ceiling:
             self.logger.warning(
-                "events: %s new sessions a day need events, but %d requests a minute "
-                "serve %s: set events_for to errors or crashed, or give each app its "
-                "own project and key",
+                "events: %s new sessions a day need events, but %d requests a minute serve %s: "
+                "set events_for to errors or crashed, or give each app its own project and key",
                 f"{new:,}",
                 settings.requests_per_minute,
                 f"{ceiling:,}",
             )
 
-    # --- Fetching ----------------------------------------------------------------------
+    # --- Fetching
 
-    def _fetch(self, batches: list[Batch]) -> Iterator[Row]:
-        """Fetch the events of windows' due sessions, and move the mark after each.
+    def _fetch(self, due: list[Candidate], progress: Progress) -> Iterator[Row]:
+        """Yield the events of sessions; raise OutOfTime at the time limit."""
 
-        Raises:
-            OutOfTime: If the time box is used up and what was on its way has arrived.
-        """
-        due = [session for listed, _ in batches for session in listed.candidates]
-        asked = self._ask_ahead(due)
-        total, is_whole = self._left + self._done, True
-        for listed, move_mark in batches:
-            for session, first in itertools.islice(asked, len(listed.candidates)):
-                if first is None:
-                    is_whole = False
-                else:
-                    yield from self._events_or_end(session, first)
-                    self._count(total)
-            # Those after it may have been on their way, of the next window, too.
-            if not is_whole:
-                continue
-            for instant in listed.seen:
-                t.cast("Marks", self.marks).saw(instant)
-            move_mark(listed.window)
-            self.checkpoint()
-        if not is_whole:
-            self.tap.run.check_time()
+        def is_late() -> bool:
+            # A limit that is too short for all that comes before makes progress, too.
+            return self._done > 0 and self.run.is_over()
 
-    def _events_or_end(
-        self, session: Candidate, first: requests.PreparedRequest
-    ) -> Iterator[Row]:
-        try:
-            yield from self._events_of(session, first)
-        except FatalAPIError:
-            # What was done before is done: one session that stops every run must not
-            # have the others fetched again and again.
-            self.checkpoint()
-            raise
+        wanted = itertools.takewhile(lambda _: not is_late(), due)
+        fetched = 0
+        with closing(self.prefetch({"sessionId": one.id} for one in wanted)) as calls:
+            for session, call in zip(due, calls, strict=False):
+                if is_late() and call.cancel(if_unsent=True):
+                    break
+                try:
+                    yield from self._events_of(session, call)
+                except FatalAPIError:
+                    # One session that stops every run must not have those before it fetched
+                    # again and again.
+                    self.checkpoint(progress)
+                    raise
+                fetched += 1
+                self._count(progress)
+        if fetched < len(due):
+            self.run.check_time()
 
-    def _count(self, total: int) -> None:
+    def _count(self, progress: Progress) -> None:
         """Count a session that is done, and say so from time to time, in a STATE, too."""
-        run = self.tap.run
+        run = self.run
         self._left = max(0, self._left - 1)
         self._done += 1
         self._since_state += 1
         run.progress(
             "events: %s of %s sessions, %d requests a minute, about %s left",
             f"{self._done:,}",
-            f"{total:,}",
-            self.tap.settings.requests_per_minute,
+            f"{self._left + self._done:,}",
+            run.settings.requests_per_minute,
             duration(run.minutes_for(self._left)),
         )
         waited = run.clock.seconds() - self._state_at
-        asked = self._since_state + self.tap.settings.concurrency
+        asked = self._since_state + run.settings.concurrency
         if asked >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
-            self.checkpoint()
+            self.checkpoint(progress)
 
-    def _ask_ahead(
-        self, sessions: list[Candidate]
-    ) -> Iterator[tuple[Candidate, requests.PreparedRequest | None]]:
-        """Give each session with its request, as many of them on their way as may be.
-
-        One whose request was given up for lack of time comes with None.
-
-        Raises:
-            OutOfTime: If the time box is used up and what was on its way has arrived.
-        """
-        asked: deque[tuple[Candidate, requests.PreparedRequest]] = deque()
-        run, http = self.tap.run, self.tap.session
-        rest = iter(sessions)
-        try:
-            while True:
-                # No look at the time before the first session is done: a box that is
-                # too small for all that comes before would never get past it.
-                is_over = bool(self._done) and run.is_over()
-                while not is_over and (http.has_room or not asked):
-                    following = next(rest, None)
-                    if following is None:
-                        break
-                    request = self.ask({"sessionId": following.id})
-                    asked.append((following, request))
-                if not asked:
-                    break
-                session, request = asked.popleft()
-                is_given_up = is_over and http.take_back(request)
-                yield session, None if is_given_up else request
-            if next(rest, None):
-                run.check_time()
-        finally:
-            for _, request in asked:
-                http.forget(request)
-
-    def _events_of(
-        self, session: Candidate, first: requests.PreparedRequest
+    def _rows_of(
+        self, session_id: str, call: Call, listed: Candidate | None = None
     ) -> Iterator[Row]:
-        """Give a session's events; one that fails does not keep the others back."""
-        query = {"sessionId": session.id}
+        """Yield a session's events, and note that they were fetched once all are there."""
+        listing = self.listing({"sessionId": session_id}, self.take(call))
+        yield from itertools.chain.from_iterable(listing)
+        self._worked = True
+        self.set_aside.pop(session_id, None)
+        came, known = len(listing.reading.ids), self.short.pop(session_id, None)
+        # What comes short twice in the same way is believed.
+        is_short = not listing.reading.is_complete and came != known
+        if is_short and len(self.short) < MAX_SHORT:
+            self.short[session_id] = came
+        elif listed is not None:
+            self.due.ledger.put(session_id, listed.day, listed.mark)
+
+    def _events_of(self, session: Candidate, call: Call) -> Iterator[Row]:
+        """Yield a session's events; one that fails does not keep the others back."""
         try:
-            yield from self.rows(query, self.request_pages(query, deque([first])))
+            yield from self._rows_of(session.id, call, session)
+            self._confirm_pending()
         except NotFoundError:
             self._vanished.append(session)
             self.logger.info("events: session %s has vanished from the API", session.id)
-            if len(self._vanished) >= MOST_VANISHED:
-                msg = (
-                    f"{self.path} knows none of the last {MOST_VANISHED} sessions, "
-                    "though /sessions lists them: the API has changed or is broken. "
-                    "None of them is recorded as done"
-                )
-                raise FatalAPIError(msg) from None
-        except PatienceError as error:
-            self._failed.append(session)
+            if len(self._vanished) >= MAX_VANISHED:
+                raise FatalAPIError(
+                    f"{self.path} knows none of the last {MAX_VANISHED} sessions, though "
+                    "/sessions lists them: the API has changed or is broken. None of them is "
+                    "recorded as done"
+                ) from None
+        except (PatienceError, RefusedError) as error:
+            self._failed[session] = error
+            if len(self._failed) >= MAX_SET_ASIDE and isinstance(error, RefusedError):
+                raise  # it is the endpoint
             self.logger.warning("events: session %s is set aside: %s", session.id, error)
-            if (
-                len(self._failed) >= MOST_SET_ASIDE
-                or self._newly_set_aside + len(self._failed) > MOST_SET_ASIDE
-            ):
-                msg = (
-                    f"{self.path} fails for too many sessions, {session.id} the last of "
-                    f"them: {error}"
-                )
-                raise FatalAPIError(msg) from None
-        else:
-            self._worked = True
-            self._settle()
-            self._keep(session)
+            failed = len(self._failed)
+            if failed >= MAX_SET_ASIDE or self._newly_set_aside + failed > MAX_SET_ASIDE:
+                raise FatalAPIError(
+                    f"{self.path} fails for too many sessions, {session.id} the last of them: "
+                    f"{error}"
+                ) from None
 
-    def _settle(self) -> None:
-        """Take what failed or vanished before another session worked for what it is."""
+    def _confirm_pending(self) -> bool:
+        """Take what failed or vanished for what it is, if another session worked.
+
+        Returns:
+            Whether all sessions so far are accounted for.
+
+        Raises:
+            RefusedError: If the API refuses the events of each session.
+        """
+        if not self._worked and self._vanished:
+            self.run.warn_once(
+                "events: %s knows none of %d sessions, and no other answered: they are asked for "
+                "again in the next run",
+                self.path,
+                len(self._vanished),
+            )
+            return False
+        errors = list(self._failed.values())
+        if not self._worked and errors and isinstance(errors[-1], RefusedError):
+            raise errors[-1]
         for session in self._vanished:
-            self._keep(session)
-        for session in self._failed:
-            instant = session.instant
-            self.set_aside[session.id] = instant.isoformat() if instant else None
+            self.due.ledger.put(session.id, session.day, session.mark)
+        self.set_aside |= {session.id: session.instant for session in self._failed}
         self._newly_set_aside += len(self._failed)
-        self._vanished, self._failed = [], []
-
-    def _keep(self, session: Candidate) -> None:
-        """Note in the ledger what a session's events were fetched with."""
-        self.parent.ledger.put(session.id, session.day, events=session.mark)
+        self._vanished, self._failed = [], {}
+        return True
 
     def _retry_set_aside(self) -> Iterator[Row]:
-        """Try once more each session that an earlier run set aside."""
-        # Only these were listed before their events are asked for: what is listed
-        # afterwards may have grown in between.
-        listed = {
-            session.id: session
-            for window in self.parent.listed
-            for session in window.candidates
-        }
+        """Yield the events of sessions that failed or came short in an earlier run."""
         gone: list[str] = []
-        for session_id, started_at in list(self.set_aside.items()):
-            if not self.tap.need.holds(parse_instant(started_at)):
+        for session_id, started_at in (self.set_aside | dict.fromkeys(self.short)).items():
+            if not self.run.settings.requested.holds(started_at):
                 continue
-            if self.tap.run.is_over():
+            if self.run.is_over():
                 break  # those that are due get their turn; the next run tries again
-            self.patience_tries = 1
+            call = self.fetch({"sessionId": session_id}, retries=False)
             try:
-                yield from self.rows({"sessionId": session_id})
-            except PatienceError as error:
-                self.logger.warning("events: session %s still fails: %s", session_id, error)
-                continue
+                yield from self._rows_of(session_id, call, self.due.found.pop(session_id, None))
             except NotFoundError:
                 self.logger.info("events: session %s has vanished from the API", session_id)
                 gone.append(session_id)
-                continue
-            finally:
-                del self.patience_tries
-            self._worked = True
-            del self.set_aside[session_id]
-            if session_id in listed:
-                self._keep(listed[session_id])
+            except (PatienceError, RefusedError, RetriableAPIError, RequestException) as error:
+                why = reason(error)
+                self.logger.warning("events: session %s still fails: %s", session_id, why)
         if self._worked:
             for session_id in gone:
-                del self.set_aside[session_id]
+                self.set_aside.pop(session_id, None)
+                self.short.pop(session_id, None)

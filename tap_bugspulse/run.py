@@ -1,109 +1,207 @@
-"""One run of the tap: its clock, its time box, what it counts and tells a person."""
+"""What the streams of one run share: settings, clock, counts, time limit, the session."""
 
 from __future__ import annotations
 
-import time
 import typing as t
-from collections import defaultdict
+from collections import Counter, defaultdict
+from concurrent.futures import wait
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import cached_property
+
+from tap_bugspulse.http import MAX_TRIES, ApiSession, Call, PatienceError
+from tap_bugspulse.settings import Settings
 
 if t.TYPE_CHECKING:
     import logging
+    from collections.abc import Callable, Mapping
 
-    from tap_bugspulse.settings import Settings
+    import requests
 
-OFTEN, SELDOM = 30.0, 300.0  # seconds between two progress lines
-OFTEN_FOR = 600.0  # seconds after which progress lines come seldom
+    from tap_bugspulse.http import Clock
+    from tap_bugspulse.pages import Page
+    from tap_bugspulse.writer import WholeMessageWriter
+
+TICK = 1.0  # seconds after which a wait looks for signals and limits
+LONG_PAUSE = 5.0  # seconds of a pause that a person should know of
+PROGRESS_INTERVAL, LATER_INTERVAL = 30.0, 300.0  # seconds between two progress lines
+LATER = 600.0  # seconds after which progress lines come seldom
 
 
-class OutOfTime(Exception):  # noqa: N818 - it is the time box doing its work, no error
-    """The time box is used up: what is left is for the next run."""
-
-
-class Clock:
-    """The wall clock and the stopwatch the tap goes by; tests bring their own."""
-
-    def now(self) -> datetime:
-        """Give the current instant, in UTC."""
-        return datetime.now(UTC)
-
-    def seconds(self) -> float:
-        """Give the reading of a stopwatch, in seconds."""
-        return time.monotonic()
+class OutOfTime(Exception):  # noqa: N818 - it is the time limit doing its work, no error
+    """The time limit is reached: what is left is for the next run."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a run counts of one stream."""
+    """What a run counts of one stream; ``short`` are listings that lacked rows."""
 
     rows: int = 0
     requests: int = 0
     retries: int = 0
     seconds: float = 0.0
-    disagreements: int = 0
+    short: int = 0
+    without_key: int = 0
+    misfits: Counter[str] = field(default_factory=Counter)
     set_aside: list[str] = field(default_factory=list)
 
 
 class Run:
-    """What the streams of one run share."""
+    """What the streams of one run share.
 
-    def __init__(self, settings: Settings, clock: Clock, logger: logging.Logger) -> None:
-        """Start the run's clock; ``started`` is its instant, in UTC."""
+    Args:
+        config: The tap's configuration, which is read when it is needed.
+        clock: What the run goes by.
+        minute: Seconds that a minute of the rate limit takes.
+        logger: Where what a person should know of is logged.
+        writer: What writes rows; None if it is not ours.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, t.Any],
+        clock: Clock,
+        minute: float,
+        logger: logging.Logger,
+        writer: WholeMessageWriter | None,
+    ) -> None:
+        self.config = config
         self.clock = clock
+        self.minute = minute
+        self.logger = logger
+        self.writer = writer
         self.started = clock.now()
         self.counts: dict[str, Counts] = defaultdict(Counts)
-        self.status = "complete"
-        self.events_left: int | None = None
-        self.rows_without_key: dict[str, int] = defaultdict(int)
-        self._began = clock.seconds()
-        self._told = self._began
-        self._minutes = settings.max_runtime_minutes
-        self._pace = settings.requests_per_minute
-        self._logger = logger
+        self.errors: dict[str, str] = {}  # of streams that the API refuses
+        self.is_complete = True
+        self.events_left = 0
+        self.streams_left: set[str] = set()  # those that are not done
+        self.when_done: Callable[[], None] = lambda: None
+        self._began = self._progress_at = clock.seconds()
         self._said: set[str] = set()
+        self._says_pause = True
 
-    def is_over(self, share: float = 1.0) -> bool:
-        """Tell whether a part of the time box, 0 to 1, is used up."""
-        return (
-            self._minutes is not None
-            and self.clock.seconds() - self._began >= self._minutes * 60 * share
-        )
+    @property
+    def project(self) -> str | None:
+        """The name that every row carries, if any; known before the settings are."""
+        return self.config.get("project") or None
 
-    def check_time(self, share: float = 1.0) -> None:
-        """Stop what history or events are left once the time box is used up.
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings in the types the tap works with."""
+        return Settings.from_config(self.config)
 
-        Args:
-            share: Part of the time box that counts, 0 to 1.
+    @cached_property
+    def http(self) -> ApiSession:
+        """The one HTTP session of the tap: the limit counts per key."""
+        return ApiSession(self.settings, self.minute, self.clock)
+
+    def result(self, call: Call, counts: Counts) -> requests.Response:
+        """Return the response of a call once it has come.
 
         Raises:
-            OutOfTime: If that part of ``max_runtime_minutes`` has passed.
+            OutOfTime: If the time limit is reached while the API asks to wait, or between two
+                tries.
+            FatalAPIError: If the API refuses the request or does not answer.
         """
+        began, stuck = self.clock.seconds(), 0
+        if not call.future.done() and self.writer:
+            self.writer.flush()
+        while not call.future.done():
+            wait([call.future], TICK)
+            self._check_wait(call, counts)
+            # Each read has a timeout, which headers that come byte by byte never meet.
+            most = 2 * self.settings.request_timeout + TICK
+            if call.sent_at is not None and self.clock.seconds() - call.sent_at > most:
+                call.cancel()  # its thread is left behind, and holds up nothing
+                if (stuck := stuck + 1) >= MAX_TRIES:
+                    raise PatienceError("gave up on an answer whose headers do not end")
+                call = Call(call.stream, call.job)
+                call.notes.append(f"{call.stream}: trying again in 0 s after no answer in time")
+        self._check_wait(call, counts)
+        counts.requests += 1
+        counts.seconds += self.clock.seconds() - began
+        return call.future.result()
+
+    def _check_wait(self, call: Call, counts: Counts) -> None:
+        """Say why a call waits; end the wait when the time limit is reached."""
+        is_held = bool(call.notes)
+        while call.notes:
+            self.logger.info(call.notes.popleft())
+            counts.retries += 1
+        pause = self.http.pacer.paused_for()
+        if pause > LONG_PAUSE and self._says_pause:
+            self.logger.info("waiting %.0f s, as the 429 response asked", pause)
+        self._says_pause = pause <= 0
+        if self.is_over() and (is_held or pause > 0) and call.cancel(if_unsent=True):
+            self.check_time()
+
+    def is_over(self, share: float = 1.0) -> bool:
+        """Return whether a part of the time limit, 0 to 1, has passed."""
+        minutes = self.settings.max_runtime_minutes
+        passed = self.clock.seconds() - self._began
+        return minutes is not None and passed >= minutes * 60 * share
+
+    def check_time(self, share: float = 1.0) -> None:
+        """Raise OutOfTime if a part of ``max_runtime_minutes``, 0 to 1, has passed."""
         if self.is_over(share):
-            self.status = "incomplete"
+            self.is_complete = False
             raise OutOfTime
 
     def warn_once(self, message: str, *args: object) -> None:
         """Log a warning the first time its message comes up in the run."""
         if message not in self._said:
             self._said.add(message)
-            self._logger.warning(message, *args)
+            self.logger.warning(message, *args)
 
     def progress(self, message: str, *args: object) -> None:
         """Log a line every 30 seconds for ten minutes, then every 5 minutes."""
         now = self.clock.seconds()
-        pause = OFTEN if now - self._began < OFTEN_FOR else SELDOM
-        if now - self._told >= pause:
-            self._told = now
-            self._logger.info(message, *args)
+        interval = PROGRESS_INTERVAL if now - self._began < LATER else LATER_INTERVAL
+        if now - self._progress_at >= interval:
+            self._progress_at = now
+            self.logger.info(message, *args)
+
+    def note(self, stream: str, page: Page) -> None:
+        """Count what a page of a stream has that no column holds."""
+        self.counts[stream].without_key += page.without_key
+        self.counts[stream].misfits += page.misfits
+        for name in sorted(page.unknown):
+            self.warn_once(
+                f"{stream}: the API sends {name}, which is no column yet; it is kept in _extra"
+            )
 
     def minutes_for(self, requests: int) -> float:
-        """Give the minutes that requests take at the set pace."""
-        return requests / self._pace
+        """Return the minutes that requests take at the set pace."""
+        return requests / self.settings.requests_per_minute
+
+    def stream_done(self, stream: str, *, is_selected: bool) -> None:
+        """Log what a stream did, and the summary after the last of them."""
+        counts = self.counts[stream]
+        if counts.misfits:
+            self.logger.warning(
+                "%s: values that did not fit their column are null there and kept in _extra: %s",
+                stream,
+                ", ".join(f"{name} {times:,}" for name, times in counts.misfits.items()),
+            )
+        if is_selected:
+            short = f"{counts.short} listings short of the API's total"
+            aside = f", set aside: {', '.join(counts.set_aside)}" if counts.set_aside else ""
+            self.logger.info(
+                "%s: rows %s, requests %s, retries %s, seconds %.0f, %s%s",
+                stream,
+                f"{counts.rows:,}",
+                f"{counts.requests:,}",
+                f"{counts.retries:,}",
+                counts.seconds,
+                short if counts.short else "row counts match the API",
+                aside,
+            )
+        self.streams_left.discard(stream)
+        if not self.streams_left:
+            self.when_done()
 
 
 def duration(minutes: float) -> str:
-    """Say minutes the way a person does: ``5 h 4 min``, ``22 min``."""
-    whole = max(1, round(minutes))
-    hours, rest = divmod(whole, 60)
+    """Return minutes the way a person says them: ``5 h 4 min``, ``22 min``."""
+    hours, rest = divmod(max(1, round(minutes)), 60)
     return f"{hours} h {rest} min" if hours else f"{rest} min"

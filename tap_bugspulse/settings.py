@@ -45,15 +45,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         str,
         _meta(
             "API key",
-            "API key of the BugsPulse project, the one its app is set up with. It begins "
-            "with bp_.",
+            "API key of the BugsPulse project, the one its app is set up with. It begins with bp_.",
             pattern=r"^[!-~]+\Z",
             extra_json_schema={"secret": True, "writeOnly": True},
         ),
     ]
     api_url: t.Annotated[
-        Url,
-        _meta("API URL", "Base URL of the Export API; https, unless the host is loopback."),
+        Url, _meta("API URL", "Base URL of the Export API; https, unless the host is loopback.")
     ] = API_URL
     start_date: t.Annotated[
         Instant | None,
@@ -108,8 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         ),
     ] = None
     page_size: t.Annotated[
-        Count,
-        _meta("Page size", "Rows asked for in one request, 1 to 1000.", le=MAX_PAGE_SIZE),
+        Count, _meta("Page size", "Rows asked for in one request, 1 to 1000.", le=MAX_PAGE_SIZE)
     ] = MAX_PAGE_SIZE
     requests_per_minute: t.Annotated[
         Count,
@@ -137,8 +134,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         ),
     ] = 60
     user_agent: t.Annotated[
-        str,
-        _meta("User agent", "User-Agent header of every request; tap-bugspulse/<version>."),
+        str, _meta("User agent", "User-Agent header of every request; tap-bugspulse/<version>.")
     ] = msgspec.field(default_factory=lambda: f"tap-bugspulse/{version('tap-bugspulse')}")
 
     @classmethod
@@ -279,8 +275,7 @@ def check_environment(known: Config) -> None:
                 int(text)
         except ValueError:
             # Not the value: stream_map_config may hold the salt of a hash.
-            msg = f"{_variable(name)} must be {kind}"
-            raise ConfigurationError(msg) from None
+            raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:

@@ -1,43 +1,58 @@
-"""Writing messages: many at once, and always whole lines."""
+"""Messages out: many at once, and always whole lines."""
 
 from __future__ import annotations
 
 import sys
 import typing as t
+from datetime import UTC, datetime
 
+import msgspec
 from singer_sdk.contrib.msgspec import MsgSpecWriter, encoder
 from singer_sdk.singerlib.messages import Message, RecordMessage
 from typing_extensions import override
 
-AT_ONCE = 50  # records: what was made of them is still in the cache when it is encoded
+BATCH_SIZE = 200  # records that are encoded and written at once
+
+
+class RecordLine(msgspec.Struct):
+    """A RECORD message whose row is encoded as it is."""
+
+    type: str
+    stream: str
+    record: t.Any
+    time_extracted: str
 
 
 class WholeMessageWriter(MsgSpecWriter):
     """Writes records many at once, in whole lines.
 
-    None is kept back while the next answer is waited for, nor when another message is
-    written. A signal that comes while something is written waits for its end.
+    None is kept back while the next answer is waited for, nor when another message is written.
+    A signal that comes while something is written waits for its end.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing being written."""
         super().__init__()
         self.is_writing = self.is_ending = False
         self.after: t.Callable[[], None] | None = None
-        self._messages: list[dict[str, t.Any]] = []
+        self._messages: list[t.Any] = []
+        self._extracted = ""
 
     @override
     def write_message(self, message: Message) -> None:
         self._messages.append(message.to_dict())
-        if len(self._messages) >= AT_ONCE or not isinstance(message, RecordMessage):
+        if not isinstance(message, RecordMessage) or len(self._messages) >= BATCH_SIZE:
+            self.flush()
+
+    def write_row(self, stream: str, row: msgspec.Struct) -> None:
+        """Write a row as a RECORD message of a stream, without making a dict of it."""
+        if not self._messages:
+            self._extracted = datetime.now(UTC).isoformat()
+        self._messages.append(RecordLine("RECORD", stream, row, self._extracted))
+        if len(self._messages) >= BATCH_SIZE:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is kept back.
-
-        Raises:
-            OSError: If nobody reads it, or there is no room for it.
-        """
+        """Write what is kept back, or raise OSError if nobody reads it."""
         self.is_writing = True
         left = memoryview(encoder.encode_lines(self._messages))
         self._messages = []

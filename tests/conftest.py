@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from tests.pipeline.warehouse import Snowflake, emulated
 from tests.sandbox import Options, Sandbox, generate_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 # The same examples in each run; HYPOTHESIS_PROFILE=long looks at many others.
 slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,20 +25,35 @@ settings.register_profile("long", slow, database=None, max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-# Tests here that run Meltano take up to a minute each, nearly all others a second.
-LONGEST = (
-    "test_schedules",
-    "test_snowflake",
-    "test_documents",
-    "test_postgres",
-    "test_files",
-    "test_demo",
-)
+# Tests here wait for as long as those do that load by Meltano; nearly all others take less
+# than a second.
+LONGEST = ("test_http", "test_errors", "test_sequences", "test_snowflake")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, else one process is left with it in the end."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(
+        key=lambda item: (
+            not (
+                item.get_closest_marker("pipeline")
+                or item.get_closest_marker("long")
+                or item.path.stem in LONGEST
+            )
+        )
+    )
+
+
+def sweep(
+    names: str, *values: Iterable[object], quick: Collection[tuple[object, ...]]
+) -> pytest.MarkDecorator:
+    """Give a test each combination of some values; those that are not quick are long."""
+    return pytest.mark.parametrize(
+        names.split(),
+        [
+            pytest.param(*one, marks=() if one in quick else pytest.mark.long)
+            for one in itertools.product(*values)
+        ],
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 GAP = "…"  # what stands for a value
 PACKAGE = Path(tap_bugspulse.__file__).parent
 # Methods whose first argument is a message, of objects with one of these in their name.
-METHODS = {"warning", "error", "critical", "warn_once", "append"}
-OBJECTS = re.compile("logger|problems|run|self")
+METHODS = {"__init__", "warning", "error", "critical", "warn_once", "append"}
+OBJECTS = re.compile("logger|problems|run|self|super")
 # Names that a message, or a part of one, is given before it is used.
 NAMES = {"msg", "message", "rule", "REASONS", "SIGNS", "UNTRUSTED", "UNREADABLE"}
 

@@ -10,7 +10,7 @@ import typing as t
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tap_bugspulse.run import Clock
+from tap_bugspulse.http import Clock
 from tap_bugspulse.tap import TapBugsPulse
 
 if t.TYPE_CHECKING:
@@ -121,9 +121,7 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
         if running_clock:
             kind.clock = Clock()
         tap = kind(
-            config=config,
-            state=json.loads(json.dumps(state)) if state else None,
-            catalog=catalog,
+            config=config, state=json.loads(json.dumps(state)) if state else None, catalog=catalog
         )
         tap.sync_all()
     written.seek(0)
@@ -140,9 +138,7 @@ def select(now: datetime, *streams: str) -> Row:
     return catalog
 
 
-def expected(
-    project: Project, stream: str, name: str | None = None
-) -> dict[tuple[str, ...], Row]:
+def expected(project: Project, stream: str, name: str | None = None) -> dict[tuple[str, ...], Row]:
     """Give what a warehouse should hold of a project that has no misfits."""
     if stream == "events":
         rows: list[Mapping[str, t.Any]] = [

@@ -40,11 +40,7 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
     }
     airflow = CHECKOUT / ".venv-airflow" / "bin" / "airflow"
     assert airflow.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
-    with (
-        emulated(tmp_path, connector) as snowflake,
-        sandboxes["shop"],
-        sandboxes["courier"],
-    ):
+    with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["courier"]:
         env = environment(tmp_path / "airflow", snowflake.settings)
         env |= {
             "AIRFLOW_HOME": str(tmp_path / "airflow"),

@@ -21,6 +21,8 @@ if t.TYPE_CHECKING:
 
     from benchmarks.bench import Server
 
+pytestmark = pytest.mark.sources
+
 LISTINGS = ("sessions", "crashes", "network")
 
 

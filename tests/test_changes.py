@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.conftest import sweep
+from tests.running import PRIMARY_KEYS, Output, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
@@ -21,11 +22,7 @@ ORDERS: list[Order] = ["newest", "oldest", "arbitrary"]
 
 def asked_for_events(sandbox: Sandbox) -> list[str]:
     """Give the sessions whose events were asked for, in order."""
-    return [
-        request.query["sessionId"]
-        for request in sandbox.requests
-        if request.path == "/events"
-    ]
+    return [request.query["sessionId"] for request in sandbox.requests if request.path == "/events"]
 
 
 # --- While pages are read --------------------------------------------------------------
@@ -47,9 +44,7 @@ def test_growth_while_pages_are_read_asks_for_nothing_twice(
             project.new_session(now - timedelta(minutes=30))
 
     sandbox.options.on_request = grow
-    output = sync(
-        sandbox, now, page_size=20, catalog=select(now, "sessions"), concurrency=1
-    )
+    output = sync(sandbox, now, page_size=20, catalog=select(now, "sessions"), concurrency=1)
     assert count > 0
     assert before <= {key[0] for key in output.table("sessions")}
     assert counted(sandbox)["/sessions"] <= settled + 1  # the page that growth adds
@@ -130,9 +125,7 @@ def test_no_row_is_lost_when_as_many_come_as_go(
 def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox, now: datetime) -> None:
     """Events over several pages are listed again when they shift."""
     sandbox.options.events_paging = "pages"
-    session_id, events = max(
-        sandbox.project.events.items(), key=lambda entry: len(entry[1])
-    )
+    session_id, events = max(sandbox.project.events.items(), key=lambda entry: len(entry[1]))
 
     def delete(request: Request, project: Project) -> None:
         asked = (request.query.get("sessionId"), request.query["page"])
@@ -161,9 +154,7 @@ def test_a_listing_that_stays_short_is_told(
     sandbox.options.on_request = shrink
     sync(sandbox, now, page_size=5, catalog=select(now, "sessions"))
     warnings = [
-        record.getMessage()
-        for record in caplog.records
-        if record.levelno == logging.WARNING
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
     ]
     assert any("rows arrived where the API counts" in warning for warning in warnings)
     first_pages = [one.query["page"] for one in sandbox.requests].count("1")
@@ -216,9 +207,7 @@ def test_only_what_changed_is_loaded_again(sandbox: Sandbox, now: datetime) -> N
         assert together == expected(project, stream)
 
 
-def test_late_network_calls_are_found_by_their_number(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_late_network_calls_are_found_by_their_number(sandbox: Sandbox, now: datetime) -> None:
     """A call that comes late is loaded, and unchanged days take a request each."""
     first = sync(sandbox, now, catalog=select(now, "network"), page_size=3)
     late = sandbox.project.new_network(now - timedelta(days=3))
@@ -239,15 +228,11 @@ def test_late_network_calls_are_found_by_their_number(
     assert set(unchanged.values()) == {"1"}
 
 
-def test_new_network_calls_come_without_the_old_ones(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_new_network_calls_come_without_the_old_ones(sandbox: Sandbox, now: datetime) -> None:
     """A day that only goes on is loaded from where it was."""
     first = sync(sandbox, now, catalog=select(now, "network"))
     new = sandbox.project.new_network(now + timedelta(minutes=1))
-    second = sync(
-        sandbox, now + timedelta(hours=1), first.state, catalog=select(now, "network")
-    )
+    second = sync(sandbox, now + timedelta(hours=1), first.state, catalog=select(now, "network"))
     assert set(second.table("network")) == {(new,)}
 
 
@@ -273,9 +258,7 @@ def test_a_late_call_comes_once_whatever_a_day_is(
 def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
     """The newest calls may lie in the next day of the API's time zone: they are known."""
     project = generate(seed=0, sessions=1, days=1, until=now)
-    with Sandbox(
-        project, Options(requests_per_minute=None, utc_offset_hours=5.5)
-    ) as sandbox:
+    with Sandbox(project, Options(requests_per_minute=None, utc_offset_hours=5.5)) as sandbox:
         state = sync(sandbox, now, lookback_days=0).state
         for hours in (60, 61, 100):
             later = now + timedelta(hours=hours)
@@ -284,12 +267,9 @@ def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
             state = output.state
 
 
-@pytest.mark.parametrize("page_size", [2, 5, 1000])
-@pytest.mark.parametrize("quiet", [9, 15, 40])
-def test_calls_before_a_long_silence_come_once(
-    now: datetime, quiet: int, page_size: int
-) -> None:
-    """The days of a lookback that several windows of history have brought are known."""
+@sweep("quiet page_size", [9, 15, 40], [2, 5, 1000], quick=[(9, 1000), (15, 2), (40, 5)])
+def test_calls_before_a_long_silence_come_once(now: datetime, quiet: int, page_size: int) -> None:
+    """A project that is silent for longer than the lookback is not loaded again."""
     ends = now - timedelta(days=quiet, hours=1)
     project = generate(seed=3, sessions=200, days=20, until=ends, lying_clocks=False)
     only = select(now, "network")
@@ -315,17 +295,13 @@ def test_an_earlier_start_date_of_the_same_day_emits_no_call_twice(
     second = sync(sandbox, now, first.state, catalog=only)
     assert second.repeated("network") == []
     assert (call,) in first.table("network")
-    assert first.table("network") | second.table("network") == expected(
-        sandbox.project, "network"
-    )
+    assert first.table("network") | second.table("network") == expected(sandbox.project, "network")
 
 
 def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
     """A call of long ago that the API files under the day it came is not loaded again."""
     project = generate(seed=0, sessions=0, days=1, until=now)
-    with Sandbox(
-        project, Options(requests_per_minute=None, filter_on="received")
-    ) as sandbox:
+    with Sandbox(project, Options(requests_per_minute=None, filter_on="received")) as sandbox:
         project.now = now
         call = project.new_network(now - timedelta(hours=361))
         first = sync(sandbox, now)
@@ -337,41 +313,190 @@ def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
             state = output.state
 
 
-def test_clocks_that_are_ahead_move_no_mark(sandbox: Sandbox, now: datetime) -> None:
-    """A session and a call in the future are loaded once and hold nothing up."""
-    project = sandbox.project
-    project.new_session(now + timedelta(days=300))
-    project.new_network(now + timedelta(days=300))
-    first = sync(sandbox, now)
-    new = {project.new_session(now + timedelta(minutes=5))}
-    calls = {project.new_network(now + timedelta(minutes=6))}
-    second = sync(sandbox, now + timedelta(hours=1), first.state)
-    assert first.state["bookmarks"]["sessions"]["replication_key_value"] <= now.isoformat()
-    assert first.state["bookmarks"]["network"]["replication_key_value"] <= now.isoformat()
-    assert {key[0] for key in second.table("sessions")} == new
-    assert calls <= {key[0] for key in second.table("network")}
-    third = sync(sandbox, now + timedelta(hours=1), second.state)
-    assert third.rows("sessions") == third.rows("network") == third.rows("events") == []
+def test_a_completed_run_is_complete_to_its_start(sandbox: Sandbox, now: datetime) -> None:
+    """Not to the newest row, which a project gone quiet may have had weeks ago."""
+    state = sync(sandbox, now + timedelta(days=30)).state["bookmarks"]
+    start = "2026-03-31T12:00:00.000Z"
+    assert state["sessions"]["replication_key_value"] == start
+    assert state["network"]["replication_key_value"] == start
+    assert state["events"]["complete"]["all"]["complete_to"] == start
 
 
-def test_a_call_of_the_future_is_not_loaded_again_when_its_time_has_come(
+def test_a_run_with_an_end_date_is_complete_to_just_before_it(
     sandbox: Sandbox, now: datetime
 ) -> None:
-    """A call that a clock had put days ahead is known when runs get there."""
-    sandbox.project.new_network(now + timedelta(hours=151))
+    """What is at end_date or after it is left to the next run, which loads it once."""
+    project = sandbox.project
+    end = now - timedelta(days=10)
+    project.new_session(end)
+    project.new_network(end)
+    first = sync(sandbox, now, end_date=end.isoformat())
+    state = first.state["bookmarks"]
+    just_before = "2026-02-19T11:59:59.999Z"
+    assert state["sessions"]["replication_key_value"] == just_before
+    assert state["network"]["replication_key_value"] == just_before
+    assert state["events"]["complete"]["all"]["complete_to"] == just_before
+    second = sync(sandbox, now, first.state)
+    for stream in PRIMARY_KEYS:
+        both = first.table(stream) | second.table(stream)
+        assert both == expected(project, stream)
+        assert stream == "crashes" or not first.table(stream).keys() & second.table(stream)
+
+
+@pytest.mark.parametrize("days", [1, 2, 3, 30, 3000])
+def test_a_start_date_in_the_future_loads_nothing_before_it(
+    sandbox: Sandbox, now: datetime, days: int
+) -> None:
+    """A run before start_date is no error, and its state serves the run after it."""
+    start = now + timedelta(days=days)
+    first = sync(sandbox, now, start_date=start.isoformat())
+    ahead = {
+        key: row
+        for key, row in expected(sandbox.project, "sessions").items()
+        if row["startedAt"] >= start.isoformat()
+    }
+    assert first.table("sessions") == ahead
+    new = sandbox.project.new_session(start)
+    later = start + timedelta(hours=1)
+    second = sync(sandbox, later, first.state, start_date=start.isoformat())
+    assert {row["id"] for row in second.rows("sessions")} == {new}
+    assert {row["sessionId"] for row in second.rows("events")} == {new}
+
+
+def test_clocks_that_are_ahead_move_no_bookmark(sandbox: Sandbox, now: datetime) -> None:
+    """A session in the future is loaded once, a call in each run; neither delays others."""
+    project = sandbox.project
+    project.new_session(now + timedelta(days=300))
+    ahead = {
+        row_id
+        for row_id in (*project.network, project.new_network(now + timedelta(days=300)))
+        if project.when("network", row_id) > "2026-03-02"
+    }
+    first = sync(sandbox, now)
+    new = {project.new_session(now + timedelta(minutes=5))}
+    calls = {row_id for row_id in project.network if (row_id,) not in first.table("network")}
+    calls.add(project.new_network(now + timedelta(minutes=6)))
+    for stream in ("sessions", "network"):
+        mark = first.state["bookmarks"][stream]["replication_key_value"]
+        assert mark == "2026-03-01T12:00:00.000Z"
+    second = sync(sandbox, now + timedelta(hours=1), first.state)
+    assert {key[0] for key in second.table("sessions")} == new
+    assert {key[0] for key in second.table("network")} == calls | ahead
+    third = sync(sandbox, now + timedelta(hours=1), second.state)
+    assert third.rows("sessions") == third.rows("events") == []
+    assert {key[0] for key in third.table("network")} == ahead
+
+
+def test_a_call_of_the_future_comes_until_its_time_has_come(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """A call that a clock had put days ahead is loaded by the run that gets there, too."""
+    call = sandbox.project.new_network(now + timedelta(hours=151))
     state = sync(sandbox, now, lookback_days=1).state
-    for hours in (1, 300, 300, 400):
+    for hours, ids in ((1, [call]), (300, [call]), (300, []), (400, [])):
         output = sync(sandbox, now + timedelta(hours=hours), state, lookback_days=1)
-        assert output.rows("network") == []
+        assert [row["id"] for row in output.rows("network")] == ids
         state = output.state
 
 
 # --- Which events are fetched ------------------------------------------------------------
 
 
-def test_events_can_be_loaded_alone_and_incrementally(
-    sandbox: Sandbox, now: datetime
+@pytest.mark.parametrize(
+    ("events_for", "asked"),
+    [
+        ("all", {"plain", "crash", "crashed", "network", "null", "active", "unknown"}),
+        ("errors", {"crash", "crashed", "network"}),
+        ("crashed", {"crash", "crashed"}),
+    ],
+)
+def test_events_are_fetched_by_what_happened_in_a_session(
+    now: datetime, events_for: str, asked: set[str]
 ) -> None:
+    """A crash is an error, which the status may say alone; some sessions have no events."""
+    changed: dict[str, dict[str, object]] = {
+        "plain": {},
+        "crash": {"hasCrash": True},
+        "crashed": {"status": "crashed"},
+        "network": {"hasNetworkErrors": True},
+        "null": {"hasCrash": None, "hasNetworkErrors": None},
+        "active": {"status": "active", "endedAt": None, "eventCount": 0},
+        "unknown": {"eventCount": None},
+        "none": {"eventCount": 0},
+        "crashed at once": {"eventCount": 0, "status": "crashed", "hasCrash": True},
+    }
+    project = generate(seed=1, sessions=0, days=1, until=now)
+    for name, fields in changed.items():
+        draft = project.sessions.pop(project.new_session(now - timedelta(hours=2)))
+        usual = {"hasCrash": False, "hasNetworkErrors": False, "status": "completed"}
+        events = [{"id": "evt_1", "type": "tap", "timestamp": draft["startedAt"]}]
+        project.add({**draft, "eventCount": 1, **usual, **fields, "id": name}, events)
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        state = sync(sandbox, now, events_for=events_for).state
+        assert sorted(asked_for_events(sandbox)) == sorted(asked)
+        sandbox.reset()
+        sync(sandbox, now, state, events_for=events_for)
+        assert asked_for_events(sandbox) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("eventCount", 99),
+        ("status", "active"),
+        ("endedAt", None),
+        ("hasCrash", True),
+        ("userId", "another"),
+    ],
+)
+def test_events_are_fetched_again_where_their_session_has_changed(
+    sandbox: Sandbox, now: datetime, field: str, value: object
+) -> None:
+    """Four columns show that; where another has changed, only the session is loaded."""
+    project = sandbox.project
+    recent = (now - timedelta(days=5)).isoformat()
+    session = next(
+        one
+        for one, row in project.sessions.items()
+        if row["startedAt"] > recent and row["status"] == "completed" and row["eventCount"]
+    )
+    state = sync(sandbox, now).state
+    project.sessions[session][field] = value
+    project.changed("sessions")
+    sandbox.reset()
+    output = sync(sandbox, now, state)
+    assert [row["id"] for row in output.rows("sessions")] == [session]
+    assert asked_for_events(sandbox) == ([] if field == "userId" else [session])
+
+
+def test_two_sessions_are_never_taken_for_one(sandbox: Sandbox, now: datetime) -> None:
+    """Sessions whose ids have a shorter hash in common both get their events."""
+    project, one, other = sandbox.project, "sess_225263", "sess_1188289"
+    start = (now - timedelta(hours=2)).isoformat()
+    event = {"id": "evt_1", "type": "tap"}
+
+    def add(name: str) -> None:
+        usual = project.new_session(now - timedelta(hours=2))
+        del project.events[usual]
+        fields = {"id": name, "status": "completed", "eventCount": 1}
+        project.add({**project.sessions.pop(usual), **fields}, [{**event, "timestamp": start}])
+
+    add(one)
+    state = sync(sandbox, now).state
+    add(other)
+    outputs = [sync(sandbox, now, state)]
+    project.grow(one)
+    outputs.append(sync(sandbox, now, outputs[-1].state))
+    outputs.append(sync(sandbox, now, outputs[-1].state))
+    loaded = [[row["id"] for row in output.rows("sessions")] for output in outputs]
+    assert loaded == [[other], [one], []]
+    fetched = [{row["sessionId"] for row in output.rows("events")} for output in outputs]
+    assert fetched == [{other}, {one}, set()]
+    # And where both are in one run.
+    assert sync(sandbox, now).table("events").keys() == expected(project, "events").keys()
+
+
+def test_events_can_be_loaded_alone_and_incrementally(sandbox: Sandbox, now: datetime) -> None:
     """With sessions deselected, events are complete and the next run asks for none."""
     alone = select(now, "events")
     first = sync(sandbox, now, catalog=alone)
@@ -392,16 +517,12 @@ def test_events_selected_later_are_fetched_for_all_sessions(
     assert second.table("events") == expected(sandbox.project, "events")
 
 
-def test_widening_events_for_fetches_what_was_left_out(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_widening_events_for_fetches_what_was_left_out(sandbox: Sandbox, now: datetime) -> None:
     """From crashed to all, only the sessions that did not crash are asked for."""
     first = sync(sandbox, now, events_for="crashed")
     crashed = set(asked_for_events(sandbox))
     assert crashed == {
-        session_id
-        for session_id, row in sandbox.project.sessions.items()
-        if row["hasCrash"]
+        session_id for session_id, row in sandbox.project.sessions.items() if row["hasCrash"]
     }
     sandbox.reset()
     second = sync(sandbox, now, first.state, events_for="all")
@@ -417,13 +538,36 @@ def test_widening_events_for_fetches_what_was_left_out(
     assert third.rows("events") == []
 
 
+@pytest.mark.parametrize("days", [1, 20])
+def test_narrowing_events_for_and_going_back_does_not_start_over(
+    sandbox: Sandbox, now: datetime, days: int
+) -> None:
+    """Only the sessions that the narrower runs left out are asked for."""
+    project = sandbox.project
+    outputs = [sync(sandbox, now)]
+    later = now + timedelta(days=days)
+    new = {project.new_session(now + timedelta(hours=hour)) for hour in (1, 3, 5, 20)}
+    project.crash(min(new))
+    crashed = {one for one in new if project.sessions[one]["hasCrash"]}
+    nothing: set[str] = set()
+    for events_for, least, most in (
+        ("crashed", crashed, crashed),
+        ("all", new - crashed, new),  # the narrower run has some already
+        ("crashed", nothing, nothing),
+    ):
+        sandbox.reset()
+        state = outputs[-1].state
+        outputs.append(sync(sandbox, later, state, events_for=events_for))
+        asked = asked_for_events(sandbox)
+        assert least <= set(asked) <= most
+        assert len(asked) == len(set(asked))
+    messages = [message for output in outputs for message in output.messages]
+    assert Output(messages).table("events") == expected(project, "events")
+
+
 def test_a_filter_on_sessions_spares_their_events(sandbox: Sandbox, now: datetime) -> None:
     """Events of sessions that a stream map filters out are not asked for."""
-    output = sync(
-        sandbox,
-        now,
-        stream_maps={"sessions": {"__filter__": "platform == 'ios'"}},
-    )
+    output = sync(sandbox, now, stream_maps={"sessions": {"__filter__": "platform == 'ios'"}})
     ios = {
         session_id
         for session_id, row in sandbox.project.sessions.items()
@@ -436,9 +580,7 @@ def test_a_filter_on_sessions_spares_their_events(sandbox: Sandbox, now: datetim
     }
 
 
-def test_a_session_that_vanished_does_not_hold_others_up(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_session_that_vanished_does_not_hold_others_up(sandbox: Sandbox, now: datetime) -> None:
     """A 404 for one session's events is passed over, for good."""
     gone = next(one for one, events in sandbox.project.events.items() if events)
     sandbox.options.vanished_sessions = {gone}
@@ -450,9 +592,7 @@ def test_a_session_that_vanished_does_not_hold_others_up(
     assert asked_for_events(sandbox) == []
 
 
-def test_ten_vanished_sessions_in_a_row_are_an_error(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_ten_vanished_sessions_in_a_row_are_an_error(sandbox: Sandbox, now: datetime) -> None:
     """When no session is known any more the run ends, and none counts as done."""
     first = sync(sandbox, now, catalog=select(now, "sessions"))
     every = set(sandbox.project.sessions)
@@ -464,19 +604,25 @@ def test_ten_vanished_sessions_in_a_row_are_an_error(
     assert second.table("events") == expected(sandbox.project, "events")
 
 
-def test_a_session_that_always_fails_is_set_aside(sandbox: Sandbox, now: datetime) -> None:
+@pytest.mark.parametrize("fault", ["500", "400", "403", "410", "422"])
+def test_a_session_that_always_fails_is_set_aside(
+    sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
     """It is named, tried once in each later run, and fetched when it works again."""
     project = sandbox.project
     broken = [one for one, events in project.events.items() if events][3]
-    sandbox.options.broken_sessions = {broken}
+    sandbox.options.script = lambda request: (
+        fault if request.query.get("sessionId") == broken else None
+    )
     first = sync(sandbox, now, minute=0.01)
     assert list(first.state["bookmarks"]["events"]["set_aside"]) == [broken]
     assert broken not in {key[0] for key in first.table("events")}
+    assert f"session {broken} is set aside" in caplog.text
     sandbox.reset()
     second = sync(sandbox, now, first.state, minute=0.01)
     assert asked_for_events(sandbox) == [broken]
     assert list(second.state["bookmarks"]["events"]["set_aside"]) == [broken]
-    sandbox.options.broken_sessions = set()
+    sandbox.options.script = None
     sandbox.reset()
     third = sync(sandbox, now, second.state, minute=0.01)
     assert asked_for_events(sandbox) == [broken]
@@ -526,7 +672,7 @@ def test_more_sessions_than_the_limit_serves_are_told(
     """Both numbers stand in the warning, and the settings that help."""
     project = generate(seed=3, sessions=2000, days=1, until=now, events_per_session=2)
     with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        # One request a minute serves 1,440 sessions a day; the box ends the run early.
+        # One request a minute serves 1,440 sessions a day; the run has a time limit.
         sync(
             sandbox,
             now,

@@ -11,15 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.running import (
-    PRIMARY_KEYS,
-    Row,
-    expected,
-    select,
-    sync,
-    tap_class,
-    wait_until,
-)
+from tests.running import PRIMARY_KEYS, Row, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import TapProcess
 
@@ -28,7 +20,6 @@ if t.TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from tap_bugspulse.client import BugsPulseStream
     from tests.sandbox import Project, Request
 
 MANY = 8
@@ -45,14 +36,10 @@ def slow(now: datetime) -> Iterator[Sandbox]:
 
 def asked(sandbox: Sandbox) -> list[tuple[tuple[str, str], ...]]:
     """Give what was asked for, in an order of its own."""
-    return sorted(
-        (("path", one.path), *sorted(one.query.items())) for one in sandbox.requests
-    )
+    return sorted((("path", one.path), *sorted(one.query.items())) for one in sandbox.requests)
 
 
-def test_rows_and_requests_are_the_same_as_one_at_a_time(
-    slow: Sandbox, now: datetime
-) -> None:
+def test_rows_and_requests_are_the_same_as_one_at_a_time(slow: Sandbox, now: datetime) -> None:
     """Asking ahead changes no message but STATE, and no request but its moment."""
     one = sync(slow, now, concurrency=1, page_size=10)
     in_turn = asked(slow)
@@ -67,9 +54,7 @@ def test_rows_and_requests_are_the_same_as_one_at_a_time(
 
 
 @pytest.mark.parametrize("concurrency", [1, MANY])
-def test_no_more_are_on_their_way_than_set(
-    slow: Sandbox, now: datetime, concurrency: int
-) -> None:
+def test_no_more_are_on_their_way_than_set(slow: Sandbox, now: datetime, concurrency: int) -> None:
     """As many requests as set are on their way at once, and never one more."""
     most = 0
 
@@ -84,37 +69,6 @@ def test_no_more_are_on_their_way_than_set(
     assert most == concurrency
 
 
-def test_no_day_waits_for_the_pages_of_the_day_before(slow: Sandbox, now: datetime) -> None:
-    """Further pages of recent days are all on their way before one of them is answered."""
-    settings: Row = {"page_size": 4, "catalog": select(now, "network")}
-    one = sync(slow, now, concurrency=1, **settings)
-    begins = slow.requests[0].query["from"]  # history is cut into windows before it
-
-    def is_second_page(request: Request) -> bool:
-        query = request.query
-        return query["page"] == "2" and query.get("from", "") >= begins
-
-    days = {one.query["from"] for one in slow.requests if is_second_page(one)}
-    assert len(days) > 3
-    slow.reset()
-    reached: set[str] = set()
-    all_are_there = threading.Event()
-    in_time: list[bool] = []
-
-    def hold(request: Request) -> None:
-        if is_second_page(request):
-            reached.add(request.query["from"])
-            if reached == days:
-                all_are_there.set()
-            in_time.append(all_are_there.wait(10))
-
-    slow.options.hold = hold
-    many = sync(slow, now, concurrency=32, **settings)
-    assert many.rows("network") == one.rows("network")
-    assert all(in_time)
-    assert reached == days
-
-
 def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
     """What has asked ahead ends with the run, also where the tap is used as a library."""
     before = set(threading.enumerate())
@@ -126,22 +80,7 @@ def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
     assert not any(one.is_alive() for one in own)
 
 
-def test_an_answer_can_be_closed_or_read_twice(slow: Sandbox, now: datetime) -> None:
-    """A body that was read as a whole is one for requests, whoever takes the answer."""
-    config = {"api_url": slow.url, "api_key": slow.api_key}
-    tap = tap_class(now)(config=config)
-    stream = t.cast("BugsPulseStream", tap.streams["network"])
-    with stream.tap.session.send(stream.ask({})) as unread:
-        assert unread.status_code == 200
-    answer = stream.tap.session.send(stream.ask({}))
-    assert answer.json() == answer.json()
-    assert len(answer.json()["data"]) > 0
-    stream.tap.session.close()
-
-
-def test_threads_that_wait_for_their_turn_end_after_the_run(
-    slow: Sandbox, now: datetime
-) -> None:
+def test_threads_that_wait_for_their_turn_end_after_the_run(slow: Sandbox, now: datetime) -> None:
     """Where a time box gives requests up, those who were to send them end, too."""
     before = set(threading.enumerate())
     sync(
@@ -186,10 +125,7 @@ def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
     ("change", "every"), [("late_every", 3), ("new_every", 3), ("purge_every", 25)]
 )
 def test_pages_that_are_answered_out_of_turn_lose_nothing(
-    now: datetime,
-    order: t.Literal["newest", "oldest", "arbitrary"],
-    change: str,
-    every: int,
+    now: datetime, order: t.Literal["newest", "oldest", "arbitrary"], change: str, every: int
 ) -> None:
     """Rows that are there all the time arrive, though pages overtake each other."""
     project = generate(seed=8, sessions=80, days=6, until=now - timedelta(hours=1))
@@ -198,11 +134,7 @@ def test_pages_that_are_answered_out_of_turn_lose_nothing(
     setattr(options, change, every)
     with Sandbox(project, options) as sandbox:
         output = sync(
-            sandbox,
-            now,
-            catalog=select(now, "sessions", "network"),
-            page_size=5,
-            concurrency=MANY,
+            sandbox, now, catalog=select(now, "sessions", "network"), page_size=5, concurrency=MANY
         )
     for stream, known in before.items():
         stayed = known & set(project.table(stream))
@@ -237,9 +169,7 @@ def test_an_error_ends_the_run_though_others_hang(
     assert lines[-1]["type"] in {"RECORD", "STATE"}
 
 
-def test_a_time_box_takes_what_is_on_its_way(
-    slow: Sandbox, now: datetime, tmp_path: Path
-) -> None:
+def test_a_time_box_takes_what_is_on_its_way(slow: Sandbox, now: datetime, tmp_path: Path) -> None:
     """No session is asked for twice by runs that a small time box stops."""
     stopwatch = tmp_path / "stopwatch"
 
@@ -276,157 +206,12 @@ def test_a_time_box_takes_what_is_on_its_way(
     assert sorted(sessions) == sorted(set(sessions))
 
 
-def test_a_session_that_a_time_box_gives_up_is_not_done(
-    now: datetime, tmp_path: Path
-) -> None:
-    """No mark moves over a refused session, though one of the next window came in time."""
-    project = generate(seed=3, sessions=80, days=20, until=now - timedelta(hours=1))
-    before = now - timedelta(days=10)
-    new = {
-        name
-        for name, row in project.sessions.items()
-        if row["startedAt"] >= before.isoformat()
-    }
-    stopwatch = tmp_path / "stopwatch"
-    stopwatch.touch()
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-
-        def asked_for() -> list[str]:
-            events = [one for one in sandbox.requests if one.path == "/events"]
-            return [one.query["sessionId"] for one in events if one.status]
-
-        hidden = {name: project.sessions.pop(name) for name in new}
-        project.changed("sessions")
-        since = f"{before - timedelta(days=5):%F}"
-        state = sync(sandbox, before, start_date=since, lookback_days=1).state
-        project.sessions.update(hidden)
-        project.changed("sessions")
-        sandbox.reset()
-        # What is new since then comes first, and the days before the first run last.
-        sync(sandbox, now, state, concurrency=1, lookback_days=1)
-        order = asked_for()
-        first_of_history = [name in new for name in order].index(False)
-        assert 1 < first_of_history < len(order) - 1
-        last, refused, following = order[first_of_history - 2 : first_of_history + 1]
-        sandbox.reset()
-
-        def script(request: Request) -> str | None:
-            is_first = request.query.get("sessionId") == refused not in asked_for()
-            return "429" if is_first else None
-
-        def hold(request: Request) -> None:
-            session = request.query.get("sessionId")
-            if session == refused:  # which lets none after it go
-                wait_until(lambda: following in asked_for())
-            if session == last:
-                wait_until(lambda: {refused, following} <= set(asked_for()))
-                with stopwatch.open("ab") as file:
-                    file.write(b"." * 120)
-
-        sandbox.options.script, sandbox.options.hold = script, hold
-        boxed = TapProcess(
-            tmp_path / "boxed",
-            sandbox,
-            now,
-            json.dumps(state),
-            stopwatch=stopwatch,
-            concurrency=3,
-            lookback_days=1,
-            max_runtime_minutes=1,
-            request_timeout=1e6,
-        )
-        assert boxed.end() == 0, boxed.log
-        assert "summary status=incomplete" in boxed.log
-        sandbox.options.hold = None
-        rest = sync(sandbox, now, boxed.output().state, lookback_days=1)
-    loaded = boxed.output().table("events") | rest.table("events")
-    due = {key for key in expected(project, "events") if key[0] in order}
-    assert due <= set(loaded)
-
-
-@pytest.mark.parametrize("case", ["whole", "early day", "quiet day", "earlier start"])
-@pytest.mark.parametrize("order", ["newest", "oldest"])
-@pytest.mark.parametrize("page_size", [5, 1000])
-def test_no_more_history_is_asked_for_ahead_than_is_read(
-    now: datetime, case: str, page_size: int, order: t.Literal["newest", "oldest"]
-) -> None:
-    """What comes of history first is asked while days are read, and nothing in vain."""
-    ends = now - timedelta(hours=13 if case == "quiet day" else 1)
-    project = generate(seed=3, sessions=80, days=20, until=ends)
-    # The API's today began at 15:00 of yesterday, so it has rows although ours has none,
-    # or has rows of yesterday on its first page.
-    hours = 9 if case in {"early day", "quiet day"} else 0
-    network = select(now, "network")
-    options = Options(requests_per_minute=None, utc_offset_hours=hours, order=order)
-    with Sandbox(project, options) as sandbox:
-        state = None
-        if case == "earlier start":
-            since = f"{now - timedelta(days=3):%F}"
-            state = sync(
-                sandbox, now, catalog=network, start_date=since, page_size=page_size
-            ).state
-            sandbox.reset()
-        sync(sandbox, now, state, network, concurrency=1, page_size=page_size)
-        in_turn, queries = asked(sandbox), [one.query for one in sandbox.requests]
-        sandbox.reset()
-
-        # The forward part ends with the day that has no end. Its further pages wait,
-        # unless they are needed to tell which day is the newest that has rows.
-        last = max(number for number, query in enumerate(queries) if "to" not in query)
-        history, begins = queries[last + 1], queries[0]["from"]
-
-        def hold(request: Request) -> None:
-            if request.query.get("from", "") >= begins and request.query["page"] != "1":
-                wait_until(
-                    lambda: any(
-                        one.status and one.query == history for one in sandbox.requests
-                    )
-                )
-
-        if not hours:
-            sandbox.options.hold = hold
-        sync(sandbox, now, state, network, concurrency=32, page_size=page_size)
-        assert asked(sandbox) == in_turn
-        assert (page_size == 5) == any(
-            query.get("from", "") >= begins and query["page"] != "1" for query in queries
-        )
-
-
-def test_pages_of_history_take_no_room_from_the_days_read_before_them(
-    now: datetime,
-) -> None:
-    """Of history one page is on its way while others are to come, be it many or few."""
-    project = generate(seed=3, sessions=400, days=50, until=now - timedelta(hours=1))
-    with Sandbox(project, Options(requests_per_minute=None, latency=0.02)) as sandbox:
-        sync(
-            sandbox,
-            now,
-            catalog=select(now, "sessions"),
-            page_size=6,
-            lookback_days=30,
-            concurrency=MANY,
-        )
-        queries = [one.query for one in sandbox.requests]
-    forward = [number for number, query in enumerate(queries) if "from" in query]
-    history = [number for number, query in enumerate(queries) if "from" not in query]
-    assert len(forward) > 2 * MANY
-    assert len(history) > 2 * MANY
-    assert history[0] < forward[-1] < history[1]
-
-
 @pytest.mark.parametrize("concurrency", [1, MANY, 32])
-def test_no_day_is_asked_for_with_and_without_an_end(
-    now: datetime, concurrency: int
-) -> None:
+def test_no_day_is_asked_for_with_and_without_an_end(now: datetime, concurrency: int) -> None:
     """Where history reaches into today, today is read once, in the forward part."""
     ends = now - timedelta(hours=1)
     project = generate(
-        seed=3,
-        sessions=300,
-        days=20,
-        until=ends,
-        events_per_session=0,
-        lying_clocks=False,
+        seed=3, sessions=300, days=20, until=ends, events_per_session=0, lying_clocks=False
     )
     network = select(now, "network")
     with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
@@ -449,29 +234,10 @@ def test_no_more_is_asked_for_when_time_is_up(now: datetime, concurrency: int) -
         since = f"{now - timedelta(days=2):%FT%TZ}"
         state = sync(sandbox, now, None, network, start_date=since).state
         sandbox.reset()
-        sync(
-            sandbox, now, state, network, concurrency=concurrency, max_runtime_minutes=1e-9
-        )
+        sync(sandbox, now, state, network, concurrency=concurrency, max_runtime_minutes=1e-9)
         queries = [one.query for one in sandbox.requests]
     assert len({query["from"] for query in queries}) == len(queries)
     assert len(queries) == 5  # four days, and the one before them
-
-
-@pytest.mark.parametrize("change", ["late_every", "new_every"])
-def test_without_totals_no_page_is_asked_ahead(now: datetime, change: str) -> None:
-    """Where nothing would show that pages were answered out of turn, they come in turn."""
-    project = generate(seed=8, sessions=60, days=6, until=now - timedelta(hours=1))
-    before = set(project.sessions)
-    options = Options(requests_per_minute=None, jitter=0.03)
-    options.envelope = lambda envelope: {
-        name: value for name, value in envelope.items() if name != "total"
-    }
-    setattr(options, change, 3)
-    with Sandbox(project, options) as sandbox:
-        output = sync(
-            sandbox, now, catalog=select(now, "sessions"), page_size=5, concurrency=MANY
-        )
-    assert before <= {key[0] for key in output.table("sessions")}
 
 
 def test_a_refusal_for_more_than_a_day_ends_the_run_whoever_meets_it(
@@ -490,7 +256,7 @@ def test_a_refusal_for_more_than_a_day_ends_the_run_whoever_meets_it(
     slow.options.script = script
     tap = TapProcess(tmp_path / "tap", slow, now, minute=6.0, concurrency=MANY)
     assert tap.end() == 1
-    assert "the API tells to wait for more than a day" in tap.log.splitlines()[-1]
+    assert "the API asks to wait for more than a day" in tap.log.splitlines()[-1]
     assert events <= 3 * MANY
 
 

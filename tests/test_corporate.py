@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -13,10 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from tests import forks
-from tests.conftest import NOW
-from tests.running import KEPT, PRIMARY_KEYS, Output, expected
-from tests.tap_process import clock
+from tests.running import PRIMARY_KEYS, Output, expected
+from tests.test_http import assert_one_line, run_tap
 
 if t.TYPE_CHECKING:
     import subprocess
@@ -99,25 +96,6 @@ def authority_file(authority: trustme.CA, tmp_path: Path) -> str:
     return str(path)
 
 
-def run_tap(
-    url: str, environment: dict[str, str] | None = None, *, fresh: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """Run the tap as a process that knows only the given environment."""
-    base = {name: os.environ[name] for name in KEPT if name in os.environ}
-    settings = {
-        "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
-        "TAP_BUGSPULSE_API_URL": url,
-        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "100000",
-    }
-    return forks.run(
-        "tests.tap_process",
-        clock(NOW, 0.01),
-        "--config=ENV",
-        env=base | settings | (environment or {}),
-        fresh=fresh,
-    )
-
-
 def assert_whole(done: subprocess.CompletedProcess[str], sandbox: Sandbox) -> None:
     """Expect a run that has loaded everything."""
     assert done.returncode == 0, done.stderr
@@ -138,12 +116,8 @@ def test_a_private_authority_is_trusted_when_it_is_given(
 def test_an_unknown_authority_stops_at_once(sandbox: Sandbox, https_url: str) -> None:
     """A certificate that cannot be verified is one line, not eight tries."""
     done = run_tap(https_url)
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1
-    assert "TLS certificate cannot be verified" in last
-    assert "REQUESTS_CA_BUNDLE" in last
+    assert_one_line(done, "TLS certificate cannot be verified", "REQUESTS_CA_BUNDLE")
     assert "trying again" not in done.stderr
-    assert "Traceback" not in done.stderr
     assert sandbox.requests == []
 
 
@@ -161,10 +135,7 @@ def test_a_proxy_is_used_unless_it_is_ruled_out(
         join(connection, socket.create_connection((host, int(port))))
 
     with listening(serve) as port:
-        proxy = {
-            "HTTPS_PROXY": f"http://127.0.0.1:{port}",
-            "REQUESTS_CA_BUNDLE": authority_file,
-        }
+        proxy = {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "REQUESTS_CA_BUNDLE": authority_file}
         assert_whole(run_tap(https_url, proxy), sandbox)
         assert set(calls) == {urlsplit(https_url).netloc}
         calls.clear()
@@ -177,25 +148,15 @@ def test_a_proxy_that_is_not_there_is_one_line(https_url: str, authority_file: s
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     done = run_tap(
-        https_url,
-        {
-            "HTTPS_PROXY": f"http://127.0.0.1:{port}",
-            "REQUESTS_CA_BUNDLE": authority_file,
-        },
+        https_url, {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "REQUESTS_CA_BUNDLE": authority_file}
     )
-    assert done.returncode == 1
-    assert "no way through the proxy: check HTTPS_PROXY" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    assert_one_line(done, "no way through the proxy: check HTTPS_PROXY")
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        (
-            "REQUESTS_CA_BUNDLE",
-            "/nowhere/company.pem",
-            "REQUESTS_CA_BUNDLE names cannot be read",
-        ),
+        ("REQUESTS_CA_BUNDLE", "/nowhere/company.pem", "REQUESTS_CA_BUNDLE names cannot be read"),
         ("HTTPS_PROXY", "http://user:pass_word@proxy:port", "check HTTPS_PROXY"),
         ("HTTPS_PROXY", "http:///", "check HTTPS_PROXY"),
         ("REQUESTS_CA_BUNDLE", __file__, "REQUESTS_CA_BUNDLE names cannot be read"),
@@ -206,9 +167,6 @@ def test_what_no_request_can_be_made_with_is_one_line(
 ) -> None:
     """A wrong path or proxy ends the run at once, and no password is shown."""
     done = run_tap(https_url, {variable: value})
-    assert done.returncode == 1
-    assert says in done.stderr.splitlines()[-1]
-    assert done.stderr.count("| CRITICAL |") == 1
+    assert_one_line(done, says)
     assert "trying again" not in done.stderr
-    assert "Traceback" not in done.stderr
     assert "pass_word" not in done.stderr

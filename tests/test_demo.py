@@ -26,6 +26,8 @@ from tests.sandbox import Project, generate
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.sources
+
 SESSIONS, DAYS = 80, 5
 REAL_SECRET = "bp_real_secret"  # noqa: S105 - made up, and must never be used
 SECONDS = 120
@@ -144,14 +146,7 @@ def hostile(trap: str, home: Path) -> dict[str, str]:
         "MELTANO_SEND_ANONYMOUS_USAGE_STATS": "true",
         "MELTANO_SNOWPLOW_COLLECTOR_ENDPOINTS": f'["http://{trap}"]',
         **dict.fromkeys(
-            (
-                "HTTP_PROXY",
-                "HTTPS_PROXY",
-                "ALL_PROXY",
-                "http_proxy",
-                "https_proxy",
-                "all_proxy",
-            ),
+            ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
             f"http://{trap}",
         ),
     }
@@ -163,6 +158,7 @@ def section(output: str, title: str) -> list[list[str]]:
     return [re.split(r"\s{2,}", line.strip()) for line in lines]
 
 
+@pytest.mark.pipeline
 def test_the_demo_loads_the_sandbox_and_touches_nothing_real(
     checkout: Path, tmp_path: Path
 ) -> None:
@@ -219,16 +215,9 @@ def assert_report(report: str, project: Project) -> None:
         versions[session["appVersion"]].append(session["hasCrash"])
     assert [
         [version, int(total), int(crashed), float(rate)]
-        for version, total, crashed, rate in section(
-            report, "Crash-free sessions by app version"
-        )
+        for version, total, crashed, rate in section(report, "Crash-free sessions by app version")
     ] == [
-        [
-            version,
-            len(crashed),
-            sum(crashed),
-            round(100 * (1 - sum(crashed) / len(crashed)), 2),
-        ]
+        [version, len(crashed), sum(crashed), round(100 * (1 - sum(crashed) / len(crashed)), 2)]
         for version, crashed in sorted(versions.items())
     ]
 
@@ -238,8 +227,7 @@ def assert_report(report: str, project: Project) -> None:
         calls[call["method"], endpoint].append(call)
     slowest = section(report, "Slowest endpoints")
     assert {(row[0], row[1]): (int(row[2]), int(row[5])) for row in slowest}.items() <= {
-        key: (len(some), max(call["duration"] for call in some))
-        for key, some in calls.items()
+        key: (len(some), max(call["duration"] for call in some)) for key, some in calls.items()
     }.items()
     medians = sorted(
         (
@@ -255,17 +243,13 @@ def assert_report(report: str, project: Project) -> None:
         project.crashes.values(),
         key=lambda row: (-row["affectedDevices"], -row["occurrenceCount"], row["id"]),
     )
-    assert [
-        (row[0], int(row[-2]), int(row[-1])) for row in section(report, "Top crashes")
-    ] == [
+    assert [(row[0], int(row[-2]), int(row[-1])) for row in section(report, "Top crashes")] == [
         (crash["message"], crash["occurrenceCount"], crash["affectedDevices"])
         for crash in crashes[:5]
     ]
 
     journey = section(report, "One user's journey")
-    crashed = [
-        row for row in project.sessions.values() if row["hasCrash"] and row["userId"]
-    ]
+    crashed = [row for row in project.sessions.values() if row["hasCrash"] and row["userId"]]
     session = max(crashed, key=lambda row: row["startedAt"])
     assert [row[:3] for row in journey] == [
         [session["userId"], event["timestamp"].removesuffix("Z"), event["type"]]
@@ -273,6 +257,7 @@ def assert_report(report: str, project: Project) -> None:
     ]
 
 
+@pytest.mark.pipeline
 def test_the_demo_exits_with_meltanos_code(checkout: Path, stub: Path) -> None:
     """A failed load is the demo's failure, with no report and no server left behind."""
     stub.write_text('#!/bin/sh\nenv >"$HOME/seen"\nexit 7\n', "utf-8")
@@ -294,21 +279,8 @@ def test_the_demo_exits_with_meltanos_code(checkout: Path, stub: Path) -> None:
     assert_closed(seen)
     own = {
         *ALLOWED,
-        *(
-            "HOME",
-            "NO_PROXY",
-            "NO_COLOR",
-            "MELTANO_AUTO_INSTALL",
-            "PWD",
-            "OLDPWD",
-            "SHLVL",
-            "_",
-        ),
-        *(
-            "TAP_BUGSPULSE_API_URL",
-            "TAP_BUGSPULSE_API_KEY",
-            "TAP_BUGSPULSE_REQUESTS_PER_MINUTE",
-        ),
+        *("HOME", "NO_PROXY", "NO_COLOR", "MELTANO_AUTO_INSTALL", "PWD", "OLDPWD", "SHLVL", "_"),
+        *("TAP_BUGSPULSE_API_URL", "TAP_BUGSPULSE_API_KEY", "TAP_BUGSPULSE_REQUESTS_PER_MINUTE"),
         *("TARGET_SNOWFLAKE_ACCOUNT", "TARGET_SNOWFLAKE_DATABASE"),
         *("TARGET_SNOWFLAKE_USER", "TARGET_SNOWFLAKE_PASSWORD"),
         *("SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS", "SNOWFLAKE_DISABLE_PLATFORM_DETECTION"),
@@ -317,14 +289,14 @@ def test_the_demo_exits_with_meltanos_code(checkout: Path, stub: Path) -> None:
     assert REAL_SECRET not in seen.values()
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_demo_stops_what_it_started(
     checkout: Path, stub: Path, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C or a kill in the middle of the load ends Meltano and both servers."""
     stub.write_text(
-        "#!/bin/sh\nenv >seen.tmp\necho $$ >pid\nmv seen.tmp seen\nexec sleep 100\n",
-        "utf-8",
+        "#!/bin/sh\nenv >seen.tmp\necho $$ >pid\nmv seen.tmp seen\nexec sleep 100\n", "utf-8"
     )
     project = checkout / ".demo" / "project"
     with subprocess.Popen(demo_command(), cwd=checkout, stdout=subprocess.DEVNULL) as demo:
@@ -349,9 +321,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
-PYTHON_TOO_OLD = (
-    '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.18" && exit 0\nexit 1\n'
-)
+PYTHON_TOO_OLD = '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.18" && exit 0\nexit 1\n'
 PYTHON_NOT_RUNNING = "#!/bin/sh\necho 'pyenv: python3: command not found' >&2\nexit 127\n"
 PYTHON_WITHOUT_VENV = '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\nexit 0\n'
 
@@ -365,9 +335,7 @@ PYTHON_WITHOUT_VENV = '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\nexit
         (PYTHON_WITHOUT_VENV, "python3 has no venv module, which sets up the checkout."),
     ],
 )
-def test_set_up_says_what_to_install(
-    program: str | None, says: str, tmp_path: Path
-) -> None:
+def test_set_up_says_what_to_install(program: str | None, says: str, tmp_path: Path) -> None:
     """Without a usable Python, one line says what to install on Debian and macOS."""
     copy = tmp_path / "a checkout"
     shutil.copytree(CHECKOUT / "scripts", copy / "scripts")

@@ -40,6 +40,8 @@ from tests.sandbox import Options, Sandbox, generate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.sources
+
 SECONDS = 120
 ACCOUNT = "needs an account"
 
@@ -85,9 +87,7 @@ def is_run(block: Block) -> bool:
     return block.language in RUN and left_out(block) is None
 
 
-COMMANDS = [
-    block for block in ALL_BLOCKS if block.language in RUN_BY_SHELL and is_run(block)
-]
+COMMANDS = [block for block in ALL_BLOCKS if block.language in RUN_BY_SHELL and is_run(block)]
 STATEMENTS = [block for block in ALL_BLOCKS if block.language == "sql" and is_run(block)]
 
 
@@ -168,14 +168,8 @@ def steps(block: Block) -> Iterator[tuple[str, list[str]]]:
         yield command, [line for line in shown if line.strip()]
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        # Repairs are whole loads, one after the other.
-        pytest.param(one, marks=[pytest.mark.long] * (one == "docs/repair.md"))
-        for one in dict.fromkeys(one.document for one in COMMANDS)
-    ],
-)
+@pytest.mark.pipeline
+@pytest.mark.parametrize("document", dict.fromkeys(one.document for one in COMMANDS))
 def test_what_a_document_says_to_type_works(
     document: str, reader: tuple[Path, dict[str, str]]
 ) -> None:
@@ -187,6 +181,7 @@ def test_what_a_document_says_to_type_works(
                 assert any(line in other for other in printed), (block.name, line)
 
 
+@pytest.mark.pipeline
 def test_a_run_beside_one_that_was_killed_says_what_the_page_shows(
     reader: tuple[Path, dict[str, str]],
 ) -> None:
@@ -210,9 +205,7 @@ def test_a_run_beside_one_that_was_killed_says_what_the_page_shows(
         printed = plain(" ".join(shell(command, folder, env).split()))
         runs.execute("update runs set state = 'FAIL' where run_id = ?", killed[:1])
         runs.commit()
-    shown = next(
-        block for block in blocks("docs/repair.md") if block.text.startswith("Another")
-    )
+    shown = next(block for block in blocks("docs/repair.md") if block.text.startswith("Another"))
     for part in plain(swapped(shown.text)).split("0-0-0 0:0:0"):
         assert part.removeprefix("+0:0").strip() in printed
 
@@ -263,9 +256,7 @@ def run_sql(text: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[Any,
 
 
 @pytest.mark.parametrize("block", STATEMENTS, ids=lambda block: block.name)
-def test_each_statement_runs(
-    block: Block, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_statement_runs(block: Block, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQL runs on tables with the names that the target of its dialect makes."""
     monkeypatch.chdir(files)
     dialect = block.text.split("\n", 1)[0].removeprefix("-- ").lower()
@@ -317,9 +308,6 @@ def plugins(data: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any YAML or JS
     """Give the extractors of a piece of meltano.yml."""
     found = data.get("plugins") if isinstance(data, dict) else None
     return found.get("extractors", []) if isinstance(found, dict) else []
-
-
-# Written by others at the same time; to be taken out when they are there.
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -377,9 +365,7 @@ def test_the_recipe_that_masks_leaves_no_clear_text(sandbox: Sandbox) -> None:
         assert "_extra" not in row
     urls = [sandbox.project.network[row["id"]]["url"] for row in output.rows("network")]
     assert any("?" in url for url in urls)
-    assert [row["url"] for row in output.rows("network")] == [
-        url.split("?")[0] for url in urls
-    ]
+    assert [row["url"] for row in output.rows("network")] == [url.split("?")[0] for url in urls]
     assert USER not in json.dumps(output.rows("sessions"))
 
 
@@ -396,11 +382,7 @@ def test_the_recipe_that_leaves_columns_out_does(sandbox: Sandbox) -> None:
             if f"!{name}" in recipes()[1]["select"]:
                 entry["metadata"]["selected"] = False
     output = sync(sandbox, NOW, catalog=catalog)
-    for stream, column_name in (
-        ("sessions", "userId"),
-        ("network", "url"),
-        ("events", "data"),
-    ):
+    for stream, column_name in (("sessions", "userId"), ("network", "url"), ("events", "data")):
         assert output.rows(stream)
         assert not any(column_name in row for row in output.rows(stream))
         assert all("_extra" in row for row in output.rows(stream))
@@ -408,9 +390,7 @@ def test_the_recipe_that_leaves_columns_out_does(sandbox: Sandbox) -> None:
 
 def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox) -> None:
     """Sessions of the user are not loaded, and nobody asks for their events."""
-    theirs = {
-        name for name, row in sandbox.project.sessions.items() if row["userId"] == USER
-    }
+    theirs = {name for name, row in sandbox.project.sessions.items() if row["userId"] == USER}
     assert theirs
     sandbox.reset()
     output = sync(sandbox, NOW, **recipes()[2]["config"])
@@ -425,9 +405,7 @@ def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox)
 def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path) -> None:
     """The statements delete the user's sessions, events and calls, and no others."""
     (block,) = (
-        one
-        for one in blocks("docs/safety.md")
-        if one.text.lower().startswith(f"-- {dialect}")
+        one for one in blocks("docs/safety.md") if one.text.lower().startswith(f"-- {dialect}")
     )
     connection = database(files, dialect)
     schema = "bugspulse." if dialect == "postgres" else ""
@@ -445,9 +423,7 @@ def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path)
     run_sql(block.text, connection)
     assert [sorted(connection.execute(sql).fetchall()) for sql in rest] == kept
     assert counts(connection, schema) == [len(rows) for rows in kept]
-    assert all(
-        less < more for less, more in zip(counts(connection, schema), before, strict=True)
-    )
+    assert all(less < more for less, more in zip(counts(connection, schema), before, strict=True))
 
 
 def counts(connection: duckdb.DuckDBPyConnection, schema: str) -> list[int]:
@@ -464,15 +440,12 @@ def counts(connection: duckdb.DuckDBPyConnection, schema: str) -> list[int]:
 def test_a_session_is_loaded_again_by_its_second(sandbox: Sandbox) -> None:
     """The dates that docs/repair.md names bring one session and its events."""
     found = re.search(
-        r"For `(\S+)Z` that is\s+`\w+START_DATE=(\S+)` and\s+`\w+=(\S+)`",
-        text("docs/repair.md"),
+        r"For `(\S+)Z` that is\s+`\w+START_DATE=(\S+)` and\s+`\w+=(\S+)`", text("docs/repair.md")
     )
     assert found
     at, start, end = found.groups()
     (session,) = (
-        name
-        for name, row in sandbox.project.sessions.items()
-        if row["startedAt"] == f"{at}Z"
+        name for name, row in sandbox.project.sessions.items() if row["startedAt"] == f"{at}Z"
     )
     sandbox.reset()
     output = sync(sandbox, NOW, start_date=start, end_date=end)
@@ -484,9 +457,7 @@ def test_a_session_is_loaded_again_by_its_second(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("gone", [{"network"}, {"sessions", "events"}])
-def test_a_deleted_bookmark_has_its_stream_read_again(
-    sandbox: Sandbox, gone: set[str]
-) -> None:
+def test_a_deleted_bookmark_has_its_stream_read_again(sandbox: Sandbox, gone: set[str]) -> None:
     """Without the bookmarks that docs/repair.md says to delete, all rows come again."""
     state = sync(sandbox, NOW).state
     for stream in gone:
@@ -505,9 +476,7 @@ def test_a_stretch_that_begins_later_has_its_history_read_again(sandbox: Sandbox
     bookmarks["events"]["complete"]["all"]["complete_from"] = "2026-02-14"
     output = sync(sandbox, NOW, state)
     before = {
-        key
-        for key, row in sandbox.project.sessions.items()
-        if row["startedAt"] < "2026-02-14"
+        key for key, row in sandbox.project.sessions.items() if row["startedAt"] < "2026-02-14"
     }
     assert before
     assert {row["id"] for row in output.rows("sessions")} == before
@@ -516,9 +485,7 @@ def test_a_stretch_that_begins_later_has_its_history_read_again(sandbox: Sandbox
     }
 
 
-def test_a_mark_that_is_set_back_brings_what_lies_before_the_lookback(
-    sandbox: Sandbox,
-) -> None:
+def test_a_mark_that_is_set_back_brings_what_lies_before_the_lookback(sandbox: Sandbox) -> None:
     """An edited forward mark has older sessions emitted again, recent ones compared."""
     state = sync(sandbox, NOW).state
     mark = state["bookmarks"]["sessions"]

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import typing as t
-from base64 import b64decode, b64encode
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
-import requests
-from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
+from singer_sdk.exceptions import FatalAPIError
 
-from tap_bugspulse.paging import Page
-from tap_bugspulse.replication import Cutter, Window
 from tests.conftest import LARGER
-from tests.running import (
-    PRIMARY_KEYS,
-    Output,
-    Row,
-    counted,
-    expected,
-    select,
-    sync,
-    tap_class,
-)
+from tests.running import PRIMARY_KEYS, Output, Row, counted, expected, select, sync, tap_class
 from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
@@ -35,46 +21,6 @@ if t.TYPE_CHECKING:
 def events_asked(sandbox: Sandbox) -> list[str]:
     """Give the sessions whose events were asked for, in order."""
     return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
-
-
-def answer(body: str) -> requests.Response:
-    """Give an answer with a body."""
-    response = requests.Response()
-    response.status_code = 200
-    response._content = body.encode()  # noqa: SLF001 - there is no other way to make one
-    return response
-
-
-# --- Envelopes -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("envelope", "pages"),
-    [
-        ('{"data": [{}, {}], "total": 5, "page": 1, "limit": 2, "pages": 3}', 3),
-        ('{"data": [{}, {}], "total": 5, "page": 1, "limit": 2}', 3),
-        ('{"data": [{}, {}], "total": 5, "page": 1, "limit": 2, "pages": "3"}', 3),
-        ('{"data": [{}, {}], "total": 5, "page": 1, "limit": 2, "pages": 1}', 3),
-        ('{"data": [{}, {}], "page": 1, "limit": 2, "pages": 3}', 3),
-        ('{"data": [{}, {}, {}], "total": 3, "page": 1, "limit": 42, "pages": 1}', 1),
-        ('{"data": [], "total": 0, "page": 1, "limit": 100, "pages": 0}', 0),
-    ],
-)
-def test_the_number_of_pages_is_never_taken_too_small(envelope: str, pages: int) -> None:
-    """Pages come from the envelope, or from total and limit where these say more."""
-    assert Page.decode(answer(envelope)).pages == pages
-
-
-def test_an_envelope_that_counts_nothing_is_refused() -> None:
-    """Without pages and total, there is no telling whether a page is the last."""
-    with pytest.raises(RetriableAPIError, match="without the documented JSON body"):
-        Page.decode(answer('{"data": [{}], "page": 1, "limit": 1}'))
-
-
-def test_text_that_was_cut_inside_a_character_is_kept() -> None:
-    """Half a surrogate pair becomes a question mark instead of stopping the stream."""
-    page = Page.decode(answer('{"data": [{"id": "1", "message": "\\ud83d"}], "total": 1}'))
-    assert page.rows == [{"id": "1", "message": "?"}]
 
 
 # --- Clocks ----------------------------------------------------------------------------
@@ -106,23 +52,6 @@ def test_calls_of_the_future_hide_no_late_ones(sandbox: Sandbox, now: datetime) 
     assert late <= {key[0] for key in tomorrow.table("network")}
 
 
-def test_calls_whose_time_has_come_are_forgotten(sandbox: Sandbox, now: datetime) -> None:
-    """What the state remembers of the future shrinks as it becomes the past."""
-    project = sandbox.project
-    for hours in range(5):
-        project.new_network(now + timedelta(hours=30 + hours))
-    only = select(now, "network")
-    first = sync(sandbox, now, catalog=only)
-    later = now + timedelta(days=3)
-    project.new_network(later - timedelta(hours=36))
-    second = sync(sandbox, later, first.state, catalog=only)
-    assert first.state["bookmarks"]["network"]["ahead"] != ""
-    assert second.state["bookmarks"]["network"]["ahead"] == ""
-    third = sync(sandbox, later, second.state, catalog=only)
-    assert third.rows("network") == []
-    assert first.table("network") | second.table("network") == expected(project, "network")
-
-
 def test_rows_of_the_future_alone_are_emitted_once(sandbox: Sandbox, now: datetime) -> None:
     """A project that has only rows of the future has no mark yet, but a memory."""
     project = sandbox.project
@@ -134,27 +63,10 @@ def test_rows_of_the_future_alone_are_emitted_once(sandbox: Sandbox, now: dateti
     third = sync(sandbox, now, second.state)
     for stream in ("sessions", "network", "events"):
         assert second.table(stream) == expected(project, stream)
-        assert third.rows(stream) == []
-
-
-def test_windows_near_the_beginning_of_time_come_to_an_end() -> None:
-    """Dense rows around 1970 are cut into days, and every day is proposed once."""
-    cutter = Cutter(
-        Window(date(1969, 12, 31), date(1970, 3, 1)), 5, date(2026, 3, 1), newest_first=True
-    )
-    days: list[Window] = []
-    for _ in range(500):
-        window = cutter.propose()
-        if window is None:
-            break
-        assert window.start is not None
-        assert window.end is not None
-        if cutter.fits(10 * (window.end - window.start).days):
-            days.append(window)
-    assert cutter.propose() is None
-    assert days[0].end == date(1970, 3, 1)
-    assert days[-1].start == date(1969, 12, 31)
-    assert all(later.start == one.end for later, one in itertools.pairwise(days))
+        # Calls of the future come again until their time has come.
+        rows = third.rows(stream)
+        assert stream == "network" or rows == []
+        assert all(datetime.fromisoformat(row["timestamp"]) > now for row in rows)
 
 
 # --- Catalogs, projects and selections ---------------------------------------------------
@@ -169,9 +81,7 @@ def test_a_project_goes_on_with_its_own_state(sandbox: Sandbox, now: datetime) -
     assert events_asked(sandbox) == []
 
 
-def test_a_catalog_older_than_the_project_is_refused(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_catalog_older_than_the_project_is_refused(sandbox: Sandbox, now: datetime) -> None:
     """Two projects must not share rows because a catalog keeps the old key."""
     with pytest.raises(Exception, match="the catalog knows no column project"):
         sync(sandbox, now, catalog=select(now, *PRIMARY_KEYS), project="ios-app")
@@ -219,22 +129,7 @@ def test_what_was_deselected_for_a_while_is_not_fetched_again(
         project.changed()
 
 
-@pytest.mark.parametrize("mark", ["yesterday", "", "2026-13-45", 5, None, [], {}])
-def test_a_mark_that_is_no_date_reads_everything_again(
-    sandbox: Sandbox, now: datetime, mark: object
-) -> None:
-    """Also with a start_date, which the SDK would compare the mark with."""
-    state = sync(sandbox, now).state
-    for stream in ("sessions", "network"):
-        state["bookmarks"][stream]["replication_key_value"] = mark
-    output = sync(sandbox, now, state, start_date="2020-01-01")
-    for stream in ("sessions", "network"):
-        assert output.state["bookmarks"][stream]["complete_from"].startswith("2020-01-01")
-
-
-def test_few_sessions_that_all_vanish_are_asked_for_again(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_few_sessions_that_all_vanish_are_asked_for_again(sandbox: Sandbox, now: datetime) -> None:
     """When no session at all is known, the endpoint is to blame, not the sessions."""
     state = sync(sandbox, now).state
     later = now + timedelta(hours=1)
@@ -248,9 +143,7 @@ def test_few_sessions_that_all_vanish_are_asked_for_again(
     assert {row["sessionId"] for row in output.rows("events")} == new
 
 
-def test_a_time_box_that_is_too_small_still_gets_on(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_time_box_that_is_too_small_still_gets_on(sandbox: Sandbox, now: datetime) -> None:
     """Run after run, even a box of no time at all comes to its end."""
     state: dict[str, t.Any] | None = None
     tables: dict[str, dict[tuple[str, ...], dict[str, t.Any]]] = {}
@@ -349,9 +242,7 @@ def test_an_answer_without_the_rows_it_counts_is_asked_for_again(
     assert output.table("network") == expected(sandbox.project, "network")
 
 
-def test_the_newest_events_do_not_wait_for_time_to_list_older_sessions(
-    now: datetime,
-) -> None:
+def test_the_newest_events_do_not_wait_for_time_to_list_older_sessions(now: datetime) -> None:
     """A box that ends before all sessions are listed leaves the events of the newest."""
     project = generate(seed=3, sessions=400, days=200, until=now - timedelta(hours=1))
     box: Row = {"page_size": 2, "max_runtime_minutes": 0.000001, "concurrency": 1}
@@ -373,9 +264,7 @@ def test_the_newest_events_do_not_wait_for_time_to_list_older_sessions(
     assert sessions == [row["id"] for row in newest[:3]]
 
 
-def test_a_session_without_an_id_is_never_asked_for(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_session_without_an_id_is_never_asked_for(sandbox: Sandbox, now: datetime) -> None:
     """A state that has set one aside is damaged, and its events would have no key."""
     state = sync(sandbox, now).state
     state["bookmarks"]["events"]["set_aside"] = {"": None}
@@ -397,11 +286,7 @@ def test_events_get_on_though_a_session_is_set_aside_and_the_box_too_small(
     sandbox.reset()
     for _ in new:
         output = sync(
-            sandbox,
-            now + timedelta(hours=1),
-            state,
-            minute=0.02,
-            max_runtime_minutes=1e-6,
+            sandbox, now + timedelta(hours=1), state, minute=0.02, max_runtime_minutes=1e-6
         )
         state = output.state
     assert set(events_asked(sandbox)) == new
@@ -432,9 +317,7 @@ def test_history_goes_on_though_no_time_is_left_for_it(now: datetime, stream: st
     assert table == expected(project, stream)
 
 
-def test_a_session_whose_events_repeat_is_set_aside(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_session_whose_events_repeat_came_short(sandbox: Sandbox, now: datetime) -> None:
     """Pages of one session that lead nowhere do not keep the others back."""
     sandbox.options.events_paging = "pages"
     bad = max(sandbox.project.events, key=lambda one: len(sandbox.project.events[one]))
@@ -445,7 +328,7 @@ def test_a_session_whose_events_repeat_is_set_aside(
 
     sandbox.options.on_request = repeat
     output = sync(sandbox, now, page_size=5, concurrency=1)
-    assert set(output.state["bookmarks"]["events"]["set_aside"]) == {bad}
+    assert output.state["bookmarks"]["events"]["short"] == {bad: 5}
     events = expected(sandbox.project, "events")
     written = output.table("events")
     assert {key for key in events if key[0] != bad} <= set(written)
@@ -454,10 +337,10 @@ def test_a_session_whose_events_repeat_is_set_aside(
 def test_what_was_fetched_before_an_error_is_not_fetched_again(
     sandbox: Sandbox, now: datetime
 ) -> None:
-    """A session that ends each run costs the others one request and no more."""
+    """A key that is rejected in the middle of the events costs no session another request."""
     order = events_of_a_first_run(sandbox, now)
     sandbox.options.script = lambda request: (
-        "400" if request.query.get("sessionId") == order[40] else None
+        "401" if request.query.get("sessionId") == order[40] else None
     )
     text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with contextlib.redirect_stdout(text):
@@ -469,7 +352,7 @@ def test_what_was_fetched_before_an_error_is_not_fetched_again(
                 "concurrency": 1,
             }
         )
-        with pytest.raises(FatalAPIError, match="400 Bad Request for /events"):
+        with pytest.raises(FatalAPIError, match="401 Unauthorized for /events"):
             tap.sync_all()
     text.seek(0)
     failed = Output.read(text.read())
@@ -487,23 +370,7 @@ def events_of_a_first_run(sandbox: Sandbox, now: datetime) -> list[str]:
     return asked
 
 
-def test_a_session_under_two_days_of_the_ledger_is_no_error(
-    sandbox: Sandbox, now: datetime
-) -> None:
-    """A state that was merged from two is worked with."""
-    state = sync(sandbox, now).state
-    ledger = state["bookmarks"]["sessions"]["ledger"]
-    first, *_, last = sorted(ledger)
-    twice = b64decode(ledger[first])[:13]
-    ledger[last] = b64encode(b64decode(ledger[last]) + twice).decode()
-    later = now + timedelta(days=10)
-    new = sandbox.project.new_session(later - timedelta(hours=1))
-    assert (new,) in sync(sandbox, later, state).table("sessions")
-
-
-def test_a_later_start_date_for_one_run_forgets_nothing(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_later_start_date_for_one_run_forgets_nothing(sandbox: Sandbox, now: datetime) -> None:
     """A run for the last day alone leaves the lookback known."""
     state = sync(sandbox, now).state
     state = sync(sandbox, now, state, start_date=f"{now - timedelta(days=1):%F}").state

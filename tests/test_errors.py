@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import typing as t
 
 import pytest
 
-from tests.running import Output, expected, select, sync, wait_until
+from tests.running import PRIMARY_KEYS, Output, expected, select, sync, wait_until
 from tests.tap_process import SignalAt, TapProcess
 from tests.test_corporate import listening
 from tests.test_http import assert_one_line, run_tap
@@ -37,10 +39,8 @@ def ok(body: bytes) -> bytes:
 # --- The log of a failing run --------------------------------------------------------
 
 
-def test_a_closed_output_is_one_line(
-    tmp_path: Path, sandbox: Sandbox, now: datetime
-) -> None:
-    """A target that has gone is told in one line, without the SDK's words for it."""
+def test_a_closed_output_is_one_line(tmp_path: Path, sandbox: Sandbox, now: datetime) -> None:
+    """A target that has gone is named in one line, without the SDK's words for it."""
     reading, writing = os.pipe()
     os.close(reading)
     # Its end, where Python flushes what is left, is that of a Python of its own.
@@ -68,7 +68,7 @@ def test_a_header_that_cannot_be_sent_is_one_line(sandbox: Sandbox) -> None:
 def test_a_signal_at_once_keeps_the_state(
     tmp_path: Path, sandbox: Sandbox, now: datetime, signum: int
 ) -> None:
-    """Stopped at its first request, a run ends with the marks it was started with."""
+    """Stopped at its first request, a run ends with the state it was started with."""
     state = sync(sandbox, now).state
     assert set(state["bookmarks"]) == {"crashes", "events", "network", "sessions"}
     sandbox.options.latency = 600.0
@@ -76,9 +76,9 @@ def test_a_signal_at_once_keeps_the_state(
     tap = TapProcess(tmp_path / "tap", sandbox, now, json.dumps(state), fresh=True)
     at.aim(tap)
     assert tap.end() == 128 + signum
-    # A stream without any marks may be left out.
+    # A stream without a bookmark may be left out.
     written = tap.output().state["bookmarks"]
-    assert written == {name: marks for name, marks in state["bookmarks"].items() if marks}
+    assert written == {name: one for name, one in state["bookmarks"].items() if one}
 
 
 @SIGNALS
@@ -181,15 +181,15 @@ def refuse(headers: str, times: int) -> t.Callable[[socket.socket], None]:
 @pytest.mark.parametrize(
     ("headers", "waits"),
     [
-        ("Retry-After: 1", ["1", "1", "1"]),
-        # Not a number of seconds: as if nothing were told, a minute (of 0.6 s).
-        ("Retry-After: nan", ["1", "1", "1"]),
+        pytest.param("Retry-After: 1", ["1", "1", "1"], marks=pytest.mark.long),
+        # Not a number of seconds: as if nothing were asked for, a minute (of 0.6 s).
+        pytest.param("Retry-After: nan", ["1", "1", "1"], marks=pytest.mark.long),
         ("Retry-After: soon", ["1", "1", "1"]),
-        # No wait, once; refused again, ever longer ones (all under half a second here).
+        # None at all: a sixtieth of a minute.
         ("Retry-After: -5", ["0", "0", "0"]),
         ("Retry-After: Sun, 01 Mar 2020 00:00:00 GMT", ["0", "0", "0"]),
         # The tap's clock stands at 2026-03-01T12:00Z; seconds or milliseconds since 1970.
-        ("X-RateLimit-Reset: 1772366401", ["1", "1", "1"]),
+        pytest.param("X-RateLimit-Reset: 1772366401", ["1"] * 3, marks=pytest.mark.long),
         ("X-RateLimit-Reset: 1772366401000", ["1", "1", "1"]),
     ],
 )
@@ -206,23 +206,98 @@ def test_odd_words_about_waiting_are_survived(
     assert told == [f"{wait} s after 429 Slow down for /crashes" for wait in waits]
 
 
-def test_no_wait_is_not_told_for_ever(tmp_path: Path, now: datetime) -> None:
-    """A 429 that always says to come at once is asked ever more seldom."""
-    with listening(refuse("Retry-After: 0", times=4)) as port:
+def test_a_429_that_asks_for_no_wait_gets_one(tmp_path: Path, now: datetime) -> None:
+    """A 429 that says to come back at once is asked again a second later, every time."""
+    with listening(refuse("Retry-After: 0", times=3)) as port:
         address = t.cast("Sandbox", Address(f"http://127.0.0.1:{port}/export"))
-        tap = TapProcess(tmp_path / "tap", address, now, minute=30.0)
+        began = time.monotonic()
+        tap = TapProcess(tmp_path / "tap", address, now)
         assert tap.end() == 0, tap.log
-    words = "trying again in "
-    told = [line.split(words)[1] for line in tap.log.splitlines() if words in line]
-    assert [line.split(" ")[0] for line in told] == ["0", "1", "2", "4"]
+    assert time.monotonic() - began >= 3.0
+    assert tap.log.count("trying again in 1 s after 429 Slow down") == 3
 
 
-@pytest.mark.parametrize("told", ["86401", "1e300"])
-def test_a_wait_of_more_than_a_day_is_one_line(told: str) -> None:
+@pytest.mark.parametrize("seconds", ["86401", "1e300"])
+def test_a_wait_of_more_than_a_day_is_one_line(seconds: str) -> None:
     """A run does not sleep for days: it ends and says why."""
-    with listening(refuse(f"Retry-After: {told}", times=9)) as port:
+    with listening(refuse(f"Retry-After: {seconds}", times=9)) as port:
         done = run_tap(f"http://127.0.0.1:{port}/export")
-    assert_one_line(done, "429 Slow down for /crashes", "to wait for more than a day")
+    assert_one_line(done, "429 Slow down", "to wait for more than a day")
+
+
+def test_nothing_but_429_ends_the_run(tmp_path: Path, now: datetime) -> None:
+    """After 15 minutes of nothing but 429 the last line asks who else uses the key."""
+    with listening(refuse("Retry-After: 0", times=1_000_000)) as port:
+        address = t.cast("Sandbox", Address(f"http://127.0.0.1:{port}/export"))
+        tap = TapProcess(tmp_path / "tap", address, now, minute=0.06)
+        assert tap.end() == 1
+    last = tap.log.splitlines()[-1]
+    assert "429 Slow down: nothing else for 1 s. Is the key used elsewhere?" in last
+    assert "Traceback" not in tap.log
+
+
+def test_a_time_limit_ends_a_wait_that_the_api_asks_for(
+    tmp_path: Path, sandbox: Sandbox, now: datetime
+) -> None:
+    """A 429 that asks for an hour holds no run for longer than its limit; all is kept."""
+    asked = itertools.count(1)
+    sandbox.options.minute = 60 * 3600.0  # a 429 asks for a sixtieth of it
+    sandbox.options.script = lambda request: (
+        "429" if request.path == "/events" and next(asked) > 20 else None
+    )
+    tap = TapProcess(tmp_path / "tap", sandbox, now, max_runtime_minutes=0.05, concurrency=4)
+    assert tap.end() == 0, tap.log
+    assert re.search(r"waiting 3[56]\d\d s, as the 429 response asked", tap.log)
+    assert "summary status=incomplete" in tap.log.splitlines()[-1]
+    first = tap.output()
+    fetched = {row["sessionId"] for row in first.rows("events")}
+    assert 10 <= len(fetched) <= 20
+    sandbox.options.script = None
+    sandbox.reset()
+    second = sync(sandbox, now, first.state)
+    again = {one.query["sessionId"] for one in sandbox.requests if one.path == "/events"}
+    assert not fetched & again
+    for stream in PRIMARY_KEYS:
+        both = first.table(stream) | second.table(stream)
+        assert both == expected(sandbox.project, stream)
+
+
+# --- An endpoint that is refused -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stream", "status"),
+    [
+        ("crashes", "402 Payment Required"),
+        ("network", "404 Not Found"),
+        ("sessions", "403 Forbidden"),
+        ("events", "402 Payment Required"),
+        ("events", "410 Gone"),
+    ],
+)
+def test_a_refused_endpoint_stops_no_other_stream(
+    tmp_path: Path, sandbox: Sandbox, now: datetime, stream: str, status: str
+) -> None:
+    """The run ends with 1; its last line names the stream that may be deselected."""
+    path = f"/{stream}"
+    sandbox.options.script = lambda request: status[:3] if request.path == path else None
+    tap = TapProcess(tmp_path / "tap", sandbox, now)
+    assert tap.end() == 1
+    lines = tap.log.splitlines()
+    assert f"{status} for {path}" in lines[-1]
+    assert f"deselect {stream} to leave it out" in lines[-1]
+    assert "summary status=incomplete" in lines[-2]
+    assert "Traceback" not in tap.log
+    # Events take their sessions from /sessions.
+    missing = {stream} | ({"events"} if stream == "sessions" else set())
+    first = tap.output()
+    for one in PRIMARY_KEYS:
+        rows = {} if one in missing else expected(sandbox.project, one)
+        assert first.table(one) == rows
+    sandbox.options.script = None
+    second = sync(sandbox, now, first.state)
+    for one in PRIMARY_KEYS:
+        assert first.table(one) | second.table(one) == expected(sandbox.project, one)
 
 
 # --- The real minute -----------------------------------------------------------------
@@ -242,9 +317,10 @@ def test_a_real_minute_is_kept(sandbox: Sandbox, now: datetime) -> None:
         now,
         requests_per_minute=LIMIT,
         page_size=1,
-        catalog=select(now, "sessions"),
+        catalog=select(now, "sessions", "network"),
     )
-    assert output.table("sessions") == expected(sandbox.project, "sessions")
+    for stream in ("sessions", "network"):
+        assert output.table(stream) == expected(sandbox.project, stream)
     requests = sandbox.requests
     took = requests[MANY - 1].at - requests[0].at
     floor = 60.0 * ((MANY - 1) // LIMIT)
@@ -255,15 +331,13 @@ def test_a_real_minute_is_kept(sandbox: Sandbox, now: datetime) -> None:
 
 @pytest.mark.slow
 def test_another_user_of_the_key_is_survived(sandbox: Sandbox, now: datetime) -> None:
-    """A 429 that tells nothing is waited out for a real minute, and nothing is lost."""
+    """A 429 that asks for no wait is waited out for a real minute, and nothing is lost."""
     sandbox.options.requests_per_minute = LIMIT
     sandbox.options.counting = "sliding"
     sandbox.options.retry_after = "none"
     sandbox.spend(LIMIT)
     began = time.monotonic()
-    output: Output = sync(
-        sandbox, now, requests_per_minute=LIMIT, catalog=select(now, "crashes")
-    )
+    output: Output = sync(sandbox, now, requests_per_minute=LIMIT, catalog=select(now, "crashes"))
     took = time.monotonic() - began
     print(f"{len(sandbox.requests)} requests in {took:.1f} s")
     assert output.table("crashes") == expected(sandbox.project, "crashes")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import duckdb
+import pytest
 
 from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
@@ -17,7 +18,7 @@ from tests.sandbox import Options, Sandbox, generate
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
+pytestmark = pytest.mark.pipeline
 
 LATEST = CHECKOUT / "examples" / "duckdb" / "latest.sql"
 TIMES = {"startedAt", "endedAt", "firstSeenAt", "lastSeenAt", "timestamp"}
@@ -144,8 +145,7 @@ def by_duckdb() -> Rows:
         ]
         assert set(names) >= set(rows[stream][0]) - {"_extra"}
         expected = [
-            {name: value for name, value in row.items() if name in names}
-            for row in rows[stream]
+            {name: value for name, value in row.items() if name in names} for row in rows[stream]
         ]
         assert_same({stream: columns}, {stream: expected})
     return rows
@@ -155,8 +155,4 @@ def of_duckdb(name: str, value: object) -> object:
     """Say a value of a column as the API has it."""
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds") + "Z"
-    return (
-        json.loads(value)
-        if name in {"data", "_extra"} and isinstance(value, str)
-        else value
-    )
+    return json.loads(value) if name in {"data", "_extra"} and isinstance(value, str) else value

@@ -46,36 +46,27 @@ def settings(sandbox: Sandbox) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("arguments", [["--discover"], ["--config=ENV"], ["--nonsense"]])
-def test_a_fork_does_what_a_fresh_process_does(
-    sandbox: Sandbox, arguments: list[str]
-) -> None:
+def test_a_fork_does_what_a_fresh_process_does(sandbox: Sandbox, arguments: list[str]) -> None:
     """Exit code, messages and the number of lines of the log are the same."""
     fork, fresh = (
         forks.run(
-            "tests.tap_process",
-            clock(NOW, 60.0),
-            *arguments,
-            env=settings(sandbox),
-            fresh=fresh,
+            "tests.tap_process", clock(NOW, 60.0), *arguments, env=settings(sandbox), fresh=fresh
         )
         for fresh in (False, True)
     )
     assert fork.returncode == fresh.returncode
-    written, also = (
-        re.sub('"time_extracted":"[^"]*"', "", done.stdout) for done in (fork, fresh)
-    )
+    written, also = (re.sub('"time_extracted":"[^"]*"', "", done.stdout) for done in (fork, fresh))
     assert written.splitlines() == also.splitlines()
     assert len(fork.stderr.splitlines()) == len(fresh.stderr.splitlines()) > 0
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     "arguments",
     [["config", "list", "target-jsonl"], ["run", "tap-bugspulse", "target-nowhere"]],
     ids=lambda arguments: arguments[0],
 )
-def test_a_fork_of_meltano_does_what_a_fresh_one_does(
-    tmp_path: Path, arguments: list[str]
-) -> None:
+def test_a_fork_of_meltano_does_what_a_fresh_one_does(tmp_path: Path, arguments: list[str]) -> None:
     """Exit code and output are the same but for instants, and the system database is."""
     found = []
     for fresh in (False, True):
@@ -106,9 +97,7 @@ def test_a_fork_leads_a_group(sandbox: Sandbox, tmp_path: Path) -> None:
         assert other.process.wait() == -signal.SIGKILL
 
 
-def test_a_fork_has_files_and_a_directory_of_its_own(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_a_fork_has_files_and_a_directory_of_its_own(sandbox: Sandbox, tmp_path: Path) -> None:
     """Of the process that started it, and of another fork, it has nothing open."""
     sandbox.options.latency = 600.0
     taps = [TapProcess(tmp_path / name, sandbox, NOW) for name in "ab"]

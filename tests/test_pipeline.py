@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml  # type: ignore[import-untyped] # it has no types
 
-from tests.pipeline.children import CHECKOUT, serving
+from tests.pipeline.children import serving
 from tests.pipeline.meltano import (
     MeltanoProject,
     NotLoopbackError,
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
 
     from tests.pipeline.connector import Connector
 
+pytestmark = pytest.mark.pipeline
 
 # What target-snowflake 0.20.4 sends, for the tables of one test.
 COPY = """copy into ANALYTICS.BUGSPULSE.copied (id, started_at, data) from \
@@ -58,26 +56,6 @@ def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
     ]
     assert meltano.call(*change, "false", settings={}) == 0
     assert file.read_text() == before
-
-
-def test_the_meltano_project_has_all_settings_of_the_tap() -> None:
-    """`meltano.yml` lists the settings, secrets and capabilities that `--about` lists."""
-    about = subprocess.run(
-        [sys.executable, "-m", "tap_bugspulse", "--about", "--format", "json"],
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    told = json.loads(about.stdout)
-    project = yaml.safe_load((CHECKOUT / "meltano.yml").read_text("utf-8"))
-    (extractor,) = project["plugins"]["extractors"]
-    properties = told["settings"]["properties"]
-
-    assert {setting["name"] for setting in extractor["settings"]} == set(properties)
-    assert {
-        setting["name"] for setting in extractor["settings"] if setting.get("sensitive")
-    } == {name for name, schema in properties.items() if schema.get("secret")}
-    assert set(extractor["capabilities"]) == set(told["capabilities"])
 
 
 @pytest.mark.parametrize(
@@ -111,9 +89,7 @@ def test_the_account_of_the_emulated_snowflake_is_taken() -> None:
     assert snowflake_settings(account)["TARGET_SNOWFLAKE_ACCOUNT"] == account
 
 
-def test_the_emulator_copies_and_merges_staged_rows(
-    tmp_path: Path, connector: Connector
-) -> None:
+def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path, connector: Connector) -> None:
     """`copy` adds every staged row, `merge` the last of each key; NULL stays NULL."""
     rows = [
         {"id": "a", "startedAt": "2026-01-15T10:00:00.123Z", "data": {"n": 1}},
@@ -143,9 +119,7 @@ def test_the_emulator_copies_and_merges_staged_rows(
                 "remove '@~/target-snowflake/x/'",
                 f"select id, started_at, data:n::int from {table} order by 1, 3",  # noqa: S608 - own name
             ]
-            _, _, loaded_rows, _, answers[table] = connector.query(
-                server["port"], statements
-            )
+            _, _, loaded_rows, _, answers[table] = connector.query(server["port"], statements)
             answers[f"{table} count"] = loaded_rows
     with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as again:
         # The database outlives the server.

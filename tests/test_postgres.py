@@ -18,20 +18,14 @@ from psycopg.rows import dict_row
 
 from tests.pipeline.children import serving
 from tests.pipeline.meltano import MeltanoProject
-from tests.pipeline.truth import (
-    KEYS,
-    Rows,
-    assert_same,
-    change,
-    events_asked,
-    held,
-    tap_settings,
-)
+from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.pipeline
 
 METADATA = "_sdc_"
 """What the names of the columns begin with that `add_record_metadata` adds."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.pipeline.connector import Connector
 
 # One process of pytest starts the databases and loads them.
-pytestmark = pytest.mark.xdist_group("queries")
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("queries")]
 QUERIES = CHECKOUT / "queries"
 DOCS = CHECKOUT / "docs" / "queries.md"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -415,9 +415,7 @@ def test_tests_of_a_group_share_a_process(request: pytest.FixtureRequest) -> Non
     assert request.node.nodeid.endswith(f"{name}{ending}")
 
 
-def test_crash_free_sessions_and_users_by_day_and_version(
-    answers: Answers, loaded: Loaded
-) -> None:
+def test_crash_free_sessions_and_users_by_day_and_version(answers: Answers, loaded: Loaded) -> None:
     """Sessions without a crash and named users without one, by day and version."""
     sessions = loaded.project.sessions.values()
     groups = grouped(sessions, lambda row: (row["startedAt"][:10], row["appVersion"]))
@@ -448,9 +446,7 @@ def test_crash_free_sessions_and_users_by_day_and_version(
 
 def test_daily_active_users(answers: Answers, loaded: Loaded) -> None:
     """The named users of a day, each once, and its sessions."""
-    groups = grouped(
-        loaded.project.sessions.values(), lambda row: str(row["startedAt"][:10])
-    )
+    groups = grouped(loaded.project.sessions.values(), lambda row: str(row["startedAt"][:10]))
     assert answers["daily_active_users"] == [
         {
             "project": None,
@@ -463,9 +459,7 @@ def test_daily_active_users(answers: Answers, loaded: Loaded) -> None:
     ]
 
 
-def test_top_crashes_are_the_open_groups_by_devices(
-    answers: Answers, loaded: Loaded
-) -> None:
+def test_top_crashes_are_the_open_groups_by_devices(answers: Answers, loaded: Loaded) -> None:
     """The ten groups that hit most devices, with the counts of the latest run."""
     crashes = sorted(
         (
@@ -480,8 +474,7 @@ def test_top_crashes_are_the_open_groups_by_devices(
         {
             "project": None,
             **{
-                snake(name): crash[name]
-                for name in ("message", "platform", "appVersion", "status")
+                snake(name): crash[name] for name in ("message", "platform", "appVersion", "status")
             },
             "affected_devices": crash["affectedDevices"],
             "occurrence_count": crash["occurrenceCount"],
@@ -494,9 +487,7 @@ def test_top_crashes_are_the_open_groups_by_devices(
     ]
 
 
-def test_crashed_sessions_come_with_their_last_ten_events(
-    answers: Answers, loaded: Loaded
-) -> None:
+def test_crashed_sessions_come_with_their_last_ten_events(answers: Answers, loaded: Loaded) -> None:
     """The latest ten crashed sessions, the events before their crash in order."""
     project = loaded.project
     crashed = sorted(
@@ -524,23 +515,16 @@ def test_crashed_sessions_come_with_their_last_ten_events(
     ]
 
 
-def test_endpoints_have_no_ids_and_their_percentiles(
-    answers: Answers, loaded: Loaded
-) -> None:
+def test_endpoints_have_no_ids_and_their_percentiles(answers: Answers, loaded: Loaded) -> None:
     """Calls, failures and percentiles of each endpoint, whatever ids its path holds."""
     groups = grouped(
         loaded.project.network.values(),
-        lambda row: (
-            row["method"],
-            re.sub(r"/\d+(?=/|$)", "/:id", row["url"].partition("?")[0]),
-        ),
+        lambda row: (row["method"], re.sub(r"/\d+(?=/|$)", "/:id", row["url"].partition("?")[0])),
     )
     truth = []
     for (method, endpoint), rows in groups.items():
         durations = [row["duration"] for row in rows]
-        failed = sum(
-            row["error"] is not None or (row["statusCode"] or 999) >= 400 for row in rows
-        )
+        failed = sum(row["error"] is not None or (row["statusCode"] or 999) >= 400 for row in rows)
         truth.append(
             {
                 "project": None,
@@ -561,9 +545,7 @@ def test_endpoints_have_no_ids_and_their_percentiles(
         row["most_failing"] = 1 + failing.index(row["failed_percent"])
     truth.sort(key=lambda row: (row["slowest"], row["most_failing"], row["endpoint"]))
     assert answers["endpoints"] == truth
-    assert "https://api.shopnest.example/v2/orders/:id" in {
-        row["endpoint"] for row in truth
-    }
+    assert "https://api.shopnest.example/v2/orders/:id" in {row["endpoint"] for row in truth}
 
 
 def test_the_funnel_counts_sessions_that_went_through_screens_in_order(
@@ -603,9 +585,7 @@ def test_projects_in_one_set_of_tables_are_kept_apart(databases: Databases) -> N
     project = generate(seed=2, sessions=100, days=4, until=NOW)
     lines = {
         stream: [
-            row
-            for name in ("bazaar", "shop")
-            for row in expected(project, stream, name).values()
+            row for name in ("bazaar", "shop") for row in expected(project, stream, name).values()
         ]
         for stream in PRIMARY_KEYS
     }
@@ -656,14 +636,9 @@ STEPS = """
 def test_names_of_screens_and_paths_may_hold_any_character(databases: Databases) -> None:
     """Ids in a row, UUIDs and look-alikes of ids; steps with what LIKE and SQL know."""
     at = "2026-02-01T00:00:00.000Z"
-    call = dict.fromkeys(fields("network", project=False)) | {
-        "duration": 1,
-        "timestamp": at,
-    }
+    call = dict.fromkeys(fields("network", project=False)) | {"duration": 1, "timestamp": at}
     event = dict.fromkeys(fields("events", project=False))
-    calls = [
-        call | {"id": f"{number}-{url}", "url": url} for url in URLS for number in range(10)
-    ]
+    calls = [call | {"id": f"{number}-{url}", "url": url} for url in URLS for number in range(10)]
     events = [
         event
         | {
@@ -683,10 +658,7 @@ def test_names_of_screens_and_paths_may_hold_any_character(databases: Databases)
     given = re.search(r"with recursive steps as \((.*?)\),", funnel, re.DOTALL)
     assert given
     endpoints, funnel_rows = databases.ask(
-        [
-            *questions("endpoints"),
-            funnel.replace(given[1], STEPS),
-        ]
+        [*questions("endpoints"), funnel.replace(given[1], STEPS)]
     )
 
     assert sorted(row["endpoint"] for row in endpoints) == sorted(URLS.values())
@@ -703,9 +675,7 @@ def test_crash_counts_are_kept_by_day(databases: Databases, loaded: Loaded) -> N
     databases.change([*keep, "update bugspulse_history.crashes set day = day - 1"])
     databases.load({"crashes": loaded.both["crashes"]})
     databases.change([*keep, *keep])
-    kept = (
-        "select day, count(*) as kept from bugspulse_history.crashes group by 1 order by 1"
-    )
+    kept = "select day, count(*) as kept from bugspulse_history.crashes group by 1 order by 1"
     days, growth = databases.ask([kept, *questions("crash_growth")])
     ended = datetime.now(UTC).date().isoformat()
 
@@ -714,8 +684,7 @@ def test_crash_counts_are_kept_by_day(databases: Databases, loaded: Loaded) -> N
     assert [row["kept"] for row in days] == [len(before), len(after)]
     assert days[1]["day"] in {began, ended}
     grown = {
-        name: row["occurrenceCount"]
-        - before.get(name, {"occurrenceCount": 0})["occurrenceCount"]
+        name: row["occurrenceCount"] - before.get(name, {"occurrenceCount": 0})["occurrenceCount"]
         for name, row in after.items()
     }
     assert {row["id"]: row["new_occurrences"] for row in growth} == {

@@ -1,20 +1,16 @@
-"""What is released: the package, the definition for MeltanoHub, the workflows."""
+"""What surrounds the package: the lock, the definition for MeltanoHub, the workflows."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import textwrap
 import tomllib
 import typing as t
-import zipfile
-from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -22,17 +18,14 @@ import yaml  # type: ignore[import-untyped] # it has no types
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.pipeline.children import CHECKOUT, environment
-from tests.running import PRIMARY_KEYS, Output, expected
+from tests.pipeline.children import CHECKOUT
 
 if t.TYPE_CHECKING:
     from types import ModuleType
 
-    from tests.sandbox import Sandbox
+pytestmark = pytest.mark.sources
 
 SECONDS = 300
-# One process of pytest builds the package and installs it.
-BUILT = pytest.mark.xdist_group("built")
 WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
 HUB = CHECKOUT / "docs" / "hub" / "tap-bugspulse.yml"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
@@ -44,19 +37,11 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and give what it said."""
     return subprocess.run(
-        command,
-        cwd=cwd,
-        env=env,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
+        command, cwd=cwd, env=env, check=False, capture_output=True, text=True, timeout=SECONDS
     )
 
 
-def succeed(
-    *command: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None
-) -> str:
+def succeed(*command: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None) -> str:
     """Run a command that must end with 0 and give what it printed."""
     done = run(*command, cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,134 +56,6 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-# --- The package ----------------------------------------------------------------------
-
-
-def build(source: Path, into: Path) -> None:
-    """Build the wheel and the source distribution, as `make wheel` does."""
-    succeed(Path(sys.executable).parent / "hatchling", "build", "-d", into, cwd=source)
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with the built wheel and source distribution."""
-    path = tmp_path_factory.mktemp("dist")
-    build(CHECKOUT, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def wheel(dist: Path) -> Path:
-    """The built wheel."""
-    (path,) = dist.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def sdist(dist: Path) -> Path:
-    """The built source distribution."""
-    (path,) = dist.glob("*.tar.gz")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tap(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of the wheel, installed into an empty environment of its own."""
-    # The uv that Meltano brings has installed the same packages before.
-    uv = CHECKOUT / ".venv-meltano" / "bin" / "uv"
-    venv = tmp_path_factory.mktemp("elsewhere") / "venv"
-    succeed(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, venv)
-    locked = CHECKOUT / "constraints" / "dev.txt"
-    succeed(
-        uv, "pip", "install", "--quiet", "--python", venv, wheel, "--constraint", locked
-    )
-    return venv / "bin" / "tap-bugspulse"
-
-
-@BUILT
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """Each file of the package is in the wheel, schemas and types too, and no other."""
-    names = set(zipfile.ZipFile(wheel).namelist())
-    package = {
-        path.relative_to(CHECKOUT).as_posix()
-        for path in (CHECKOUT / "tap_bugspulse").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert {f"tap_bugspulse/schemas/{stream}.json" for stream in PRIMARY_KEYS} <= package
-    assert "tap_bugspulse/py.typed" in package
-    info = f"tap_bugspulse-{PROJECT['version']}.dist-info"
-    assert names - package == {
-        f"{info}/METADATA",
-        f"{info}/RECORD",
-        f"{info}/WHEEL",
-        f"{info}/entry_points.txt",
-        f"{info}/licenses/LICENSE",
-    }
-    assert package <= names
-
-
-@BUILT
-def test_the_source_distribution_builds_the_same_wheel(
-    sdist: Path, wheel: Path, tmp_path: Path
-) -> None:
-    """What is built from the source distribution is the wheel, byte by byte."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-        names = {Path(name).parts[1] for name in archive.getnames()}
-    assert names == {
-        ".gitignore",
-        "CHANGELOG.md",
-        "LICENSE",
-        "PKG-INFO",
-        "README.md",
-        "pyproject.toml",
-        "tap_bugspulse",
-    }
-    (source,) = tmp_path.iterdir()
-    build(source, tmp_path / "again")
-    (again,) = (tmp_path / "again").glob("*.whl")
-    assert again.read_bytes() == wheel.read_bytes()
-
-
-@BUILT
-def test_the_version_has_one_place(wheel: Path, tap: Path, tmp_path: Path) -> None:
-    """The version stands in pyproject.toml only, and the tap says it."""
-    version = PROJECT["version"]
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
-        assert message_from_string(archive.read(name).decode())["Version"] == version
-        for name in archive.namelist():
-            if name.startswith("tap_bugspulse/"):
-                assert version.encode() not in archive.read(name), name
-    said = succeed(tap, "--version", cwd=tmp_path, env=environment(tmp_path / "home"))
-    assert said.startswith(f"tap-bugspulse v{version},")
-
-
-@BUILT
-def test_the_installed_wheel_discovers(tap: Path, tmp_path: Path) -> None:
-    """Away from the checkout, without any setting, it prints the catalog we know."""
-    said = succeed(tap, "--discover", cwd=tmp_path, env=environment(tmp_path / "home"))
-    snapshot = CHECKOUT / "tests" / "snapshots" / "catalog.json"
-    assert json.loads(said) == json.loads(snapshot.read_text())
-
-
-@BUILT
-def test_the_installed_wheel_loads_everything(
-    tap: Path, sandbox: Sandbox, tmp_path: Path
-) -> None:
-    """Away from the checkout, it emits every row of a project once."""
-    settings = {
-        "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
-        "TAP_BUGSPULSE_API_URL": sandbox.url,
-        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "1000000",
-    }
-    env = environment(tmp_path / "home", settings)
-    output = Output.read(succeed(tap, "--config=ENV", cwd=tmp_path, env=env))
-    for stream in PRIMARY_KEYS:
-        assert output.table(stream) == expected(sandbox.project, stream)
-        assert output.repeated(stream) == []
 
 
 def test_the_lock_covers_what_the_project_asks_for() -> None:
@@ -264,6 +121,7 @@ def test_the_hub_definition_names_the_repository_where_it_is_known() -> None:
 # --- Workflows ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_audit_finds_nothing() -> None:
     """The workflows pass zizmor and have the form that GitHub publishes, offline."""
     env = {name: value for name, value in os.environ.items() if name != "GH_TOKEN"}
@@ -272,15 +130,13 @@ def test_the_audit_finds_nothing() -> None:
     assert "No findings to report" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("old", "new"),
     [
         ("permissions: {}", "permissions: write-all"),
         (" # v7.0.1\n        with:\n          persist-credentials: false", " # v7.0.1"),
-        (
-            "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1",
-            "actions/checkout@v7",
-        ),
+        ("actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1", "actions/checkout@v7"),
         ("timeout-minutes: 15", ""),
         ("runs-on:", "run-on:"),
     ],
@@ -344,9 +200,7 @@ def test_every_supported_python_is_tested() -> None:
     path = CHECKOUT / ".github" / "workflows" / "test.yml"
     matrix = yaml.safe_load(path.read_text())["jobs"]["wheel"]["strategy"]["matrix"]
     named = [
-        name.rsplit(" ", 1)[1]
-        for name in PROJECT["classifiers"]
-        if re.search(r":: 3\.\d+$", name)
+        name.rsplit(" ", 1)[1] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)
     ]
     assert matrix["python"] == named
     assert PROJECT["requires-python"] == f">={named[0]}"
@@ -364,6 +218,30 @@ def test_the_workflows_call_targets_that_exist() -> None:
         assert (CHECKOUT / name).is_file(), name
 
 
+def test_each_command_runs_the_tests_that_their_marks_say() -> None:
+    """`make test` leaves out each mark that is slow, `make test-wheel` each there is."""
+    options = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["pytest"]
+    settings = options["ini_options"]
+    marks = {mark.split(":")[0] for mark in settings["markers"]}
+    assert left_out(" ".join(settings["addopts"])) == marks - {"sources"}
+    assert left_out((CHECKOUT / "scripts" / "test_wheel.sh").read_text()) == marks
+    target = (CHECKOUT / "Makefile").read_text().split("\ntest-all:")[1].split("\n\n")[0]
+    assert left_out(target) == {"slow", "account"}
+
+
+def left_out(text: str) -> set[str]:
+    """Give the marks that a command of pytest leaves out."""
+    (marks,) = re.findall(r"-m '?not \((.*?)\)", text)
+    return set(marks.split(" or "))
+
+
+def test_what_is_run_before_a_release_is_there() -> None:
+    """`.ci/run` has the linters, all tests, and the wheel on two versions of Python."""
+    text = (CHECKOUT / ".ci" / "run").read_text()
+    targets = re.findall(r"^ *(?:elif )?make ([a-z-]+)", text, re.MULTILINE)
+    assert targets == ["lint", "test-all", "wheel", "test-wheel"]
+
+
 def test_contributing_names_what_is_there() -> None:
     """Its commands and files exist, and its example is a class of the tap."""
     text = (CHECKOUT / ".github" / "CONTRIBUTING.md").read_text()
@@ -374,7 +252,8 @@ def test_contributing_names_what_is_there() -> None:
     for name in re.findall(r"`(?:tap_bugspulse/)?([a-z_]+\.py)`", text):
         places = (package, CHECKOUT / "tests", CHECKOUT / "tests" / "sandbox")
         assert any((place / name).is_file() for place in places), name
-    named = set(re.findall(r"`(?:tap_bugspulse/)?([a-z_]+)\.py`", text))
+    architecture = (CHECKOUT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)\.py`", architecture))
     assert {path.stem for path in package.glob("[!_]*.py")} <= named
     example = textwrap.dedent(text.split("```python\n", 1)[1].split("```", 1)[0])
     assert example.strip() in (package / "streams.py").read_text()
@@ -413,9 +292,7 @@ def test_the_notes_of_a_release_are_its_section() -> None:
         ("v1.2.4", "1.2.4", "CHANGELOG.md has no heading '## 1.2.4 (YYYY-MM-DD)'"),
     ],
 )
-def test_a_release_that_does_not_agree_is_refused(
-    tag: str, version: str, message: str
-) -> None:
+def test_a_release_that_does_not_agree_is_refused(tag: str, version: str, message: str) -> None:
     """A tag, a version and a changelog that differ end the release with one line."""
     with pytest.raises(ValueError, match=re.escape(message)):
         script("release_notes").notes(tag, version, CHANGELOG)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+pytestmark = pytest.mark.sources
+
 EXAMPLES = CHECKOUT / "examples"
 PROJECTS = EXAMPLES / "several-projects" / "projects.meltano.yml"
 CRONTAB = EXAMPLES / "cron" / "bugspulse.crontab"
@@ -68,9 +70,8 @@ def test_schedules_jobs_and_plugins_fit_together(path: Path) -> None:
     assert len({schedule["interval"] for schedule in own["schedules"]}) == len(jobs)
 
 
-def test_several_projects_share_one_set_of_tables(
-    snowflake: Snowflake, tmp_path: Path
-) -> None:
+@pytest.mark.pipeline
+def test_several_projects_share_one_set_of_tables(snowflake: Snowflake, tmp_path: Path) -> None:
     """Two apps with the same ids are kept apart; one that has no key stops, alone."""
     meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
     jobs = ("shop-to-snowflake", "courier-to-snowflake")
@@ -107,9 +108,8 @@ def installed(meltano: MeltanoProject) -> None:
     (meltano.directory / ".venv-meltano").symlink_to(CHECKOUT / ".venv-meltano")
 
 
-def test_the_line_for_cron_runs_with_what_cron_gives(
-    snowflake: Snowflake, tmp_path: Path
-) -> None:
+@pytest.mark.pipeline
+def test_the_line_for_cron_runs_with_what_cron_gives(snowflake: Snowflake, tmp_path: Path) -> None:
     """It loads with settings from .env only, is silent, and tells why where it fails."""
     meltano = MeltanoProject(tmp_path / "project")
     installed(meltano)
@@ -148,19 +148,15 @@ def test_the_line_for_cron_runs_with_what_cron_gives(
         assert "api_key" in run()
         assert sandbox.requests == []
 
-        dotenv += "".join(
-            f"{name}='{text}'\n" for name, text in tap_settings(sandbox).items()
-        )
+        dotenv += "".join(f"{name}='{text}'\n" for name, text in tap_settings(sandbox).items())
         (meltano.directory / ".env").write_text(dotenv)
         assert run() == ""
         rows = held(sandbox.project)
         assert_same(snowflake.rows(rows), rows)
 
 
-@pytest.mark.long
-def test_the_workflow_keeps_the_state_from_run_to_run(
-    snowflake: Snowflake, tmp_path: Path
-) -> None:
+@pytest.mark.pipeline
+def test_the_workflow_keeps_the_state_from_run_to_run(snowflake: Snowflake, tmp_path: Path) -> None:
     """Its steps load on a fresh machine each, and what the cache keeps is enough."""
     (job,) = read(WORKFLOW)["jobs"].values()
     steps: list[dict[str, Any]] = job["steps"]
@@ -197,9 +193,7 @@ def test_the_workflow_keeps_the_state_from_run_to_run(
                         ["/bin/bash", "-e", "-c", step["run"]],
                         # Set-up is that of the checkout, and done.
                         cwd=CHECKOUT if "setup.sh" in step["run"] else meltano.directory,
-                        env={"PATH": "/usr/bin:/bin", "HOME": str(meltano.home)}
-                        | around
-                        | given,
+                        env={"PATH": "/usr/bin:/bin", "HOME": str(meltano.home)} | around | given,
                         stdin=subprocess.DEVNULL,
                         timeout=SECONDS,
                         check=False,
@@ -236,10 +230,7 @@ def filled(variables: Mapping[str, str], values: Mapping[str, str]) -> dict[str,
 
 @pytest.mark.parametrize(
     "path",
-    [
-        EXAMPLES / "dagster" / "bugspulse_dagster.py",
-        EXAMPLES / "kubernetes" / "bugspulse.yaml",
-    ],
+    [EXAMPLES / "dagster" / "bugspulse_dagster.py", EXAMPLES / "kubernetes" / "bugspulse.yaml"],
     ids=lambda path: path.name,
 )
 def test_what_is_not_tested_says_so(path: Path) -> None:

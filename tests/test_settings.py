@@ -61,11 +61,7 @@ def test_settings_may_be_text_and_empty_text_is_not_set() -> None:
     empty = dict.fromkeys(CONFIG_SCHEMA["properties"], "")
     dates = {"start_date": "2026-01-01", "end_date": "2026-01-02T12:00:00+02:00"}
     found = Settings.from_config(empty | {"api_key": "bp_x"} | given | dates)
-    assert (found.page_size, found.request_timeout, found.events_for) == (
-        100,
-        7.5,
-        "errors",
-    )
+    assert (found.page_size, found.request_timeout, found.events_for) == (100, 7.5, "errors")
     assert found.requested == Span(
         datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, 10, tzinfo=UTC)
     )
@@ -109,9 +105,7 @@ def test_an_address_that_only_looks_safe_is_refused(url: str) -> None:
         Settings.from_config({"api_key": "bp_x", "api_url": url})
 
 
-def test_a_key_in_an_environment_that_is_not_read_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_key_in_an_environment_that_is_not_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who set the variable learns that the command was not told to read it."""
     monkeypatch.setenv("TAP_BUGSPULSE_API_KEY", "bp_secret")
     with pytest.raises(ConfigValidationError) as caught:

@@ -46,15 +46,7 @@ import pytest
 from tap_bugspulse.settings import CONCURRENCY
 from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
-from tests.pipeline.truth import (
-    KEYS,
-    Rows,
-    assert_same,
-    change,
-    events_asked,
-    held,
-    tap_settings,
-)
+from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import Snowflake, emptied
 from tests.sandbox import Options, Project, Sandbox, generate
 
@@ -63,6 +55,8 @@ if TYPE_CHECKING:
 
     from tests.pipeline.connector import Connector
     from tests.sandbox import Request
+
+pytestmark = pytest.mark.sources
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "target-snowflake.sql"
 MASKED = CHECKOUT / "examples" / "masking" / "masked.meltano.yml"
@@ -84,9 +78,7 @@ def snowflake(
         yield server
 
 
-def account(
-    variables: Mapping[str, str], schema: str
-) -> tuple[dict[str, str], dict[str, object]]:
+def account(variables: Mapping[str, str], schema: str) -> tuple[dict[str, str], dict[str, object]]:
     """Say the settings of target-snowflake and the connector's arguments for an account.
 
     `scripts/test_snowflake.sh` has checked that the variables which must be there are.
@@ -129,6 +121,7 @@ def meltano(tmp_path: Path) -> MeltanoProject:
     return MeltanoProject(tmp_path / "a project")
 
 
+# The one load by Meltano that `make test` runs.
 def test_snowflake_holds_what_bugspulse_holds_after_each_run(
     snowflake: Snowflake, sandbox: Sandbox, meltano: MeltanoProject
 ) -> None:
@@ -183,9 +176,7 @@ def normal(statements: Iterable[str]) -> str:
         if text in {"COMMIT", "ROLLBACK"}:
             continue
         sections[table_of(text) or "the session"][text] = None
-    head = (
-        "-- What target-snowflake sends in two loads, each statement once; tests compare.\n"
-    )
+    head = "-- What target-snowflake sends in two loads, each statement once; tests compare.\n"
     return head + "".join(
         f"\n-- {name}\n\n" + "".join(text.replace(", ", ",\n    ") + ";\n" for text in some)
         for name, some in sections.items()
@@ -234,6 +225,7 @@ def assert_types(snowflake: Snowflake) -> None:
     assert types["SESSIONS.HAS_CRASH"] == "BOOLEAN"
 
 
+@pytest.mark.pipeline
 def test_what_is_masked_or_deselected_never_reaches_snowflake(
     snowflake: Snowflake, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -259,6 +251,7 @@ def test_what_is_masked_or_deselected_never_reaches_snowflake(
     assert "SESSIONS.USER_ID" in snowflake.types()
 
 
+@pytest.mark.pipeline
 def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
     snowflake: Snowflake, sandbox: Sandbox, meltano: MeltanoProject
 ) -> None:
@@ -291,9 +284,7 @@ def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
     assert not {*first} & {*killed, *events_asked(sandbox)}
 
 
-def kill_when(
-    reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]
-) -> None:
+def kill_when(reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]) -> None:
     """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         running = meltano.start("run", *RUN, settings=settings, output=nowhere)

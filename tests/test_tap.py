@@ -16,6 +16,7 @@ from singer_sdk.testing import get_tap_test_class
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tap_bugspulse.tap import TapBugsPulse
 from tests import forks
+from tests.conftest import sweep
 from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate, misfit
 
@@ -35,9 +36,7 @@ CONFIG = {"api_key": "bp_sandbox_key", "requests_per_minute": 1_000_000}
 @pytest.fixture(scope="module")
 def standard_sandbox() -> Iterator[Sandbox]:
     """The project that the SDK's own tests run against."""
-    with Sandbox(
-        generate(sessions=60, days=5), Options(requests_per_minute=None)
-    ) as running:
+    with Sandbox(generate(sessions=60, days=5), Options(requests_per_minute=None)) as running:
         CONFIG["api_url"] = running.url
         yield running
 
@@ -57,22 +56,24 @@ class TestStandard(
     """The SDK's tests of any tap."""
 
 
-@pytest.mark.parametrize("order", ["newest", "oldest", "arbitrary"])
-@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
-@pytest.mark.parametrize("events_paging", ["all", "pages"])
+@sweep(
+    "order to_means events_paging",
+    ["newest", "oldest", "arbitrary"],
+    ["before", "midnight", "end"],
+    ["all", "pages"],
+    quick=[
+        ("newest", "before", "all"),
+        ("oldest", "end", "pages"),
+        ("arbitrary", "midnight", "pages"),
+    ],
+)
 def test_emits_every_row_of_every_stream_once(
-    now: datetime,
-    order: Order,
-    to_means: ToMeans,
-    events_paging: EventsPaging,
+    now: datetime, order: Order, to_means: ToMeans, events_paging: EventsPaging
 ) -> None:
     """All the sandbox holds arrives field by field and once, however the API reads."""
     project = generate(7, 50, 20, now - timedelta(hours=1), crash_groups=5)
     options = Options(
-        requests_per_minute=None,
-        order=order,
-        to_means=to_means,
-        events_paging=events_paging,
+        requests_per_minute=None, order=order, to_means=to_means, events_paging=events_paging
     )
     with Sandbox(project, options) as sandbox:
         output = sync(sandbox, now, page_size=3)
@@ -94,15 +95,14 @@ def test_asks_for_no_page_too_many(sandbox: Sandbox, now: datetime) -> None:
         if row["eventCount"] == 0 and row["status"] != "active"
     }
     assert requests["/crashes"] == 1
-    assert requests["/sessions"] == 2  # the newest days, then all before
+    # The newest days, all before them, and these once more for their events.
+    assert requests["/sessions"] == 3
     assert requests["/events"] == len(sandbox.project.sessions) - len(finished_empty)
     assert with_events.isdisjoint(finished_empty)
 
 
-def test_a_lowered_limit_and_missing_pages_are_followed(
-    sandbox: Sandbox, now: datetime
-) -> None:
-    """The limit that the API echoes counts, and pages are derived where they lack."""
+def test_a_lowered_limit_and_missing_pages_are_followed(sandbox: Sandbox, now: datetime) -> None:
+    """A smaller page than asked for, without a number of pages, is followed to the end."""
     sandbox.options.max_limit = 7
     sandbox.options.omit_pages = True
     output = sync(sandbox, now)
@@ -110,9 +110,7 @@ def test_a_lowered_limit_and_missing_pages_are_followed(
         assert output.table(stream) == expected(sandbox.project, stream)
 
 
-def test_a_second_run_with_nothing_new_emits_only_crashes(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_second_run_with_nothing_new_emits_only_crashes(sandbox: Sandbox, now: datetime) -> None:
     """With the state of the first run, the second asks for no events."""
     first = sync(sandbox, now)
     sandbox.reset()
@@ -234,9 +232,7 @@ def test_discover_needs_no_settings() -> None:
     """--discover works before there is a key."""
     done = run_fresh_tap("--discover")
     assert done.returncode == 0
-    assert {stream["stream"] for stream in json.loads(done.stdout)["streams"]} == set(
-        PRIMARY_KEYS
-    )
+    assert {stream["stream"] for stream in json.loads(done.stdout)["streams"]} == set(PRIMARY_KEYS)
 
 
 def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
@@ -372,10 +368,7 @@ def test_a_misspelt_setting_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
         )
     )
     done = run_tap(
-        "--config",
-        str(config),
-        TAP_BUGSPULSE_STARTDATE="2026-02-03",
-        TAP_BUGSPULSE_XYZ="987654",
+        "--config", str(config), TAP_BUGSPULSE_STARTDATE="2026-02-03", TAP_BUGSPULSE_XYZ="987654"
     )
     assert done.returncode == 0, done.stderr
     ignored = "unknown setting, ignored"

@@ -17,7 +17,7 @@ import dagster as dg
 
 @dg.op(
     # Meltano takes a run that was killed for one that still goes on, for five minutes.
-    retry_policy=dg.RetryPolicy(max_retries=1, delay=360),
+    retry_policy=dg.RetryPolicy(max_retries=1, delay=360)
 )
 def load_bugspulse(context: dg.OpExecutionContext) -> None:
     """Run Meltano; a run that fails fails the op, and its log is the op's log."""
@@ -31,7 +31,7 @@ def load_bugspulse(context: dg.OpExecutionContext) -> None:
         for line in running.stdout or ():
             context.log.info(line.rstrip())
     if running.returncode:
-        raise dg.Failure(f"meltano ended with {running.returncode}")  # noqa: EM102, TRY003 - one line
+        raise dg.Failure(f"meltano ended with {running.returncode}")
 
 
 @dg.job(tags={"bugspulse": "load"})

@@ -60,11 +60,7 @@ class Connector:
         return self.ask(emulated_connection(port), statements)
 
     def ask(
-        self,
-        connection: Mapping[str, object],
-        statements: Sequence[str],
-        *,
-        seconds: float = 60,
+        self, connection: Mapping[str, object], statements: Sequence[str], *, seconds: float = 60
     ) -> list[list[list[Any]]]:
         """Ask Snowflake.
 

@@ -75,9 +75,7 @@ def demo(directory: Path, data: Sequence[str]) -> int:
         shutil.rmtree(old, ignore_errors=True)
     project = MeltanoProject(directory / "project", fresh=True)
     with (
-        serving(
-            "tests.sandbox", *data, "--requests-per-minute", "none", home=home
-        ) as bugspulse,
+        serving("tests.sandbox", *data, "--requests-per-minute", "none", home=home) as bugspulse,
         serving(
             "tests.pipeline.snowflake", "--database-dir", str(databases), home=home
         ) as snowflake,

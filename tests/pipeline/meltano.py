@@ -39,9 +39,7 @@ IMPORTED = (
     "anyio._backends._asyncio",
     "pygments.styles.default",
 )
-ACCOUNT = re.compile(
-    r"127\.0\.0\.1:[0-9]{1,5}/[A-Z]+\?protocol=http&account=fakesnow&passcode="
-)
+ACCOUNT = re.compile(r"127\.0\.0\.1:[0-9]{1,5}/[A-Z]+\?protocol=http&account=fakesnow&passcode=")
 
 
 class NotLoopbackError(Exception):
@@ -174,10 +172,7 @@ class MeltanoProject:
         return run_group(child, self.meltano.name, seconds=seconds)
 
     def start(
-        self,
-        *arguments: str,
-        settings: Mapping[str, str],
-        output: IO[str] | None = None,
+        self, *arguments: str, settings: Mapping[str, str], output: IO[str] | None = None
     ) -> Process:
         """Start any Meltano command in the project, as the leader of a group of its own."""
         env = environment(self.home, OWN | dict(settings))
@@ -185,9 +180,7 @@ class MeltanoProject:
             descriptors = (output.fileno(),) * 2 if output else (1, 2)
             streams = dict(zip(("stdout", "stderr"), descriptors, strict=True))
             kind = meltano_kind(self.meltano)
-            return Fork(
-                kind, self.meltano, *arguments, env=env, cwd=self.directory, **streams
-            )
+            return Fork(kind, self.meltano, *arguments, env=env, cwd=self.directory, **streams)
         return subprocess.Popen(
             [self.meltano, *arguments],
             cwd=self.directory,

@@ -197,9 +197,7 @@ def null_timestamps(rowset: str) -> str:
             struct = column.combine_chunks()
             parts = struct.flatten()
             columns.append(
-                pa.StructArray.from_arrays(
-                    parts, fields=list(field.type), mask=parts[0].is_null()
-                )
+                pa.StructArray.from_arrays(parts, fields=list(field.type), mask=parts[0].is_null())
             )
         else:
             columns.append(column)
@@ -336,12 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="An emulated Snowflake on loopback. Any user and password will do.",
     )
     parser.add_argument("--port", type=int, default=0, help="0 is a free one (default)")
-    parser.add_argument(
-        "--database-dir", type=Path, required=True, help="where databases are kept"
-    )
-    parser.add_argument(
-        "--sql-log", type=Path, help="a file that gets every statement, JSON lines"
-    )
+    parser.add_argument("--database-dir", type=Path, required=True, help="where databases are kept")
+    parser.add_argument("--sql-log", type=Path, help="a file that gets every statement, JSON lines")
     parser.add_argument(
         "--until-stdin-closes",
         action="store_true",
@@ -359,9 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         app = Emulator(fakesnow_app, Path(stages), options.sql_log)
         uvicorn_server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_level="error", lifespan="off", timeout_graceful_shutdown=1
-            )
+            uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
         )
 
         def stop_with_parent() -> None:

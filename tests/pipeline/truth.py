@@ -10,12 +10,7 @@ if TYPE_CHECKING:
 
     from tests.sandbox import Project, Sandbox
 
-KEYS = {
-    "sessions": ("id",),
-    "crashes": ("id",),
-    "network": ("id",),
-    "events": ("sessionId", "id"),
-}
+KEYS = {"sessions": ("id",), "crashes": ("id",), "network": ("id",), "events": ("sessionId", "id")}
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows by stream, with the API's names and values."""
@@ -51,9 +46,7 @@ def held(project: Project, name: str | None = None) -> Rows:
     return {stream: [{**row, **added} for row in some] for stream, some in rows.items()}
 
 
-def by_key(
-    stream: str, rows: list[dict[str, Any]]
-) -> dict[tuple[Any, ...], dict[str, Any]]:
+def by_key(stream: str, rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Index rows by primary key, having checked that each is there once."""
     names = ("project", *KEYS[stream])
     keys = [tuple(row[name] for name in names if name in row) for row in rows]
@@ -78,9 +71,7 @@ def change(project: Project) -> set[str]:
     """
     sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
     # The last ones on a clock that is right are within the lookback.
-    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][
-        -5:
-    ]
+    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][-5:]
     project.grow(recent[-1])
     project.crash(recent[-2])
     new = project.new_session(project.now, active=True)

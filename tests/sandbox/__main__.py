@@ -25,9 +25,9 @@ serves until SIGTERM or SIGINT.
 OPEN = """\
 The API reference says nothing about the order of rows, what a date as `to` includes,
 whether `from` and `to` take a time of day, their time zone and the field they filter on,
-whether /events honours page and limit, what a limit above 1,000 does, whether event ids
-are unique beyond their session, how the minute is counted and what a 429 carries. Each is
-an option above, so that a client can be tried against every reading.
+whether /events honours page and limit, what a limit above 1,000 does, how the minute is
+counted and what a 429 carries. Each is an option above, so that a client can be tried
+against every reading.
 """
 
 
@@ -55,12 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="2 sessions in 300 have a clock that is months ahead or years behind",
-    )
-    data.add_argument(
-        "--event-ids",
-        choices=("session", "global"),
-        default="session",
-        help="whether event ids are unique in their session or in the project",
     )
     run = parser.add_argument_group("server")
     run.add_argument("--port", type=int, default=0, help="port, 0 for a free one")
@@ -117,12 +111,7 @@ def _number_or_none(text: str) -> int | None:
 
 
 def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Options:
-    shapes = {
-        "api_keys": tuple,
-        "broken_sessions": set,
-        "vanished_sessions": set,
-        "faults": dict,
-    }
+    shapes = {"api_keys": tuple, "broken_sessions": set, "vanished_sessions": set, "faults": dict}
     values = {
         option.name: shapes.get(option.name, _as_it_is)(getattr(arguments, option.name))
         for option in dataclasses.fields(Options)
@@ -162,7 +151,6 @@ def main(argv: list[str] | None = None) -> int:
         network_per_session=arguments.network_per_session,
         crash_groups=arguments.crash_groups,
         lying_clocks=arguments.lying_clocks,
-        event_ids=arguments.event_ids,
     )
     with ExitStack() as stack:
         log = None

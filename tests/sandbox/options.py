@@ -120,9 +120,6 @@ class Options:
     )
     empty_pages: int = field(default=0, metadata=_doc("`pages` where there is no row"))
     omit_pages: bool = field(default=False, metadata=_doc("leave `pages` out"))
-    csv_rows: Literal["page", "all"] = field(
-        default="page", metadata=_doc("whether a CSV file holds a page or all pages")
-    )
     repeat_page: bool = field(
         default=False,
         metadata=_doc("every page holds the rows of page 1 and says that one more follows"),
@@ -154,9 +151,7 @@ class Options:
     fault_seed: int = field(
         default=1, metadata=_doc("seed of faults and jitter, read at the start")
     )
-    hang_seconds: float = field(
-        default=5.0, metadata=_doc("how long the fault timeout hangs")
-    )
+    hang_seconds: float = field(default=5.0, metadata=_doc("how long the fault timeout hangs"))
     drip_seconds: float = field(
         default=1.0, metadata=_doc("seconds between the bytes of the fault drip")
     )
@@ -172,9 +167,7 @@ class Options:
     late_every: int = field(
         default=0, metadata=_doc("so often a session of the last days arrives late")
     )
-    purge_every: int = field(
-        default=0, metadata=_doc("so often the oldest day of data is deleted")
-    )
+    purge_every: int = field(default=0, metadata=_doc("so often the oldest day of data is deleted"))
     new_every: int = field(default=0, metadata=_doc("so often a new session arrives"))
     script: Callable[[Request], str | None] | None = None
     """Asked before each answer: a fault for just this request, or None."""

@@ -18,7 +18,6 @@ from tests.sandbox.world import (
     SECOND,
     Crash,
     Draft,
-    EventIds,
     Row,
     World,
     iso,
@@ -233,9 +232,7 @@ class Project:
                 self.new_session(self.now - timedelta(hours=rng.uniform(3, 100)))
             elif kind == "purge" and self.sessions:
                 oldest = min(self.when("sessions", i) for i in self.sessions)
-                self.purge(
-                    datetime.fromisoformat(f"{oldest[:10]}T00:00:00Z") + timedelta(days=1)
-                )
+                self.purge(datetime.fromisoformat(f"{oldest[:10]}T00:00:00Z") + timedelta(days=1))
             elif kind == "new":
                 began = self.now - timedelta(minutes=10)
                 self.new_session(began, active=rng.random() < 0.5)
@@ -322,7 +319,6 @@ def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defa
     network_per_session: float = 1.5,
     crash_groups: int | None = None,
     lying_clocks: bool = True,
-    event_ids: EventIds = "session",
 ) -> Project:
     """Make up a project; the same arguments give the same rows.
 
@@ -337,8 +333,6 @@ def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defa
             were seen before the data. None: as many as the sessions cause.
         lying_clocks: two sessions in 300 have a clock that is wrong, one that is ahead
             by up to a year and one that is years behind. They never crash.
-        event_ids: `session` counts evt_001, evt_002, ... within each session, `global`
-            over the whole project.
     """
     end = millis(until or "2026-03-01T00:00:00Z")
     start = end - round(days * DAY)
@@ -350,7 +344,6 @@ def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defa
         end,
         events_per_session=events_per_session,
         network_per_session=network_per_session,
-        event_ids=event_ids,
         crash_groups=crash_groups,
     )
     drafts: list[tuple[int, int, Draft]] = []
@@ -361,11 +354,7 @@ def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defa
         elif lying_clocks and number % 300 == 299:
             error = -rng.randrange(2 * 365 * DAY, 9 * 365 * DAY)
         draft = world.session(
-            begin,
-            until=end,
-            clock_error=error,
-            empty=number % 25 == 7,
-            endless=number % 33 == 20,
+            begin, until=end, clock_error=error, empty=number % 25 == 7, endless=number % 33 == 20
         )
         late = rng.randrange(2 * HOUR, 5 * DAY) if number % 50 == 31 else 0
         arrival = draft.last_instant + late + rng.randrange(20 * SECOND)

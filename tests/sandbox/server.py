@@ -1,8 +1,6 @@
 """The Export API over HTTP, with everything its reference leaves open as an option."""
 
 import contextlib
-import csv
-import io
 import json
 import math
 import random
@@ -26,15 +24,7 @@ from tests.sandbox.project import Project
 from tests.sandbox.world import Row, iso, millis
 
 BASE_PATH = "/export"
-# The columns of a CSV file.
-COLUMNS = {
-    "sessions": "id userId status platform osVersion appVersion networkType eventCount "
-    "hasCrash hasNetworkErrors duration startedAt endedAt",
-    "crashes": "id message status isFatal handled occurrenceCount affectedDevices platform "
-    "appVersion osVersion firstSeenAt lastSeenAt",
-    "events": "id type timestamp sequenceNumber data",
-    "network": "id sessionId method url statusCode duration error timestamp",
-}
+ENDPOINTS = ("sessions", "crashes", "events", "network")
 _BEGINNING, _END_OF_TIME = "", "~"  # sort before and after every ISO instant
 
 
@@ -181,7 +171,7 @@ class Sandbox:
     def _answer(self, request: Request, path: str, key: str) -> "_Answer":
         options = self.options
         endpoint = request.path.removeprefix("/")
-        if endpoint not in COLUMNS or path != f"{BASE_PATH}/{endpoint}":
+        if endpoint not in ENDPOINTS or path != f"{BASE_PATH}/{endpoint}":
             raise _Refusal(_error(404, "No such endpoint"))
         if not request.key_ok:
             headers = {"WWW-Authenticate": "Bearer"}
@@ -224,33 +214,22 @@ class Sandbox:
         answer.fault = fault
         return answer
 
-    def _listing(
-        self, endpoint: str, query: dict[str, str], fault: str | None
-    ) -> "_Answer":
-        """A page of an endpoint, as JSON or CSV."""
+    def _listing(self, endpoint: str, query: dict[str, str], fault: str | None) -> "_Answer":
+        """A page of an endpoint."""
         options = self.options
         page, limit = _natural(query, "page", 1), _natural(query, "limit", 100)
         limit = min(limit, options.max_limit)
-        form = query.get("format", "json")
-        if form not in {"json", "csv"}:
-            raise _Refusal(_error(400, "format must be json or csv"))
         with self.project.lock:
-            if endpoint == "events":
-                rows = self._events(query)
-            else:
-                rows = self._window(endpoint, query)
+            rows = self._events(query) if endpoint == "events" else self._window(endpoint, query)
             total = len(rows)
             pages = math.ceil(total / limit) if total else options.empty_pages
             if endpoint == "events" and options.events_paging == "all":
                 page, limit, pages = 1, total, 1
-            if not (form == "csv" and options.csv_rows == "all"):
-                first = 0 if options.repeat_page else (page - 1) * limit
-                rows = rows[first : first + limit]
+            first = 0 if options.repeat_page else (page - 1) * limit
+            rows = rows[first : first + limit]
             if options.misfits:
                 session_id = query.get("sessionId", "")
                 rows = [misfit(endpoint, row, session_id) for row in rows]
-            if form == "csv":
-                return _csv(endpoint, rows, fault)
             envelope: Row = {"data": rows, "total": total, "page": page, "limit": limit}
             if not options.omit_pages:
                 envelope["pages"] = max(pages, page + 1) if options.repeat_page else pages
@@ -351,9 +330,7 @@ class Sandbox:
 class _Table:
     """Rows of one table sorted once, and the windows of it that were asked for."""
 
-    def __init__(
-        self, project: Project, name: str, state: tuple[int, str, str | None]
-    ) -> None:
+    def __init__(self, project: Project, name: str, state: tuple[int, str, str | None]) -> None:
         self.state = state
         _, self._order, on = state
         rows = project.table(name)
@@ -499,9 +476,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self) -> None:
-        answer = self.server.sandbox.answer(
-            self.path, self.headers.get("Authorization", "")
-        )
+        answer = self.server.sandbox.answer(self.path, self.headers.get("Authorization", ""))
         self._send(answer)
 
     def do_other(self) -> None:
@@ -575,30 +550,7 @@ def _json(envelope: Row, fault: str | None) -> _Answer:
     return _Answer(200, body, {"Content-Type": "application/json; charset=utf-8"}, fault)
 
 
-def _csv(endpoint: str, rows: list[Row], fault: str | None) -> _Answer:
-    """Rows as a CSV download: objects as JSON, null as nothing."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS[endpoint].split(), extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {
-                name: json.dumps(value) if isinstance(value, bool | dict | list) else value
-                for name, value in row.items()
-            }
-        )
-    headers = {
-        "Content-Type": "text/csv; charset=utf-8",
-        "Content-Disposition": f'attachment; filename="{endpoint}.csv"',
-    }
-    return _Answer(200, text.getvalue().encode(), headers, fault)
-
-
-def _error(
-    status: int,
-    message: str,
-    headers: dict[str, str] | None = None,
-) -> _Answer:
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> _Answer:
     """An error as JSON; 502 and 503 as the HTML page of a proxy."""
     kind, body = "application/json; charset=utf-8", json.dumps({"error": message})
     if status in {502, 503}:

@@ -9,10 +9,9 @@ import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
-EventIds = Literal["session", "global"]
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -102,10 +101,7 @@ SCREENS = {
         (Call("POST", "/v2/checkout", 850, 0.08),),
     ),
     "Confirmation": Screen(
-        ("Home",),
-        ("share_button",),
-        ("purchase",),
-        (Call("GET", "/v2/orders/{n}", 160, 0.01),),
+        ("Home",), ("share_button",), ("purchase",), (Call("GET", "/v2/orders/{n}", 160, 0.01),)
     ),
     "Profile": Screen(
         ("Home",),
@@ -209,7 +205,6 @@ class World:
         *,
         events_per_session: float,
         network_per_session: float,
-        event_ids: EventIds,
         crash_groups: int | None,
     ) -> None:
         """Make up the releases, the users and what can crash."""
@@ -217,8 +212,6 @@ class World:
         self.start = start
         self._events_mean = events_per_session
         self._network_mean = network_per_session
-        self._event_ids = event_ids
-        self._event_count = 0
         self.releases = _releases(start, end)
         self._bad_version = self.releases[len(self.releases) // 2].version
         self._people = [self._person() for _ in range(people)]
@@ -317,10 +310,7 @@ class World:
         if fails is None:
             fails = rng.random() < failures
         status, error = rng.choice(FAILURES) if fails else (200, None)
-        if status is None:
-            duration = 30 * SECOND
-        else:
-            duration = round(latency * math.exp(rng.gauss(0, 0.4)))
+        duration = 30 * SECOND if status is None else round(latency * math.exp(rng.gauss(0, 0.4)))
         query = rng.choice(SEARCHES).replace(" ", "%20")
         return {
             "id": f"req_{rng.getrandbits(60):015x}",
@@ -407,19 +397,12 @@ class World:
     def _calls(self, session_id: str, events: list[Row], begin: int, end: int) -> list[Row]:
         rng = self.rng
         screens = [e["data"]["to"] for e in events if e["type"] == "navigate"] or ["Home"]
-        stamps = sorted(
-            rng.randint(begin, end) for _ in range(_geometric(rng, self._network_mean))
-        )
+        stamps = sorted(rng.randint(begin, end) for _ in range(_geometric(rng, self._network_mean)))
         return [self.call(session_id, rng.choice(screens), at, fails=None) for at in stamps]
 
     def _event(self, number: int, kind: str, at: int, data: Row) -> Row:
-        self._event_count += 1
-        if self._event_ids == "global":
-            event_id = f"evt_{self._event_count:09d}"
-        else:
-            event_id = f"evt_{number + 1:03d}"
         return {
-            "id": event_id,
+            "id": f"evt_{number + 1:03d}",
             "type": kind,
             "timestamp": iso(at),
             "sequenceNumber": number,
@@ -444,10 +427,7 @@ def _releases(start: int, end: int) -> list[Release]:
     count = max(4, min(26, (end - start) // (14 * DAY)))
     step = (end - start) // count
     return [
-        Release(
-            f"2.{number // 2}.{number % 2}",
-            start + (number * step if number else -90 * DAY),
-        )
+        Release(f"2.{number // 2}.{number % 2}", start + (number * step if number else -90 * DAY))
         for number in range(count)
     ]
 

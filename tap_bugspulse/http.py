@@ -1,0 +1,321 @@
+"""The one HTTP session of the tap: paced, patient, and true to its host."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import threading
+import time
+import typing as t
+from collections import deque
+from concurrent.futures import CancelledError, Future
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import requests
+import urllib3.exceptions
+from requests_ratelimiter import InMemoryBucket, Limiter, LimiterAdapter, Rate
+from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
+from typing_extensions import override
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tap_bugspulse.settings import Settings
+
+RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
+CHUNK = 1 << 16  # bytes
+TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
+MAX_TRIES = 8
+MAX_FAILING = 5  # minutes of failures of one request
+MAX_REFUSED = 15  # minutes of nothing but 429
+LONGEST_RETRY_AFTER = 86_400.0  # seconds; whoever runs the tap should hear of more
+SECONDS_1970_TO_2001, MILLISECONDS_1970_TO_2001 = 1e9, 1e12
+# What urllib3, OpenSSL and requests say where trying again is of no use.
+UNTRUSTED = (
+    "the API's TLS certificate cannot be verified: check api_url, or point "
+    "REQUESTS_CA_BUNDLE to the file with your company's certificates"
+)
+UNREADABLE = "the file of certificates that REQUESTS_CA_BUNDLE names cannot be read"
+HOPELESS = {
+    "CERTIFICATE_VERIFY_FAILED": UNTRUSTED,
+    "TLS CA certificate bundle": UNREADABLE,
+    "NO_CERTIFICATE_OR_CRL_FOUND": UNREADABLE,
+    "[X509] PEM lib": UNREADABLE,
+}
+
+
+class PatienceError(FatalAPIError):
+    """A request failed again and again, for longer than a rate window lasts."""
+
+
+class Clock:
+    """The wall clock and the stopwatch the tap goes by; tests bring their own."""
+
+    def now(self) -> datetime:
+        """Return the current instant, in UTC."""
+        return datetime.now(UTC)
+
+    def seconds(self) -> float:
+        """Return the reading of a stopwatch, in seconds."""
+        return time.monotonic()
+
+
+class Call:
+    """One request on its way, with all the tries that it takes.
+
+    ``future`` has the response in the end. ``sent_at`` is the reading of the stopwatch when
+    the current try was sent, None while none is; ``notes`` say why others failed.
+    """
+
+    def __init__(self, stream: str, job: Callable[[], requests.Response]) -> None:
+        self.stream = stream
+        self.job = job
+        self.future: Future[requests.Response] = Future()
+        self.sent_at: float | None = None
+        self.notes: deque[str] = deque()
+        self._is_cancelled = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        _thread.call = self
+        try:
+            self.future.set_result(self.job())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is taken
+            self.future.set_exception(error)
+
+    def cancel(self, *, if_unsent: bool = False) -> bool:
+        """Return whether the request is not sent any more, or not again.
+
+        Args:
+            if_unsent: Whether to leave it alone if it is on its way.
+        """
+        with self._lock:
+            is_waiting = self.sent_at is None and not self.future.done()
+            self._is_cancelled = is_waiting or not if_unsent
+            return self._is_cancelled
+
+    def begin_try(self, seconds: float) -> None:
+        """Note that a try is sent now, or raise CancelledError if nobody wants it."""
+        with self._lock:
+            if self._is_cancelled:
+                raise CancelledError
+            self.sent_at = seconds
+
+
+_thread = threading.local()  # the call that a thread works on
+
+
+def note_of_call(note: str) -> None:
+    """Leave a note why a try has failed, for whoever waits for the call."""
+    call: Call = _thread.call
+    call.sent_at = None
+    call.notes.append(note)
+
+
+class Pacer(Limiter):
+    """Gives each try its turn: no faster than the pace, and none during a pause."""
+
+    def __init__(self, bucket: InMemoryBucket, clock: Clock) -> None:
+        super().__init__(bucket)
+        self._clock = clock
+        self._one_by_one = threading.Lock()  # turns come about in the order of asking
+        self._paused_until = -math.inf
+
+    def pause_for(self, seconds: float) -> None:
+        """Let nobody send for some seconds, as the 429 response asked."""
+        self._paused_until = max(self._paused_until, self._clock.seconds() + seconds)
+
+    def paused_for(self) -> float:
+        """Return the seconds for which nobody may send, 0 or less where all may."""
+        return self._paused_until - self._clock.seconds()
+
+    @override
+    def try_acquire(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        with self._one_by_one:
+            acquired = super().try_acquire(*args, **kwargs)
+            # A turn that comes during a pause is lost, and another is taken.
+            while (wait := self.paused_for()) > 0:
+                time.sleep(wait)
+                acquired = super().try_acquire(*args, **kwargs)
+            if call := getattr(_thread, "call", None):
+                call.begin_try(self._clock.seconds())
+        return acquired
+
+
+class ApiSession(requests.Session):
+    """Sends requests no faster than the API allows, all streams together."""
+
+    def __init__(self, settings: Settings, minute: float, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.minute = minute
+        self._refused: float | None = None  # since when all responses are 429
+        self._timeout = settings.request_timeout
+        # A prepared request knows nothing of proxy and CA variables by itself. All go to one
+        # host, for which they are looked up once.
+        self._environment = self.merge_environment_settings(
+            settings.api_url, proxies={}, stream=True, verify=None, cert=None
+        )
+        rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
+        self.pacer = Pacer(InMemoryBucket([rate]), clock)
+        # The adapter paces every try, retries included. It must not fill its bucket on a 429
+        # by itself: the pause that the response asks for is kept instead.
+        adapter = LimiterAdapter(
+            limiter=self.pacer,
+            per_host=False,
+            limit_statuses=(),
+            pool_maxsize=2 * settings.concurrency,
+        )
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, adapter)
+
+    @override
+    def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
+        """Return the whole answer to a request.
+
+        Raises:
+            FatalAPIError: If no other try can help.
+            requests.RequestException: If there is no whole answer in ``request_timeout``.
+        """
+        try:
+            options = {**kwargs, **self._environment, "timeout": self._timeout}
+            response = super().send(request, **options)
+        except ValueError:
+            # Not the error's own text, which may hold a header or a proxy's password.
+            raise FatalAPIError(
+                "no request can be made: check HTTPS_PROXY, api_url and user_agent"
+            ) from None
+        except OSError as error:  # those of requests are, too
+            for sign, msg in HOPELESS.items():
+                if sign in str(error):
+                    raise FatalAPIError(msg) from None
+            if isinstance(error, requests.RequestException):
+                raise
+            raise requests.exceptions.ConnectionError(error) from None
+        response.raw = io.BytesIO(self._body(response))
+        now = self.clock.seconds()
+        self._refused = self._refused or now if response.status_code == TOO_MANY else None
+        if self._refused:
+            self._pause(response, now - self._refused)
+        return response
+
+    def _pause(self, response: requests.Response, refused: float) -> None:
+        """Pause as a 429 response asks; nothing has been answered otherwise for ``refused`` s."""
+        asked = retry_after(response, self.clock.now())
+        asked = self.minute * RATE_WINDOW if asked is None else asked
+        why = ""
+        if asked > LONGEST_RETRY_AFTER:
+            why = "the API asks to wait for more than a day. Run again after that"
+        elif refused >= MAX_REFUSED * self.minute:
+            why = f"nothing else for {refused:.0f} s. Is the key used elsewhere?"
+        if why:
+            raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
+        # Where no wait is asked for, asking at once would go on for ever.
+        self.pacer.pause_for(max(asked, self.minute / 60))
+
+    def _body(self, response: requests.Response) -> bytes:
+        """Return the body; each read has a timeout of its own, and all have a deadline."""
+        deadline = self.clock.seconds() + self._timeout
+        chunks: list[bytes] = []
+        try:
+            while chunk := response.raw.read1(CHUNK, decode_content=True):
+                chunks.append(chunk)
+                if self.clock.seconds() > deadline:
+                    raise requests.exceptions.ReadTimeout("the answer took too long")
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise requests.exceptions.ReadTimeout(error) from None
+        except urllib3.exceptions.DecodeError as error:
+            raise requests.exceptions.ContentDecodingError(error) from None
+        except urllib3.exceptions.HTTPError as error:
+            raise requests.exceptions.ChunkedEncodingError(error) from None
+        finally:
+            response.close()
+        return b"".join(chunks)
+
+
+class Patience:
+    """How long to wait after each failure of one request, and when to give up.
+
+    Waits double up to a minute. Eight failures, or five minutes of them, are enough. A 429 is no
+    failure: the pause that it asks for is waited for.
+    """
+
+    def __init__(self, path: str, session: ApiSession) -> None:
+        self._path = path
+        self._session = session
+        self._failures = 0
+        self._since = 0.0
+
+    def wait_after(self, error: Exception) -> float:
+        """Return the seconds to wait after a failure.
+
+        Raises:
+            PatienceError: If it was the last one that is tolerated.
+        """
+        minute, now = self._session.minute, self._session.clock.seconds()
+        response = error.response if isinstance(error, RetriableAPIError) else None
+        if response is not None and response.status_code == TOO_MANY:
+            return max(0.0, self._session.pacer.paused_for())
+        self._failures += 1
+        self._since = now if self._failures == 1 else self._since
+        failing = now - self._since
+        if self._failures >= MAX_TRIES or failing >= MAX_FAILING * minute:
+            raise PatienceError(
+                f"gave up on {self._path} after {self._failures} failures in {failing:.0f} s, "
+                f"the last one: {reason(error)}"
+            ) from None
+        wait = minute / 60 * min(60.0, 2.0**self._failures)
+        return max(0.0, min(wait, MAX_FAILING * minute - failing))
+
+
+def retry_after(response: requests.Response, now: datetime) -> float | None:
+    """Return the seconds that a 429 response asks to wait, None where it does not.
+
+    ``Retry-After`` holds seconds or an HTTP date; a reset header holds seconds or the instant
+    as seconds since 1970.
+    """
+    written = response.headers.get("Retry-After", "")
+    if (seconds := _number(written)) is not None:
+        return max(0.0, seconds)
+    with contextlib.suppress(ValueError):  # it is no date
+        date = parsedate_to_datetime(written)
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, (date - now).total_seconds())
+    for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
+        reset = _number(response.headers.get(name, ""))
+        if reset is not None:
+            reset = reset / 1000 if reset > MILLISECONDS_1970_TO_2001 else reset
+            is_instant = reset > SECONDS_1970_TO_2001
+            return max(0.0, reset - now.timestamp() if is_instant else reset)
+    return None
+
+
+def _number(text: str) -> float | None:
+    with contextlib.suppress(ValueError):
+        return number if math.isfinite(number := float(text)) else None
+    return None
+
+
+def reason(error: object) -> str:
+    """Return in a few words why a request failed, without its address."""
+    if not isinstance(error, OSError):  # those of requests are; ours say it themselves
+        return str(error)
+    text = f"{type(error).__name__} {error!r}"
+    return next(words for sign, words in REASONS.items() if sign in text)
+
+
+# What the names of errors of requests and urllib3 mean, the first that comes up in one.
+REASONS = {
+    "ProxyError": "no way through the proxy: check HTTPS_PROXY",
+    "SSLError": "the TLS connection broke",
+    "NameResolutionError": "the host's name is not known: check api_url",
+    "NewConnectionError": "the host does not answer: check api_url and the network",
+    "Timeout": "no answer in time",
+    "ChunkedEncodingError": "the answer was cut short",
+    "ContentDecodingError": "the answer cannot be decoded",
+    "": "the connection broke",  # any other
+}

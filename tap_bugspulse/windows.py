@@ -1,0 +1,207 @@
+"""A stream that is read in windows, each of which moves its bookmark."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, replace
+from datetime import date
+
+from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
+from typing_extensions import override
+
+from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.pages import PROJECT, page_of
+from tap_bugspulse.replication import (
+    Bookmark,
+    Cutter,
+    Plan,
+    Progress,
+    Window,
+    make_plan,
+    parse_instant,
+)
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from datetime import datetime
+
+    import requests
+
+    from tap_bugspulse.pages import Row
+
+PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
+
+
+class Cut(t.NamedTuple):
+    """A window to be read: its first page has come, ``rows_left`` lie beyond it."""
+
+    window: Window
+    first: requests.Response
+    rows_left: int
+
+
+@dataclass(frozen=True)
+class Sync:
+    """What one run of a stream works on; ``ids`` came in the window before."""
+
+    plan: Plan
+    progress: Progress
+    ignores_state: bool
+    ids: frozenset[str] | set[str] = frozenset()
+    in_history: bool = False
+
+    def was_emitted(self, row: Row, instant: datetime | None) -> bool:
+        """Return whether a row came in the window before, or in a run before this one."""
+        return row.id in self.ids or (self.in_history and self.plan.was_read(instant))
+
+
+class WindowedStream(BugsPulseStream):
+    """Reads forward first, then history newest first, and moves its bookmark itself."""
+
+    instant_column: t.ClassVar[str]
+    history_share = 1.0  # part of the time limit that history may use
+
+    @property
+    def today(self) -> date:
+        """The day the run started on."""
+        return self.run.started.date()
+
+    # The SDK moves a bookmark with every record and promotes it when the stream ends, over
+    # whatever a stopped or a backward reading has left out.
+    @override
+    def _increment_stream_state(self, *args: t.Any, **kwargs: t.Any) -> None:
+        """Leave the bookmark to the windows."""
+
+    @override
+    def _write_starting_replication_value(self, context: t.Any) -> None:
+        """Write none: the plan has its own."""
+
+    @override
+    def get_replication_key_signpost(self, context: t.Any = None) -> None:
+        """Return none: the bookmark never passes the start of the run anyway."""
+
+    def begin(self, bookmark: Bookmark) -> Sync:
+        """Return the plan of this run, by the stream's bookmark."""
+        settings, started = self.run.settings, self.run.started
+        ignores_state = self.replication_method != REPLICATION_INCREMENTAL
+        complete = None if ignores_state else bookmark.range()
+        plan = make_plan(complete, settings.requested, settings.lookback, started)
+        if not plan.moves_bookmark:
+            self.logger.warning(
+                "end_date lies before what is complete: the rows are loaded and the state is "
+                "left as it is"
+            )
+        return Sync(plan, Progress(plan, settings.requested, started), ignores_state)
+
+    @override
+    def read_rows(self) -> Iterator[Row]:
+        if self.ABORT_AT_RECORD_COUNT is not None:  # --test
+            yield from super().read_rows()
+            return
+        sync = self.begin(Bookmark.read(self.stream_state))
+        plan, progress = sync.plan, sync.progress
+        ids: set[str] = set()
+        touching = plan.history.end if plan.history else None
+        for window, first, _ in self.windows(plan.forward, sync, lambda: True):
+            met = yield from self.read(window, first, sync)
+            sync = replace(sync, ids=met)
+            # History begins where these windows end, or overlaps them.
+            if touching and (window.start or date.min) <= touching:
+                ids |= met
+            progress.forward_done(window)
+            self.checkpoint(sync)
+        before = progress.complete
+
+        def is_wanted() -> bool:
+            # However late it is, a run moves the bookmark by a window.
+            return not self.run.is_over(self.history_share) or progress.complete == before
+
+        sync = replace(sync, ids=ids, in_history=True)
+        for window, first, _ in self.windows(plan.history, sync, is_wanted):
+            sync = replace(sync, ids=(yield from self.read(window, first, sync)))
+            progress.history_done(window)
+            self.checkpoint(sync)
+        if plan.history:  # all of it, or none where the forward part has read its days
+            progress.history_done(plan.history)
+            self.checkpoint(sync)
+
+    def windows(
+        self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
+    ) -> Iterator[Cut]:
+        """Yield the windows of a part with their first pages."""
+        if days is not None:
+            yield from self.cut(days, is_wanted, newest_first=sync.in_history)
+
+    def cut(
+        self,
+        days: Window,
+        is_wanted: Callable[[], bool],
+        *,
+        newest_first: bool,
+        rows: int | None = None,
+    ) -> Iterator[Cut]:
+        """Yield windows of some days with their first pages, by the totals of the API.
+
+        The next window is asked for while one is read.
+
+        Args:
+            days: What is to be cut.
+            is_wanted: Whether there is time to ask for one more window.
+            newest_first: Whether to begin at the end.
+            rows: Rows of a window, if not those of ten pages.
+
+        Raises:
+            OutOfTime: If a window is not wanted.
+        """
+        limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
+        cutter = Cutter(days, limit, self.today, newest_first=newest_first)
+        window, call = cutter.propose(), None
+        try:
+            while window:
+                if call is None and not is_wanted():
+                    self.run.check_time(self.history_share)
+                first = self.take(call or self.fetch(window.query()))
+                fits = cutter.fits(page_of(first).rows_in_all)
+                following = cutter.propose()
+                call = self.fetch(following.query()) if following and is_wanted() else None
+                if fits:
+                    yield Cut(window, first, cutter.rows_left if following else 0)
+                window = following
+        finally:
+            if call is not None:
+                call.cancel()
+
+    def read(
+        self, window: Window, first: requests.Response, sync: Sync
+    ) -> Generator[Row, None, set[str]]:
+        """Yield the rows of a window that are to be emitted; return the ids of all."""
+        ids: set[str] = set()
+        for rows in self.listing(window.query(), first):
+            ids.update(row.id for row in rows)
+            yield from self.news(rows, window, sync)
+        return ids
+
+    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
+        """Return the rows of a page of a window that are new or changed."""
+        raise NotImplementedError
+
+    @override
+    def can_shift(self, head: list[Row]) -> bool:
+        # With the newest first, what retention deletes is at the end.
+        instants = [getattr(row, self.instant_column) for row in head]
+        known = [instant for instant in map(parse_instant, instants) if instant]
+        return known != sorted(known, reverse=True)
+
+    def checkpoint(self, sync: Sync) -> None:
+        """Write what is complete into the state and send it; all rows before it are out."""
+        if sync.plan.moves_bookmark and not sync.ignores_state:
+            complete = sync.progress.complete
+            state = {"replication_key": self.instant_column, **self.more_state(sync)}
+            state |= complete.write("replication_key_value") if complete else {}
+            state |= {PROJECT: self.run.project} if self.run.project else {}
+            self.stream_state.update(state)  # in one step: a signal may write it at any moment
+        self.send_state()
+
+    def more_state(self, sync: Sync) -> dict[str, t.Any]:
+        """Return what the stream keeps in its bookmark beside what is complete."""
+        raise NotImplementedError
