@@ -28,7 +28,9 @@ if t.TYPE_CHECKING:
 def test_a_large_project_is_listed_near_the_floor(
     now: datetime, limit: int, order: Order, to_means: ToMeans
 ) -> None:
-    """30 + 45 + 3 pages take at most 42 + 63 + 3 requests, a second run at most 14.
+    """30 + 45 + 3 pages take at most 42 + 60 + 3 requests, a second run at most 14.
+
+    Where the newest does not come first, the first page of a window is looked at once more.
 
     With full pages these are 30,000 sessions, 45,000 network calls and 2,500 crash groups.
     """
@@ -53,11 +55,11 @@ def test_a_large_project_is_listed_near_the_floor(
             assert first.table(stream) == expected(year, stream)
             assert first.repeated(stream) == []
         assert requests["/sessions"] <= 42
-        assert requests["/network"] <= 63
+        assert requests["/network"] <= (60 if order == "newest" else 66)
         assert requests["/crashes"] == 3
         sandbox.reset()
         second = sync(sandbox, now, first.state, catalog=listings, page_size=limit)
-        assert counted(sandbox).total() <= 14
+        assert counted(sandbox).total() <= (14 if order == "newest" else 15)
         assert second.rows("sessions") == []
         # Calls of the future come again until their time has come, and no others do.
         assert all(row["timestamp"] > f"{now:%F}T12" for row in second.rows("network"))
