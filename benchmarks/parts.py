@@ -212,7 +212,7 @@ def growing(bench: Bench, given: argparse.Namespace) -> Iterator[str]:
         with started(
             "tests.sandbox",
             sessions=GROWING_ROWS,
-            days=0.5,
+            days=0.02,
             no_lying_clocks=True,
             api_keys=API_KEY,
             requests_per_minute="none",
