@@ -57,8 +57,12 @@ class Ledger:
         return known
 
     def put(self, session: str, day: date, mark: bytes) -> None:
-        """Note the fingerprint of a session filed under a day."""
-        self._days.setdefault(day, {})[session_key(session)] = mark
+        """Note the fingerprint of a session filed under a day, and under no other."""
+        key = session_key(session)
+        for other, entries in self._days.items():
+            if other != day and entries.pop(key, None) is not None:
+                self._packed.pop(other, None)
+        self._days.setdefault(day, {})[key] = mark
         self._packed.pop(day, None)
 
     def pack(self) -> dict[str, str]:

@@ -298,6 +298,18 @@ def test_an_earlier_start_date_of_the_same_day_emits_no_call_twice(
     assert first.table("network") | second.table("network") == expected(sandbox.project, "network")
 
 
+def test_a_changed_session_that_two_windows_list_comes_once(now: datetime) -> None:
+    """Where `to` includes its day, and other windows are cut than in the run before."""
+    project = generate(seed=0, sessions=50, days=1, until=now - timedelta(hours=1))
+    with Sandbox(project, Options(requests_per_minute=None, to_means="end")) as sandbox:
+        state = sync(sandbox, now, page_size=20).state
+        project.now = now
+        changed = max(project.sessions, key=lambda one: project.sessions[one]["startedAt"])
+        project.grow(changed)
+        second = sync(sandbox, now, state, page_size=5)
+    assert [row["id"] for row in second.rows("sessions")] == [changed]
+
+
 def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
     """A call of long ago that the API files under the day it came is not loaded again."""
     project = generate(seed=0, sessions=0, days=1, until=now)
