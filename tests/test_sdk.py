@@ -12,6 +12,7 @@ import logging
 import signal
 import typing as t
 
+import msgspec
 import pytest
 import requests
 from singer_sdk import RESTStream, Stream, Tap
@@ -236,6 +237,34 @@ def test_what_is_written_into_the_stream_state_is_sent_once(
         tap.state_writer.write_state(stream.tap_state)
     sent = [json.loads(line)["value"] for line in capsys.readouterr().out.splitlines()]
     assert [one["bookmarks"]["parents"]["mine"] for one in sent] == [1, 2]
+
+
+def test_a_state_is_sent_when_it_is_said_not_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """`_write_state_message` looks at `is_flushed`, and the writer drops an equal state."""
+    stream = tap_of(Parents)().streams["parents"]
+    for value, is_flushed in ((1, False), (1, False), (2, True), (3, False), (3, True)):
+        stream.stream_state["mine"] = value
+        stream.state_manager.is_flushed = is_flushed
+        stream._write_state_message()  # noqa: SLF001 - it is called
+    sent = [json.loads(line)["value"] for line in capsys.readouterr().out.splitlines()]
+    assert [one["bookmarks"]["parents"]["mine"] for one in sent] == [1, 3]
+
+
+def test_a_row_is_written_by_one_method_as_it_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """`_write_record_message` is given each row once, which may be a struct until then."""
+    struct = msgspec.defstruct("struct", [("id", str), ("at", str)])
+    rows, written = [struct(**row) for row in ROWS], list[object]()
+    hooks: dict[str, object] = {
+        "get_records": lambda *_: iter(rows),
+        "_write_record_message": lambda _, row: written.append(row),
+        "_increment_stream_state": lambda *_, **__: None,
+    }
+    kind = tap_of(kind_with(Parents, **hooks))
+    _, messages = run(kind, capsys)
+    assert kinds(messages) == [("SCHEMA", "parents")]
+    assert written == rows
+    run(kind, capsys, None, "parents")
+    assert written == rows
 
 
 # --- Parents and children ------------------------------------------------------------
