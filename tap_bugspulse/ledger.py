@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
 
 MAX_AHEAD = 1000  # sessions in the future of the run that are remembered
 _ENTRY = struct.Struct("8s4s")
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def fingerprint(value: object) -> bytes:

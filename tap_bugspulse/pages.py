@@ -120,6 +120,8 @@ class Reading:
         if self.pages == 0:
             self.first_total, self._first = page.total, ids
         elif ids and ids == self._before:
+            self.pages += 1  # it stands for one that was not seen
+            self.is_complete = False
             return False
         self.pages += bool(ids) or self.pages == 0
         self.shrank = self.shrank or (page.total or self._total) < self._total

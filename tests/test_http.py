@@ -203,11 +203,11 @@ def test_a_soak_of_faults_loses_nothing_and_names_three(now: datetime) -> None:
 def test_a_page_that_repeats_for_ever_is_given_up(
     sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An API that answers one page again and again is asked twice and warned of."""
+    """An API that answers one page again and again is asked four times and warned of."""
     sandbox.options.repeat_page = True
     output = sync(sandbox, now, page_size=2, catalog=select(now, "crashes"))
     assert len(output.rows("crashes")) == 2
-    assert len(sandbox.requests) == 2
+    assert len(sandbox.requests) == 4
     assert "crashes: 2 rows arrived where the API counts " in caplog.text
 
 
