@@ -99,10 +99,10 @@ class Events(BugsPulseStream):
         parts = (self._forward(plan, progress), self._history(plan, progress))
         batches = itertools.chain.from_iterable(parts)
         try:
-            yield from self._retry_set_aside()
             # What is ahead is said before the first request: both parts have begun.
             first = list(itertools.islice(batches, 2))
             self._log_what_is_ahead(first)
+            yield from self._retry_set_aside({one.id: one for batch in first for one in batch.due})
             for batch in itertools.chain(first, batches):
                 yield from self._fetch(self._still_due(batch.due), progress)
                 if self._confirm_pending():
@@ -212,10 +212,11 @@ class Events(BugsPulseStream):
     def _still_due(self, due: list[Candidate]) -> list[Candidate]:
         """Return sessions newest first, without those of another window or set aside."""
         ledger = self.due.ledger
+        tried = self.set_aside.keys() | self.short.keys()
         by_id = {
             one.id: one
             for one in due
-            if one.id not in self.set_aside and ledger.get(one.id, one.day) != one.mark
+            if one.id not in tried and ledger.get(one.id, one.day) != one.mark
         }
         order = sorted(by_id.values(), key=lambda one: one.instant or midnight(one.day))
         return order[::-1]
@@ -366,7 +367,7 @@ class Events(BugsPulseStream):
         self._vanished, self._failed = [], {}
         return True
 
-    def _retry_set_aside(self) -> Iterator[Row]:
+    def _retry_set_aside(self, listed: Mapping[str, Candidate]) -> Iterator[Row]:
         """Yield the events of sessions that failed or came short in an earlier run."""
         gone: list[str] = []
         for session_id, started_at in (self.set_aside | dict.fromkeys(self.short)).items():
@@ -376,7 +377,7 @@ class Events(BugsPulseStream):
                 break  # those that are due get their turn; the next run tries again
             call = self.fetch({"sessionId": session_id}, retries=False)
             try:
-                yield from self._rows_of(session_id, call, self.due.found.pop(session_id, None))
+                yield from self._rows_of(session_id, call, listed.get(session_id))
             except NotFoundError:
                 self.logger.info("events: session %s has vanished from the API", session_id)
                 gone.append(session_id)

@@ -136,7 +136,7 @@ class Network(WindowedStream):
         requested, now = self.run.settings.requested, self.run.clock.now()
         old: list[Row] = []
         ids: set[str] = set()
-        count, last = 0, midnight(day)
+        count, last, met = 0, midnight(day), 0
         listing = self.listing(window.query(), first)
         for row in itertools.chain.from_iterable(listing):
             instant = parse_instant(row.timestamp)
@@ -147,6 +147,7 @@ class Network(WindowedStream):
                 last = max(last, instant or last)
             if row.id in sync.ids:
                 ids.add(row.id)
+                met += known is not None and (instant is None or instant <= known.last)
             elif known is not None and (instant is None or instant <= known.last):
                 old.append(row)
             elif not sync.was_emitted(row, instant):
@@ -155,15 +156,18 @@ class Network(WindowedStream):
         # The newest day is read without an end. Where it ends before the latest row that was
         # counted, by the API's time zone, its number says nothing.
         is_shorter = known is not None and known.total < 0 and last < known.last
-        if known is not None and (is_shorter or len(old) > known.rows):  # one came late
+        edges = (midnight(day - DAY), midnight(day + 2 * DAY))
+        is_whole = all(map(requested.holds, edges))
+        # Other dates than in the run before may have left out rows that it counted.
+        others = len(old) + met - (known.rows if known else 0)
+        if known is not None and (is_shorter or others > 0 or (others and not is_whole)):
             ids.update(row.id for row in old)
             yield from old
-        edges = (midnight(day - DAY), midnight(day + 2 * DAY))
         is_counted = (
             listing.reading.is_complete
             and listing.reading.first_total is not None
             and window.end is not None
-            and all(map(requested.holds, edges))
+            and is_whole
         )
         total = listing.reading.first_total if is_counted else -1
         self.days[day] = DayReading(t.cast("int", total), count, last)
