@@ -704,3 +704,18 @@ def test_too_many_failing_sessions_are_an_error(sandbox: Sandbox, now: datetime)
     sandbox.options.broken_sessions = set(sandbox.project.sessions)
     with pytest.raises(Exception, match="fails for too many sessions"):
         sync(sandbox, now, minute=0.01)
+
+
+@pytest.mark.parametrize("dates", [{}, {"start_date": "2026-02-26T12:00:00Z"}])
+def test_a_late_call_hides_behind_no_other(now: datetime, dates: dict[str, t.Any]) -> None:
+    """Not behind one of midnight that two days list, nor behind a count of other dates."""
+    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
+    for hour in (0, 1, 3, 5, 13, 21):
+        project.new_network(datetime.fromisoformat(f"2026-02-26T{hour:02}:00:00+00:00"))
+    only = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None, to_means="midnight")) as sandbox:
+        state = sync(sandbox, now, catalog=only).state
+        project.new_network(datetime.fromisoformat("2026-02-25T12:00:00+00:00"))
+        late = project.new_network(datetime.fromisoformat("2026-02-26T14:00:00+00:00"))
+        output = sync(sandbox, now + timedelta(hours=1), state, only, **dates)
+    assert (late,) in output.table("network")
