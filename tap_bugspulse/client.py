@@ -5,45 +5,39 @@ from __future__ import annotations
 import itertools
 import typing as t
 from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from functools import cached_property
 from http import HTTPStatus
 
 import backoff
 import msgspec
 import requests
-from singer_sdk import RESTStream, SchemaDirectory, StreamSchema
+from backoff.types import Details
+from singer_sdk import RESTStream, SchemaDirectory, StreamSchema, Tap
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import ConfigurationError, FatalAPIError, RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
-from singer_sdk.streams.rest import PageContext
+from singer_sdk.singerlib import Catalog
+from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
-from tap_bugspulse.http import Call, Patience, note_of_call, reason
+from tap_bugspulse.http import Call, Patience, reason
 from tap_bugspulse.pages import (
     PROJECT,
     PROJECT_COLUMN,
     Listing,
+    Page,
     PagePaginator,
     Reading,
+    Row,
     Table,
     page_of,
 )
-from tap_bugspulse.run import OutOfTime
+from tap_bugspulse.run import Counts, OutOfTime, Run
 
-if t.TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
-
-    from backoff.types import Details
-    from singer_sdk import Tap
-    from singer_sdk.singerlib import Catalog
-    from singer_sdk.streams.rest import HTTPRequest
-
-    from tap_bugspulse.pages import Page, Row
-    from tap_bugspulse.run import Counts, Run
-
-    Query = Mapping[str, str]
+Query = Mapping[str, str]
 
 MAX_READINGS = 3  # of a listing, before rows that do not turn up are given up
 AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and all from 500
@@ -140,13 +134,7 @@ class BugsPulseStream(RESTStream[int]):
         return request
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> Call:
-        """Return the call that asks for a page, on its way from now on.
-
-        Args:
-            query: Query parameters beside ``page`` and ``limit``.
-            number: Number of the page, counted from 1.
-            retries: Whether a failure is followed by another try.
-        """
+        """Return the call that asks for a page of a listing, on its way from now on."""
         request = self.get_http_request(page=PageContext[int](query, number))
         prepared = self.build_prepared_request(
             method=request.method,
@@ -158,18 +146,18 @@ class BugsPulseStream(RESTStream[int]):
         send = self.request_decorator(self._request) if retries else self._request
         return Call(self.name, lambda: send(prepared, query))
 
-    def prefetch(self, queries: Iterable[Query]) -> Generator[Call, None, None]:
-        """Yield the calls of some listings in their order, many on their way at once."""
-        calls: deque[Call] = deque()
+    def prefetch(self, calls: Iterable[Call]) -> Generator[Call, None, None]:
+        """Yield calls in their order, many on their way at once; an iterable sends them."""
+        sent: deque[Call] = deque()
         try:
-            for query in queries:
-                calls.append(self.fetch(query))
-                if len(calls) >= self.run.settings.concurrency:
-                    yield calls.popleft()
-            while calls:
-                yield calls.popleft()
-        finally:
             for call in calls:
+                sent.append(call)
+                if len(sent) >= self.run.settings.concurrency:
+                    yield sent.popleft()
+            while sent:
+                yield sent.popleft()
+        finally:
+            for call in sent:
                 call.cancel()
 
     def take(self, call: Call) -> requests.Response:
@@ -194,13 +182,14 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def response_error_message(self, response: requests.Response) -> str:
         # Never the body: it may hold personal data.
-        message = f"{response.status_code} {response.reason} for {self.path}"
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
-            message += (
-                ": the API does not know this api_key. Copy the API key of your BugsPulse "
-                "project again (it begins with bp_)"
-            )
-        return message
+        why = (
+            ": the API does not know this api_key. Copy the API key of your BugsPulse project "
+            "again (it begins with bp_)"
+        )
+        is_unknown = response.status_code == HTTPStatus.UNAUTHORIZED
+        return (
+            f"{response.status_code} {response.reason} for {self.path}{why if is_unknown else ''}"
+        )
 
     @override
     def request_decorator(self, func: t.Any) -> t.Any:
@@ -222,19 +211,15 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def backoff_handler(self, details: Details) -> None:
         wait, why = details["wait"], reason(details["exception"])
-        note_of_call(f"{self.name}: trying again in {wait:.0f} s after {why}")
+        Call.note(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
     # --- A listing
 
     def pages(self, query: Query, first: requests.Response | None = None) -> Iterator[Page]:
         """Yield the pages of a listing, those that follow one on their way with it.
 
-        Args:
-            query: Query parameters of the listing.
-            first: The response with its first page, where it has come already.
-
-        Raises:
-            FatalAPIError: If the API refuses a request or does not answer.
+        ``first`` is the response with its first page, where that has come already. Raises
+        FatalAPIError if the API refuses a request or does not answer.
         """
         # Where rows still arrive, pages that are answered out of turn would miss those that
         # are pushed from one to the next.
@@ -270,10 +255,9 @@ class BugsPulseStream(RESTStream[int]):
     ) -> Generator[list[Row], None, Reading]:
         """Yield the new rows of each page; list again when pages drift.
 
-        Rows that are inserted while the pages are read push others to later pages, where they
-        are met again. Rows that are deleted pull others to earlier pages, where they are missed:
-        the API's ``total`` shrinks, or fewer rows arrive than it named first, or, where as many
-        have come, the first page is another one.
+        Rows that are inserted meanwhile push others to later pages, where they are met again.
+        Rows that are deleted pull others to earlier pages, where they are missed: ``total``
+        shrinks, or fewer rows arrive than it named first, or the first page is another one.
         """
         known: set[str] = set()
         before: Reading | None = None
@@ -378,8 +362,11 @@ class BugsPulseStream(RESTStream[int]):
         else:
             super()._write_record_message(msgspec.structs.asdict(record))
 
-    def send_state(self) -> None:
-        """Send the state; all rows that it claims are out."""
+    def save(self, bookmark: Mapping[str, t.Any]) -> None:
+        """Change keys of the bookmark and send the state; all rows that it claims are out."""
+        project = {PROJECT: self.run.project} if self.run.project and bookmark else {}
+        # In one step: a signal may write it at any moment.
+        self.stream_state.update({**bookmark, **project})
         self.state_manager.is_flushed = False
         self._write_state_message()
 

@@ -4,57 +4,49 @@ from __future__ import annotations
 
 import itertools
 import typing as t
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from datetime import timedelta
+from datetime import date, timedelta
 
 from requests import RequestException
+from singer_sdk import Tap
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream, NotFoundError, RefusedError
-from tap_bugspulse.http import PatienceError, reason
-from tap_bugspulse.pages import PROJECT
+from tap_bugspulse.http import Call, PatienceError, reason
+from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
+    LONG_AGO,
     Bookmark,
     CompleteRange,
-    Plan,
     Progress,
     Window,
     make_plan,
     midnight,
 )
-from tap_bugspulse.run import OutOfTime, duration
+from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
-from tap_bugspulse.streams import MAX_REMEMBERED, Sessions
-
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from datetime import date, datetime
-
-    from singer_sdk import Tap
-
-    from tap_bugspulse.http import Call
-    from tap_bugspulse.pages import Row
-    from tap_bugspulse.run import Run
-    from tap_bugspulse.streams import Candidate
+from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
 
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
 SESSIONS_PER_STATE = 100  # asked for again at most, those on their way included
 SECONDS_PER_STATE = 60.0
-MAX_SET_ASIDE = 10  # sessions whose events fail, newly in a run or in a row
-MAX_VANISHED = 10  # sessions without events, in a row
+MAX_IN_A_ROW = 10  # sessions that fail, newly in a run or in a row, or that are not found
 MAX_SHORT = 1000  # sessions remembered whose events came short
+MANY_SHORT = 20  # from here on, most of a run say that eventCount counts something else
 MINUTES_PER_DAY = 1440
 
 
 class Batch(t.NamedTuple):
-    """Sessions whose events are due; after them, ``done`` moves the bookmark."""
+    """Sessions whose events are due; after them, ``done`` moves the bookmark over ``window``."""
 
-    window: Window
     due: list[Candidate]
+    window: Window
     done: Callable[[Window], None]
     rows_left: int = 0  # sessions beyond it that are not listed yet
+    is_again: bool = False  # whether they failed or came short in an earlier run
 
 
 class Events(BugsPulseStream):
@@ -69,13 +61,12 @@ class Events(BugsPulseStream):
     def __init__(self, tap: Tap, run: Run, parent: Sessions) -> None:
         super().__init__(tap, run)
         self.parent = parent
-        self.due = parent.due
-        self.set_aside: dict[str, datetime | None] = {}  # with the start of the session
+        self.set_aside: dict[str, str] = {}  # with why they failed
         self.short: dict[str, int] = {}  # with the number of events that came
-        self._failed: dict[Candidate, FatalAPIError] = {}  # in a row
-        self._vanished: list[Candidate] = []  # likewise
+        self._failed: dict[Candidate, Exception] = {}  # in a row, not set aside yet
+        self._fewer: set[str] = set()  # sessions with fewer events than their eventCount
         self._worked = False  # whether /events has answered for any session
-        self._newly_set_aside = self._done = self._left = self._since_state = 0
+        self._newly_set_aside = self._not_found = self._done = self._left = self._since_state = 0
         self._state_at = run.clock.seconds()
 
     @override
@@ -87,62 +78,63 @@ class Events(BugsPulseStream):
     @override
     def read_rows(self) -> Iterator[Row]:
         if self.ABORT_AT_RECORD_COUNT is not None:  # --test
-            for session in itertools.islice(next(iter(self.parent.listing({}))), 1):
-                yield from self._rows_of(session.id, self.fetch({"sessionId": session.id}))
+            for session in next(iter(self.parent.listing({})), [])[:1]:
+                yield from self._rows_of(Candidate(session.id), self._ask(session.id))
             return
         bookmark = Bookmark.read(self.stream_state)
-        self.set_aside = {one: at for one, at in bookmark.set_aside.items() if one}
+        self.set_aside = {one: why for one, why in bookmark.set_aside.items() if one}
         self.short = bookmark.short
+        tried = {*self.set_aside, *self.short}
         settings, started = self.run.settings, self.run.started
         plan = make_plan(self.complete(), settings.requested, settings.lookback, started)
         progress = Progress(plan, settings.requested, started)
-        parts = (self._forward(plan, progress), self._history(plan, progress))
-        batches = itertools.chain.from_iterable(parts)
+        batches = itertools.chain(self._forward(progress), self._history(progress))
         try:
             # What is ahead is said before the first request: both parts have begun.
             first = list(itertools.islice(batches, 2))
             self._log_what_is_ahead(first)
-            yield from self._retry_set_aside({one.id: one for batch in first for one in batch.due})
-            for batch in itertools.chain(first, batches):
-                yield from self._fetch(self._still_due(batch.due), progress)
-                if self._confirm_pending():
-                    batch.done(batch.window)
-                    self.checkpoint(progress)
+            again = self._again(sorted(tried), first)
+            for batch in itertools.chain(first[:1], again, first[1:], batches):
+                due = [one for one in batch.due if batch.is_again or one.id not in tried]
+                yield from self._fetch(self._still_due(due), progress)
+                self._set_aside_failed()
+                batch.done(batch.window)
+                self.checkpoint(progress)
+            self._believe_counts()
             self.checkpoint(progress)
         except OutOfTime:
-            self._confirm_pending()
+            self._set_aside_failed()
             self.checkpoint(progress)
             raise
         finally:
             self.run.events_left = self._left
             self.counts.set_aside = sorted(self.set_aside)
+            self.counts.came_short = len(self.short)
 
     # --- What is complete
 
-    def _ranges(self) -> dict[str, CompleteRange]:
-        """Return what is complete for each ``events_for``."""
-        complete = Bookmark.read(self.stream_state).complete
-        return {name: found for name, one in complete.items() if (found := one.range())}
-
     def complete(self) -> CompleteRange | None:
         """Return what is complete for the set ``events_for``; a wider one counts, too."""
-        ranges = self._ranges()
+        complete = Bookmark.read(self.stream_state).complete
         wider = EVENTS_FOR[: EVENTS_FOR.index(self.run.settings.events_for) + 1]
-        best: CompleteRange | None = None
-        for one in (ranges[name] for name in wider if name in ranges):
-            best = best.joined(one) if best else one
-        return best
+        ranges = (complete[name].range(now=self.run.started) for name in wider if name in complete)
+        return max(
+            filter(None, ranges),
+            key=lambda one: (not one.complete_from, one.complete_to),
+            default=None,
+        )
 
     def checkpoint(self, progress: Progress) -> None:
         """Write what is fetched into the state and send it.
 
-        Not while sessions in a row have vanished or failed: should it go on, none of them is to
-        count as done.
+        Not while sessions in a row have failed: should it go on, none of them counts as done.
         """
-        if self._failed or self._vanished:
+        if self._failed:
             return
-        ranges, now = self._ranges(), progress.complete
-        if now and progress.moves_bookmark:
+        complete = Bookmark.read(self.stream_state).complete
+        ranges = {name: found for name, one in complete.items() if (found := one.range())}
+        now, ledger = progress.complete, self.parent.fetched
+        if now and progress.plan.moves_bookmark:
             ranges[self.run.settings.events_for] = now
         lookbacks = [
             (self.parent.kept_from(one), one.complete_to.date() + 2 * DAY)
@@ -151,28 +143,23 @@ class Events(BugsPulseStream):
 
         def keep(day: date) -> bool:
             # Outside of what is complete, the ledger alone knows what is fetched.
-            is_outside = now is None or not (
-                (now.complete_from is None or day > now.complete_from.date())
-                and day <= now.complete_to.date()
-            )
-            return is_outside or any(first <= day <= last for first, last in lookbacks)
+            first = now and (now.complete_from or LONG_AGO).date()
+            is_inside = now and first and first < day <= now.complete_to.date()
+            return not is_inside or any(first <= day <= last for first, last in lookbacks)
 
-        self.due.ledger.prune(keep, self.parent.today)
-        starts = {one: at and at.isoformat() for one, at in self.set_aside.items()}
-        state: dict[str, t.Any] = {"set_aside": starts, "short": dict(self.short)}
+        ledger.prune(keep, self.parent.today)
+        state: dict[str, t.Any] = {"set_aside": {**self.set_aside}, "short": {**self.short}}
         state["complete"] = {name: one.write("complete_to") for name, one in ranges.items()}
-        state["fingerprints"] = self.due.ledger.pack()
-        state |= {PROJECT: self.run.project} if self.run.project else {}
-        self.stream_state.update(state)  # in one step: a signal may write it at any moment
-        self.send_state()
+        state["fingerprints"] = ledger.pack()
+        self.save(state)
         self._since_state = 0
         self._state_at = self.run.clock.seconds()
 
     # --- Which sessions are due
 
-    def _forward(self, plan: Plan, progress: Progress) -> Iterator[Batch]:
+    def _forward(self, progress: Progress) -> Iterator[Batch]:
         """Yield the sessions of the forward part: those this run listed, and the rest."""
-        days, listed = plan.forward, self.due.windows
+        days, listed = progress.plan.forward, self.parent.listed
         if days is None:
             return
         rest: Window | None = days
@@ -184,76 +171,78 @@ class Events(BugsPulseStream):
         for cut in self.parent.cut(rest, lambda: True, newest_first=False) if rest else ():
             due += self.parent.list_due(cut)
             if len(due) > MAX_REMEMBERED:
-                yield Batch(cut.window, due, progress.forward_done)
+                yield Batch(due, cut.window, progress.forward_done)
                 due = []
-        due += [one for one in self.due.found.values() if days.holds(one.day)]
-        yield Batch(days, due, progress.forward_done)
+        due += [one for one in self.parent.due.values() if days.holds(one.day)]
+        yield Batch(due, days, progress.forward_done)
 
-    def _history(self, plan: Plan, progress: Progress) -> Iterator[Batch]:
+    def _history(self, progress: Progress) -> Iterator[Batch]:
         """Yield the sessions of history, listed anew, in windows that can be fetched."""
-        days, before, done = plan.history, progress.complete, progress.history_done
+        plan, before, done = progress.plan, progress.complete, progress.history_done
+        days = plan.history
         if days is None:
             return
 
         def is_wanted() -> bool:
             return not self.run.is_over() or progress.complete == before
 
+        cuts = self.parent.cut(days, is_wanted, newest_first=True, rows=SESSIONS_PER_WINDOW)
         try:
-            for cut in self.parent.cut(
-                days, is_wanted, newest_first=True, rows=SESSIONS_PER_WINDOW
-            ):
+            for cut in cuts:
                 due = self.parent.list_due(cut)
                 due = [one for one in due if not plan.was_read(one.instant)]
-                yield Batch(cut.window, due, done, cut.rows_left)
+                yield Batch(due, cut.window, done, cut.rows_left)
         except OutOfTime:
             return  # what is listed gets its turn
-        yield Batch(days, [], done)
+        yield Batch([], days, done)
+
+    def _again(self, tried: list[str], listed: list[Batch]) -> Iterator[Batch]:
+        """Yield the sessions that failed or came short in an earlier run."""
+        known = {one.id: one for batch in listed for one in batch.due}
+        if tried and not self.run.is_over():
+            due = [known.get(one) or Candidate(one) for one in tried]
+            yield Batch(due, Window(None, None), lambda _: None, is_again=True)
 
     def _still_due(self, due: list[Candidate]) -> list[Candidate]:
-        """Return sessions newest first, without those of another window or set aside."""
-        ledger = self.due.ledger
-        tried = self.set_aside.keys() | self.short.keys()
-        by_id = {
-            one.id: one
-            for one in due
-            if one.id not in tried and ledger.get(one.id, one.day) != one.mark
-        }
+        """Return sessions newest first, without those that came in another window."""
+        ledger = self.parent.fetched
+        by_id = {one.id: one for one in due if ledger.get(one.id, one.day) != one.mark}
         order = sorted(by_id.values(), key=lambda one: one.instant or midnight(one.day))
         return order[::-1]
 
     def _log_what_is_ahead(self, batches: list[Batch]) -> None:
         """Say how many sessions need events and how long that takes."""
-        run, settings = self.run, self.run.settings
+        run, pace = self.run, self.run.settings.requests_per_minute
         due = [one for batch in batches for one in batch.due]
         # Sessions that are not listed yet are counted by the API's totals.
         self._left = len(due) + (batches[-1].rows_left if batches else 0)
         if not self._left:
             return
         crashed = sum(one.crashed for one in due) * self._left / (len(due) or 1)
-        hint = ""
-        if settings.events_for != "crashed":
-            time = duration(run.minutes_for(round(crashed)))
-            hint = f" (events_for: crashed would need {time})"
+        hint = f" (events_for: crashed would need {duration(run.minutes_for(round(crashed)))})"
         self.logger.info(
             "events: %s sessions need events: about %s at %d requests a minute%s",
             f"{self._left:,}",
             duration(run.minutes_for(self._left)),
-            settings.requests_per_minute,
-            hint,
+            pace,
+            "" if run.settings.events_for == "crashed" else hint,
         )
         yesterday = run.started - timedelta(days=1)
         new = sum(1 for one in due if one.instant and one.instant > yesterday)
-        ceiling = settings.requests_per_minute * MINUTES_PER_DAY
-        if new > ceiling:
+        if new > pace * MINUTES_PER_DAY:
             self.logger.warning(
                 "events: %s new sessions a day need events, but %d requests a minute serve %s: "
                 "set events_for to errors or crashed, or give each app its own project and key",
                 f"{new:,}",
-                settings.requests_per_minute,
-                f"{ceiling:,}",
+                pace,
+                f"{pace * MINUTES_PER_DAY:,}",
             )
 
     # --- Fetching
+
+    def _ask(self, session: str) -> Call:
+        # One that has failed for long may do so again.
+        return self.fetch({"sessionId": session}, retries=session not in self.set_aside)
 
     def _fetch(self, due: list[Candidate], progress: Progress) -> Iterator[Row]:
         """Yield the events of sessions; raise OutOfTime at the time limit."""
@@ -264,7 +253,7 @@ class Events(BugsPulseStream):
 
         wanted = itertools.takewhile(lambda _: not is_late(), due)
         fetched = 0
-        with closing(self.prefetch({"sessionId": one.id} for one in wanted)) as calls:
+        with closing(self.prefetch(self._ask(one.id) for one in wanted)) as calls:
             for session, call in zip(due, calls, strict=False):
                 if is_late() and call.cancel(if_unsent=True):
                     break
@@ -293,98 +282,95 @@ class Events(BugsPulseStream):
             run.settings.requests_per_minute,
             duration(run.minutes_for(self._left)),
         )
-        waited = run.clock.seconds() - self._state_at
         asked = self._since_state + run.settings.concurrency
-        if asked >= SESSIONS_PER_STATE or waited >= SECONDS_PER_STATE:
+        if asked >= SESSIONS_PER_STATE or run.clock.seconds() - self._state_at >= SECONDS_PER_STATE:
             self.checkpoint(progress)
 
-    def _rows_of(
-        self, session_id: str, call: Call, listed: Candidate | None = None
-    ) -> Iterator[Row]:
+    def _rows_of(self, session: Candidate, call: Call) -> Iterator[Row]:
         """Yield a session's events, and note that they were fetched once all are there."""
-        listing = self.listing({"sessionId": session_id}, self.take(call))
+        listing = self.listing({"sessionId": session.id}, self.take(call))
         yield from itertools.chain.from_iterable(listing)
-        self._worked = True
-        self.set_aside.pop(session_id, None)
-        came, known = len(listing.reading.ids), self.short.pop(session_id, None)
+        self._worked, self._not_found = True, 0
+        came = len(listing.reading.ids)
+        if came < session.events:
+            self._fewer.add(session.id)
+        self._fetched(
+            session, came, is_short=came < session.events or not listing.reading.is_complete
+        )
+
+    def _fetched(self, session: Candidate, came: int, *, is_short: bool) -> None:
+        """Note that a session's events came; fewer than there are, and it is asked again once."""
+        self.set_aside.pop(session.id, None)
         # What comes short twice in the same way is believed.
-        is_short = not listing.reading.is_complete and came != known
+        is_short = self.short.pop(session.id, None) != came and is_short
         if is_short and len(self.short) < MAX_SHORT:
-            self.short[session_id] = came
-        elif listed is not None:
-            self.due.ledger.put(session_id, listed.day, listed.mark)
+            self.short[session.id] = came
+        elif is_short:
+            self.run.warn_once(
+                f"events: more than {MAX_SHORT:,} sessions came short; those beyond are not asked "
+                "for again unless they change"
+            )
+        if session.mark:
+            self.parent.fetched.put(session.id, session.day, session.mark)
+
+    def _believe_counts(self) -> None:
+        """Take what most sessions of a run say for what ``eventCount`` means."""
+        if len(self._fewer) > max(MANY_SHORT, self._done / 2):
+            self.run.warn_once(
+                "events: most sessions have fewer events than their eventCount: it is taken to "
+                "count something else"
+            )
+            self.short = {one: came for one, came in self.short.items() if one not in self._fewer}
 
     def _events_of(self, session: Candidate, call: Call) -> Iterator[Row]:
         """Yield a session's events; one that fails does not keep the others back."""
         try:
-            yield from self._rows_of(session.id, call, session)
-            self._confirm_pending()
+            yield from self._rows_of(session, call)
+            self._set_aside_failed()
         except NotFoundError:
-            self._vanished.append(session)
             self.logger.info("events: session %s has vanished from the API", session.id)
-            if len(self._vanished) >= MAX_VANISHED:
-                raise FatalAPIError(
-                    f"{self.path} knows none of the last {MAX_VANISHED} sessions, though "
-                    "/sessions lists them: the API has changed or is broken. None of them is "
-                    "recorded as done"
-                ) from None
-        except (PatienceError, RefusedError) as error:
+            self._not_found += 1
+            if self._not_found >= MAX_IN_A_ROW or (not self._worked and session.id in self.short):
+                self._probe()
+            self._fetched(session, 0, is_short=True)
+        except (PatienceError, RefusedError, RetriableAPIError, RequestException) as error:
+            is_new = session.id not in self.set_aside
+            does = "is set aside" if is_new else "still fails"
+            self.logger.warning("events: session %s %s: %s", session.id, does, reason(error))
+            if not is_new:
+                return
             self._failed[session] = error
-            if len(self._failed) >= MAX_SET_ASIDE and isinstance(error, RefusedError):
-                raise  # it is the endpoint
-            self.logger.warning("events: session %s is set aside: %s", session.id, error)
             failed = len(self._failed)
-            if failed >= MAX_SET_ASIDE or self._newly_set_aside + failed > MAX_SET_ASIDE:
+            if failed >= MAX_IN_A_ROW and isinstance(error, RefusedError):
+                raise  # it is the endpoint
+            if failed >= MAX_IN_A_ROW or self._newly_set_aside + failed > MAX_IN_A_ROW:
                 raise FatalAPIError(
                     f"{self.path} fails for too many sessions, {session.id} the last of them: "
                     f"{error}"
                 ) from None
 
-    def _confirm_pending(self) -> bool:
-        """Take what failed or vanished for what it is, if another session worked.
-
-        Returns:
-            Whether all sessions so far are accounted for.
-
-        Raises:
-            RefusedError: If the API refuses the events of each session.
-        """
-        if not self._worked and self._vanished:
-            self.run.warn_once(
-                "events: %s knows none of %d sessions, and no other answered: they are asked for "
-                "again in the next run",
-                self.path,
-                len(self._vanished),
-            )
-            return False
+    def _set_aside_failed(self) -> None:
+        """Set aside what failed, or raise its RefusedError if no other session worked."""
         errors = list(self._failed.values())
         if not self._worked and errors and isinstance(errors[-1], RefusedError):
             raise errors[-1]
-        for session in self._vanished:
-            self.due.ledger.put(session.id, session.day, session.mark)
-        self.set_aside |= {session.id: session.instant for session in self._failed}
-        self._newly_set_aside += len(self._failed)
-        self._vanished, self._failed = [], {}
-        return True
+        self.set_aside |= {one.id: reason(error) for one, error in self._failed.items()}
+        self._newly_set_aside += len(errors)
+        self._failed = {}
 
-    def _retry_set_aside(self, listed: Mapping[str, Candidate]) -> Iterator[Row]:
-        """Yield the events of sessions that failed or came short in an earlier run."""
-        gone: list[str] = []
-        for session_id, started_at in (self.set_aside | dict.fromkeys(self.short)).items():
-            if not self.run.settings.requested.holds(started_at):
-                continue
-            if self.run.is_over():
-                break  # those that are due get their turn; the next run tries again
-            call = self.fetch({"sessionId": session_id}, retries=False)
-            try:
-                yield from self._rows_of(session_id, call, listed.get(session_id))
-            except NotFoundError:
-                self.logger.info("events: session %s has vanished from the API", session_id)
-                gone.append(session_id)
-            except (PatienceError, RefusedError, RetriableAPIError, RequestException) as error:
-                why = reason(error)
-                self.logger.warning("events: session %s still fails: %s", session_id, why)
-        if self._worked:
-            for session_id in gone:
-                self.set_aside.pop(session_id, None)
-                self.short.pop(session_id, None)
+    def _probe(self) -> None:
+        """Ask for the events of a session that is surely there.
+
+        Raises:
+            RefusedError: If the API does not know it either.
+        """
+        listed = page_of(self.parent.take(self.parent.fetch({}))).rows
+        try:
+            for session in listed[len(listed) // 2 :][:1]:
+                self.take(self._ask(session.id))
+        except NotFoundError:
+            raise RefusedError(
+                f"{self.path} knows none of {self._not_found} sessions, though /sessions lists "
+                "others: the API has changed or is broken. They are asked for again in the next run"
+            ) from None
+        self._worked, self._not_found = True, 0

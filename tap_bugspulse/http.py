@@ -9,6 +9,7 @@ import threading
 import time
 import typing as t
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,10 +21,7 @@ from requests_ratelimiter import InMemoryBucket, Limiter, LimiterAdapter, Rate
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from typing_extensions import override
 
-if t.TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tap_bugspulse.settings import Settings
+from tap_bugspulse.settings import Settings
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 CHUNK = 1 << 16  # bytes
@@ -66,8 +64,8 @@ class Clock:
 class Call:
     """One request on its way, with all the tries that it takes.
 
-    ``future`` has the response in the end. ``sent_at`` is the reading of the stopwatch when
-    the current try was sent, None while none is; ``notes`` say why others failed.
+    ``future`` has the response in the end. ``sent_at`` is the stopwatch's reading when the
+    current try was sent, None while none is; ``notes`` say why others failed.
     """
 
     def __init__(self, stream: str, job: Callable[[], requests.Response]) -> None:
@@ -81,18 +79,14 @@ class Call:
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
-        _thread.call = self
+        _local.call = self
         try:
             self.future.set_result(self.job())
         except BaseException as error:  # noqa: BLE001 - raised where the result is taken
             self.future.set_exception(error)
 
     def cancel(self, *, if_unsent: bool = False) -> bool:
-        """Return whether the request is not sent any more, or not again.
-
-        Args:
-            if_unsent: Whether to leave it alone if it is on its way.
-        """
+        """Return whether the request is not sent any more; ``if_unsent`` leaves one on its way."""
         with self._lock:
             is_waiting = self.sent_at is None and not self.future.done()
             self._is_cancelled = is_waiting or not if_unsent
@@ -105,15 +99,15 @@ class Call:
                 raise CancelledError
             self.sent_at = seconds
 
+    @classmethod
+    def note(cls, why: str) -> None:
+        """Leave a note why a try of this thread's call has failed, for whoever waits for it."""
+        call: Call = _local.call
+        call.sent_at = None
+        call.notes.append(why)
 
-_thread = threading.local()  # the call that a thread works on
 
-
-def note_of_call(note: str) -> None:
-    """Leave a note why a try has failed, for whoever waits for the call."""
-    call: Call = _thread.call
-    call.sent_at = None
-    call.notes.append(note)
+_local = threading.local()  # the call that a thread works on
 
 
 class Pacer(Limiter):
@@ -141,7 +135,7 @@ class Pacer(Limiter):
             while (wait := self.paused_for()) > 0:
                 time.sleep(wait)
                 acquired = super().try_acquire(*args, **kwargs)
-            if call := getattr(_thread, "call", None):
+            if call := getattr(_local, "call", None):
                 call.begin_try(self._clock.seconds())
         return acquired
 
@@ -164,11 +158,9 @@ class ApiSession(requests.Session):
         self.pacer = Pacer(InMemoryBucket([rate]), clock)
         # The adapter paces every try, retries included. It must not fill its bucket on a 429
         # by itself: the pause that the response asks for is kept instead.
+        size = 2 * settings.concurrency
         adapter = LimiterAdapter(
-            limiter=self.pacer,
-            per_host=False,
-            limit_statuses=(),
-            pool_maxsize=2 * settings.concurrency,
+            limiter=self.pacer, per_host=False, limit_statuses=(), pool_maxsize=size
         )
         for scheme in ("https://", "http://"):
             self.mount(scheme, adapter)
@@ -177,9 +169,7 @@ class ApiSession(requests.Session):
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
         """Return the whole answer to a request.
 
-        Raises:
-            FatalAPIError: If no other try can help.
-            requests.RequestException: If there is no whole answer in ``request_timeout``.
+        Raises FatalAPIError if no other try can help, RequestException if one may.
         """
         try:
             options = {**kwargs, **self._environment, "timeout": self._timeout}
@@ -240,8 +230,8 @@ class ApiSession(requests.Session):
 class Patience:
     """How long to wait after each failure of one request, and when to give up.
 
-    Waits double up to a minute. Eight failures, or five minutes of them, are enough. A 429 is no
-    failure: the pause that it asks for is waited for.
+    Waits double up to a minute; eight failures, or five minutes of them, are enough. A 429 is
+    none: the pause that it asks for is waited for.
     """
 
     def __init__(self, path: str, session: ApiSession) -> None:
@@ -251,11 +241,7 @@ class Patience:
         self._since = 0.0
 
     def wait_after(self, error: Exception) -> float:
-        """Return the seconds to wait after a failure.
-
-        Raises:
-            PatienceError: If it was the last one that is tolerated.
-        """
+        """Return the seconds to wait after a failure; PatienceError if it was one too many."""
         minute, now = self._session.minute, self._session.clock.seconds()
         response = error.response if isinstance(error, RetriableAPIError) else None
         if response is not None and response.status_code == TOO_MANY:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import struct
-import typing as t
+from collections.abc import Callable, Mapping
+from datetime import date
 from hashlib import blake2b
 
 import msgspec
 
 from tap_bugspulse.replication import DAY
-
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import date
 
 MAX_AHEAD = 1000  # sessions in the future of the run that are remembered
 _ENTRY = struct.Struct("8s4s")
@@ -33,7 +30,7 @@ def session_key(session: str) -> bytes:
 class Ledger:
     """A fingerprint for each session that may still change, by the day it is filed under.
 
-    In a state it is one string a day, 12 bytes (16 characters) a session.
+    A state holds one string a day, 16 characters a session.
     """
 
     def __init__(self, days: Mapping[date, bytes] | None = None) -> None:

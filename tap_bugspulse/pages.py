@@ -7,6 +7,7 @@ import math
 import re
 import typing as t
 from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,17 +15,13 @@ from http import HTTPStatus
 from types import GenericAlias
 
 import msgspec
+import requests
 from msgspec import Meta
 from singer_sdk.exceptions import RetriableAPIError
 from singer_sdk.pagination import PageNumberPaginator
 from typing_extensions import override
 
 from tap_bugspulse.replication import format_instant, parse_instant
-
-if t.TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
-
-    import requests
 
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
@@ -86,19 +83,15 @@ class PagePaginator(PageNumberPaginator):
 
 
 def page_of(response: requests.Response, table: Table | None = None) -> Page:
-    """Return the page of a response, decoded at the first call.
-
-    Raises:
-        RetriableAPIError: If the body is not the documented JSON envelope.
-    """
+    """Return the page of a response, decoded at the first call, or raise RetriableAPIError."""
     kept = vars(response)
     if "page" not in kept and table is not None:
         try:
             is_empty = response.status_code == HTTPStatus.NO_CONTENT
             kept["page"] = Page([], 0) if is_empty else table.decode(response.content)
         except (ValueError, RecursionError):
-            msg = f"{response.status_code} without the documented JSON body"
-            raise RetriableAPIError(msg, response) from None
+            text = f"{response.status_code} without the documented JSON body"
+            raise RetriableAPIError(text, response) from None
     return t.cast("Page", kept["page"])
 
 
@@ -138,10 +131,10 @@ class Reading:
         return len(self.ids) + self._others
 
     def first_page_lost_rows(self, again: Page) -> bool:
-        """Return whether rows of the first page are gone, so that others moved up.
+        """Return whether rows of the first page, now ``again``, are gone: others moved up.
 
-        As many rows may have come as have gone, and then no total shows it. Rows that came push
-        the last ones off the page, which is now ``again``, and leave the others in order.
+        As many may have come, and then no total shows it. Those push the last ones off the page
+        and leave the others in order.
         """
         ids = [row.id for row in again.rows]
         stayed = [one for one in ids if one in self._first]
@@ -217,11 +210,7 @@ class Table:
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Envelope", envelope))
 
     def decode(self, content: bytes) -> Page:
-        """Return the page of a body; what does not fit is kept in ``_extra``.
-
-        Raises:
-            ValueError: If it is not the documented JSON envelope.
-        """
+        """Return the page of a body, or raise ValueError; what does not fit is in ``_extra``."""
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body: t.Any = self._decoder.decode(content)
             page = Page(body.data, _count(body.total), _count(body.pages))
@@ -323,8 +312,7 @@ def _shallow(text: str) -> str:
 def _loads(content: bytes) -> Value:
     """Return what JSON says, also where it is damaged in a place.
 
-    Bytes that are no UTF-8 become U+FFFD, half a surrogate pair, of a text that was cut inside
-    an emoji, becomes ``?``, and numbers that are none become None.
+    Bytes that are no UTF-8 become U+FFFD, half of an emoji ``?``, and numbers that are none None.
     """
 
     def finite(text: str) -> float | None:

@@ -1,8 +1,8 @@
 """What is complete and what to read next: plain data in, plain data out.
 
-Instants are aware datetimes in UTC, days are UTC dates. The API takes dates and does not say
-which time zone they mean, so what is asked for reaches a day further than what is requested,
-and a bookmark stays a day inside what was asked for.
+Instants are aware datetimes in UTC, days are UTC dates. The API does not say which time zone its
+dates mean: what is asked for reaches a day further than what is requested, and a bookmark stays a
+day inside what was asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 
 import msgspec
+from singer_sdk.exceptions import ConfigurationError
 
 DAY = timedelta(days=1)
 BEGINNING = "beginning"  # how a state writes a range without a lower bound
@@ -26,13 +27,11 @@ NOTHING: tuple[t.Any, ...] = (None, "", {}, [])
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
-def parse_instant(text: t.Any) -> datetime | None:  # noqa: ANN401 - from settings and states
+def parse_instant(text: t.Any) -> datetime | None:
     """Return a date or date-time as an aware instant in UTC, None if it is neither."""
     try:
         instant = datetime.fromisoformat(text)
-        if instant.tzinfo is not UTC:
-            aware = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-            instant = aware.astimezone(UTC)
+        instant = (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
     except (TypeError, ValueError, OverflowError):  # the first of what is no text
         return None
     return instant if FIRST <= instant < AFTER else None
@@ -49,12 +48,6 @@ def midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def next_midnight(instant: datetime) -> date:
-    """Return the first day that begins at an instant or after it."""
-    day = instant.date()
-    return day if instant == midnight(day) else day + DAY
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """The instants from ``start`` up to, not including, ``end``; None is no bound."""
@@ -64,27 +57,24 @@ class Span:
 
     def holds(self, instant: datetime | None) -> bool:
         """Return whether an instant lies in the span; an unknown one does."""
-        return instant is None or (
-            (self.start is None or instant >= self.start)
-            and (self.end is None or instant < self.end)
-        )
+        is_early = instant and self.start and instant < self.start
+        return not is_early and not (instant and self.end and instant >= self.end)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """Whole days asked for in one listing, ``[start, end)``; None is no bound."""
 
-    start: date | None
-    end: date | None
+    start: date | None = None
+    end: date | None = None
 
     @classmethod
     def around(cls, span: Span, now: datetime) -> Window:
         """Return the days to ask for so that a span is complete in every time zone."""
+        start = span.start.date() - DAY if span.start else None
         has_end = span.end is not None and span.end <= now
-        return cls(
-            span.start.date() - DAY if span.start else None,
-            next_midnight(span.end) + DAY if span.end and has_end else None,
-        )
+        last = (span.end - datetime.resolution).date() if span.end and has_end else None
+        return cls(start, last + 2 * DAY if last else None)
 
     def query(self) -> dict[str, str]:
         """Return the query parameters that ask for the window's rows."""
@@ -98,8 +88,7 @@ class Window:
     def day_of(self, instant: datetime | None, today: date) -> date:
         """Return the day a row is filed under: its own, or the window's last.
 
-        The API does not say which of a row's instants the dates filter on, so a row may lie
-        outside of the window it came in.
+        A row may lie outside of its window: which of its instants the dates filter on is open.
         """
         if instant is not None and self.holds(day := instant.date()):
             return day
@@ -115,29 +104,18 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class CompleteRange:
-    """The one range of time that is complete, both ends included.
-
-    ``complete_from`` None means from the beginning of time.
-    """
+    """The one range of time that is complete, both ends included; it may begin at no bound."""
 
     complete_from: datetime | None
     complete_to: datetime
 
-    def joined(self, other: CompleteRange) -> CompleteRange:
-        """Return both as one where they touch or overlap, else the one that is newer."""
-        first, last = sorted((self, other), key=lambda one: one.complete_from or LONG_AGO)
-        if last.complete_from and last.complete_from > first.complete_to:
-            return max(self, other, key=lambda one: one.complete_to)
-        return CompleteRange(first.complete_from, max(first.complete_to, last.complete_to))
-
     def write(self, key: str) -> dict[str, str]:
         """Return the range as keys of a bookmark, its end under ``key``."""
-        start = self.complete_from
-        begins = BEGINNING if start is None else format_instant(start)
+        begins = format_instant(self.complete_from) if self.complete_from else BEGINNING
         return {key: format_instant(self.complete_to), "complete_from": begins}
 
 
-class StateError(ValueError):
+class StateError(ConfigurationError):
     """A state holds something that cannot be read; the message names it."""
 
     def __init__(self, key: str, whose: str, why: object) -> None:
@@ -147,13 +125,13 @@ class StateError(ValueError):
         )
 
 
-class Bookmark(msgspec.Struct):
+class Bookmark(msgspec.Struct, omit_defaults=True):
     """A bookmark of a state: the SDK's two keys, and the tap's own.
 
     ``complete`` has a range for each ``events_for``. A session is in ``fingerprints`` by the
     day it is filed under, a day of network calls in ``days`` with the API's total, the rows
-    that were counted and the latest of them. ``set_aside`` has the start of sessions whose
-    events failed, ``short`` the number of events of those that came short.
+    that were counted and the latest of them. ``set_aside`` has sessions whose events failed and
+    why, ``short`` the number of events of those that came short.
     """
 
     replication_key: str | None = None
@@ -163,23 +141,15 @@ class Bookmark(msgspec.Struct):
     complete: dict[str, Bookmark] = {}
     fingerprints: dict[date, bytes] = {}
     days: dict[date, tuple[int, int, datetime]] = {}
-    set_aside: dict[str, datetime | None] = {}
+    set_aside: dict[str, str] = {}
     short: dict[str, int] = {}
     project: str | None = None
 
     @classmethod
-    def read(cls, written: t.Any, whose: str = "") -> Bookmark:  # noqa: ANN401 - from a state
-        """Return a bookmark; what is null, empty or missing in it is none.
-
-        Raises:
-            StateError: If anything else cannot be read.
-        """
+    def read(cls, written: t.Any, whose: str = "") -> Bookmark:
+        """Return a bookmark without what is null, or raise StateError if it cannot be read."""
         try:
-            kept = _without_nulls(written)
-            if isinstance(kept, dict) and isinstance(kept.get("complete"), dict):
-                ranges = kept["complete"].items()
-                kept["complete"] = {name: _without_nulls(one) for name, one in ranges}
-            found = msgspec.convert(kept, cls)
+            found = msgspec.convert(_without_nulls(written) or {}, cls)
         except ValueError as error:
             raise StateError("bookmark", whose, error) from None
         for day, text in found.fingerprints.items():
@@ -188,14 +158,12 @@ class Bookmark(msgspec.Struct):
         return found
 
     def range(self, whose: str = "", now: datetime | None = None) -> CompleteRange | None:
-        """Return what is complete, None where nothing is said to be.
+        """Return what is complete up to ``now``, None where nothing is said to be.
 
-        Raises:
-            StateError: If it cannot be, such as an end more than a day after ``now``.
+        Raises StateError if it cannot be read, or ends more than a day after ``now``.
         """
         key = "complete_to" if self.complete_to else "replication_key_value"
-        end = getattr(self, key)
-        if not end:
+        if not (end := getattr(self, key)):
             return None
         to, start = parse_instant(end), parse_instant(self.complete_from)
         if to is None:
@@ -208,22 +176,10 @@ class Bookmark(msgspec.Struct):
         return CompleteRange(start, min(to, now or to))
 
 
-def _without_nulls(written: t.Any) -> t.Any:  # noqa: ANN401 - from a state
-    """Return an object without what is null or empty in it, anything else as it is."""
+def _without_nulls(written: t.Any) -> t.Any:
     if not isinstance(written, dict):
-        return {} if written is None else written
-    return {key: one for key, one in written.items() if one not in NOTHING}
-
-
-def unwrap_state(state: t.Any) -> t.Any:  # noqa: ANN401 - whatever a state file may hold
-    """Return the state itself of a STATE message, or of what Meltano prints."""
-    if isinstance(state, dict):
-        if state.get("type") == "STATE":
-            return state.get("value")
-        state = state.get("completed", state)
-        if isinstance(state, dict):
-            return state.get("singer_state", state)
-    return state
+        return written
+    return {key: _without_nulls(one) for key, one in written.items() if one not in NOTHING}
 
 
 # --- What to read -------------------------------------------------------------------------
@@ -246,19 +202,14 @@ class Plan:
     def was_read(self, instant: datetime | None) -> bool:
         """Return whether a row met in history lies where history overlaps the range.
 
-        Only there: a row further inside may have been filed under an earlier day by another
-        of its instants, and was then never read.
+        Only there: one further inside may be filed under an earlier day, by another of its
+        instants, and was then never read.
         """
-        if instant is None or not self.complete or not self.history or not self.history.end:
+        days, known = self.history, self.complete
+        if not (instant and self.moves_bookmark and known and days and days.end):
             return False
-        begins = self.complete.complete_from
-        overlap = midnight(self.history.end + 2 * DAY)
-        return (
-            self.moves_bookmark
-            and begins is not None
-            and begins <= instant <= self.complete.complete_to
-            and instant < overlap
-        )
+        begins, overlap = known.complete_from, midnight(days.end + 2 * DAY)
+        return begins is not None and begins <= instant <= known.complete_to and instant < overlap
 
 
 def latest(requested: Span, now: datetime) -> datetime:
@@ -269,14 +220,7 @@ def latest(requested: Span, now: datetime) -> datetime:
 def make_plan(
     complete: CompleteRange | None, requested: Span, lookback: timedelta, now: datetime
 ) -> Plan:
-    """Return what a run reads: what is requested less what is complete, plus lookback.
-
-    Args:
-        complete: What is complete, None where nothing is.
-        requested: The instants from start_date to end_date.
-        lookback: How far before the bookmark rows may still change or arrive.
-        now: Start of the run.
-    """
+    """Return what a run that starts ``now`` reads: requested less complete, plus lookback."""
     start = requested.start or LONG_AGO
     if complete is None or start > complete.complete_to:
         edge = begins = midnight(latest(requested, now).date()) - lookback
@@ -289,8 +233,7 @@ def make_plan(
             whole = Window.around(requested, now)
             return Plan(None, whole, complete, moves_bookmark=False)
         edge = max(complete.complete_to - lookback, start, begins)
-    forward: Window | None = None
-    history: Window | None = None
+    forward = history = None
     if requested.end is None or requested.end > edge:
         forward = Window.around(Span(edge, requested.end), now)
     if start < begins:
@@ -305,47 +248,40 @@ class Progress:
 
     def __init__(self, plan: Plan, requested: Span, now: datetime) -> None:
         self.complete = plan.complete
-        self.moves_bookmark = plan.moves_bookmark
         self.target = latest(requested, now)
-        self._plan = plan
-        self._start = requested.start
+        self.plan, self._start = plan, requested.start
 
     def forward_done(self, window: Window) -> None:
         """Move the end of the range over a completed window."""
-        plan, to = self._plan, self.target
+        plan, to = self.plan, self.target
         if plan.forward is None or window.end != plan.forward.end:
             to = min(to, midnight((window.end or date.max) - DAY))
         if self.complete:
-            to = max(to, self.complete.complete_to)
-            self.complete = replace(self.complete, complete_to=to)
+            self.complete = replace(self.complete, complete_to=max(to, self.complete.complete_to))
         elif to >= (plan.begins or LONG_AGO):
             self.complete = CompleteRange(plan.begins, to)
 
     def history_done(self, window: Window) -> None:
         """Move the start of the range back over a completed window."""
-        if not self.moves_bookmark or not self.complete:
+        if not self.plan.moves_bookmark or not self.complete:
             return
         start, known = self._start, self.complete.complete_from
         if window.start is not None:
             start = max(midnight(window.start + DAY), start or LONG_AGO)
-        first = None if start is None or known is None else min(start, known)
-        self.complete = replace(self.complete, complete_from=first)
+        self.complete = replace(self.complete, complete_from=start and known and min(start, known))
 
 
 class Cutter:
     """Cuts days into windows of fewer than ``limit`` rows by the API's own totals.
 
-    Propose a window, ask for its first page, and call :meth:`fits` with the rows that the API
-    counts in it: True means that it is to be read, False that a smaller one is proposed next.
+    Ask for the first page of what :meth:`propose` returns, and call :meth:`fits` with its total.
     A single day is read however many rows it has.
     """
 
     def __init__(self, days: Window, limit: int, today: date, *, newest_first: bool) -> None:
         self.rest: Window | None = days
         self.rows_left = 0  # in ``rest``, once it was found too large
-        self._limit = limit
-        self._today = today
-        self._newest_first = newest_first
+        self._limit, self._today, self._newest_first = limit, today, newest_first
         self._days = FIRST_GUESS
 
     def propose(self) -> Window | None:
@@ -361,7 +297,7 @@ class Cutter:
         return Window(rest.start, (rest.start or EPOCH) + step)
 
     def fits(self, rows: int) -> bool:
-        """Return whether the proposed window is to be read if it has so many rows."""
+        """Return whether the proposed window is to be read; if not, propose a smaller one next."""
         rest, window = self.rest, self.propose()
         if rest is None or window is None:
             return False
@@ -374,12 +310,8 @@ class Cutter:
             days = self._days if window.start is None else days
             self._days = max(1, min(size - 1, days))
             return False
-        if window == rest:
-            self.rest = None
-        elif self._newest_first:
-            self.rest = Window(rest.start, window.start)
-        else:
-            self.rest = Window(window.end, rest.end)
+        older = Window(rest.start, window.start) if self._newest_first else None
+        self.rest = None if window == rest else older or Window(window.end, rest.end)
         self.rows_left = max(self.rows_left - rows, 0)
         self._days = max(1, min(days, 4 * size))
         return True

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import typing as t
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tap_bugspulse.http import MAX_TRIES, ApiSession, Call, PatienceError
+import requests
+
+from tap_bugspulse.http import MAX_TRIES, ApiSession, Call, Clock, PatienceError
+from tap_bugspulse.pages import Page
 from tap_bugspulse.settings import Settings
-
-if t.TYPE_CHECKING:
-    import logging
-    from collections.abc import Callable, Mapping
-
-    import requests
-
-    from tap_bugspulse.http import Clock
-    from tap_bugspulse.pages import Page
-    from tap_bugspulse.writer import WholeMessageWriter
+from tap_bugspulse.writer import WholeMessageWriter
 
 TICK = 1.0  # seconds after which a wait looks for signals and limits
 LONG_PAUSE = 5.0  # seconds of a pause that a person should know of
@@ -43,40 +39,28 @@ class Counts:
     without_key: int = 0
     misfits: Counter[str] = field(default_factory=Counter)
     set_aside: list[str] = field(default_factory=list)
+    came_short: int = 0
 
 
+@dataclass(eq=False)
 class Run:
-    """What the streams of one run share.
+    """What the streams of one run share; a minute of the rate limit has ``minute`` seconds."""
 
-    Args:
-        config: The tap's configuration, which is read when it is needed.
-        clock: What the run goes by.
-        minute: Seconds that a minute of the rate limit takes.
-        logger: Where what a person should know of is logged.
-        writer: What writes rows; None if it is not ours.
-    """
+    config: Mapping[str, t.Any]  # read when it is needed
+    clock: Clock
+    minute: float
+    logger: logging.Logger
+    writer: WholeMessageWriter | None  # None if it is not ours
+    counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
+    errors: dict[str, str] = field(default_factory=dict)  # of streams that the API refuses
+    is_complete: bool = True
+    events_left: int = 0
+    streams_left: set[str] = field(default_factory=set)  # those that are not done
+    when_done: Callable[[], None] = lambda: None
 
-    def __init__(
-        self,
-        config: Mapping[str, t.Any],
-        clock: Clock,
-        minute: float,
-        logger: logging.Logger,
-        writer: WholeMessageWriter | None,
-    ) -> None:
-        self.config = config
-        self.clock = clock
-        self.minute = minute
-        self.logger = logger
-        self.writer = writer
-        self.started = clock.now()
-        self.counts: dict[str, Counts] = defaultdict(Counts)
-        self.errors: dict[str, str] = {}  # of streams that the API refuses
-        self.is_complete = True
-        self.events_left = 0
-        self.streams_left: set[str] = set()  # those that are not done
-        self.when_done: Callable[[], None] = lambda: None
-        self._began = self._progress_at = clock.seconds()
+    def __post_init__(self) -> None:
+        self.started = self.clock.now()
+        self._began = self._progress_at = self.clock.seconds()
         self._said: set[str] = set()
         self._says_pause = True
 
@@ -96,12 +80,9 @@ class Run:
         return ApiSession(self.settings, self.minute, self.clock)
 
     def result(self, call: Call, counts: Counts) -> requests.Response:
-        """Return the response of a call once it has come.
+        """Return the response of a call once it has come, or raise what it ended with.
 
-        Raises:
-            OutOfTime: If the time limit is reached while the API asks to wait, or between two
-                tries.
-            FatalAPIError: If the API refuses the request or does not answer.
+        Raises OutOfTime if the time limit is reached during a pause or between two tries.
         """
         began, stuck = self.clock.seconds(), 0
         if not call.future.done() and self.writer:
@@ -187,14 +168,9 @@ class Run:
             short = f"{counts.short} listings short of the API's total"
             aside = f", set aside: {', '.join(counts.set_aside)}" if counts.set_aside else ""
             self.logger.info(
-                "%s: rows %s, requests %s, retries %s, seconds %.0f, %s%s",
-                stream,
-                f"{counts.rows:,}",
-                f"{counts.requests:,}",
-                f"{counts.retries:,}",
-                counts.seconds,
-                short if counts.short else "row counts match the API",
-                aside,
+                f"{stream}: rows {counts.rows:,}, requests {counts.requests:,}, retries "
+                f"{counts.retries:,}, seconds {counts.seconds:.0f}, "
+                f"{short if counts.short else 'row counts match the API'}{aside}"
             )
         self.streams_left.discard(stream)
         if not self.streams_left:

@@ -12,15 +12,15 @@ from decimal import Decimal
 from importlib.metadata import version
 
 import msgspec
+from msgspec import Meta
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError
 
 from tap_bugspulse.replication import Span, parse_instant
 
+NAME = "tap-bugspulse"
+CONCURRENCY = 16  # measured, see docs/performance.md
 API_URL = "https://api.bugspulse.com/export"
 KEY_PREFIX = "bp_"
-MAX_PAGE_SIZE = 1000  # "Rows per page - max 1,000"
-CONCURRENCY, MAX_CONCURRENCY = 16, 32  # measured, see docs/performance.md
-REQUESTS_PER_MINUTE = 60  # "rate-limited to 60 requests / minute per API key"
 ENV_PREFIX = "TAP_BUGSPULSE_"
 
 Config = t.Mapping[str, t.Any]
@@ -28,114 +28,52 @@ EventsFor = t.Literal["all", "errors", "crashed"]
 EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
 HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
 SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
-Url = t.Annotated[str, msgspec.Meta(pattern=SAFE)]
-Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
-Count = t.Annotated[int, msgspec.Meta(ge=1)]
-Positive = t.Annotated[float, msgspec.Meta(gt=0, le=1e308)]  # not infinite
-
-
-def _meta(title: str, description: str, **rules: t.Any) -> msgspec.Meta:
-    return msgspec.Meta(title=title, description=description, **rules)
+Instant = t.Annotated[datetime, Meta(tz=True)]
+Positive = t.Annotated[float, Meta(gt=0, le=1e308)]  # not infinite
+DESCRIPTIONS = {
+    "api_key": "API key of the BugsPulse project, the one its app is set up with. It begins with "
+    "bp_.",
+    "api_url": "Base URL of the Export API; https, unless the host is loopback.",
+    "start_date": "Earliest date or date-time to load, such as 2026-01-01 or 2026-01-01T12:00:00Z; "
+    "UTC unless it has an offset. Sessions and network calls before it are left out, events follow "
+    "their session's start, crashes are not affected. Without it the full history is loaded.",
+    "end_date": "First date or date-time that is not loaded any more, in the forms of start_date. "
+    "The next run without it carries on.",
+    "lookback_days": "Number of days before the last complete run that are read again for sessions "
+    "and network calls that changed or came late; 0 to 36500.",
+    "events_for": "Sessions whose events are fetched, at one request each: all, errors (those with "
+    "a crash or network errors) or crashed (those with a crash).",
+    "max_runtime_minutes": "Minutes after which a run stops cleanly and leaves the rest to the "
+    "next run; above 0, fractions allowed.",
+    "project": "Name to put into a column project of every row, first in its primary key, so that "
+    "several BugsPulse projects share one set of tables.",
+    "page_size": "Rows asked for in one request, 1 to 1000.",
+    "requests_per_minute": "Requests sent in a minute at most. The API allows 60 per key: lower it "
+    "to leave room for other users of the key.",
+    "concurrency": "Requests that may be on their way at the same time, 1 to 32, so that the rate "
+    "limit is used also when answers are slow. Rows and their order are the same.",
+    "request_timeout": "Seconds an answer may take before the request is tried again.",
+    "user_agent": "User-Agent header of every request; tap-bugspulse/<version>.",
+}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The settings in the types the tap works with; instants are aware, in UTC."""
 
-    api_key: t.Annotated[
-        str,
-        _meta(
-            "API key",
-            "API key of the BugsPulse project, the one its app is set up with. It begins with bp_.",
-            pattern=r"^[!-~]+\Z",
-            extra_json_schema={"secret": True, "writeOnly": True},
-        ),
-    ]
-    api_url: t.Annotated[
-        Url, _meta("API URL", "Base URL of the Export API; https, unless the host is loopback.")
-    ] = API_URL
-    start_date: t.Annotated[
-        Instant | None,
-        _meta(
-            "Start date",
-            "Earliest date or date-time to load, such as 2026-01-01 or "
-            "2026-01-01T12:00:00Z; UTC unless it has an offset. Sessions and network calls "
-            "before it are left out, events follow their session's start, crashes are not "
-            "affected. Without it the full history is loaded.",
-        ),
-    ] = None
-    end_date: t.Annotated[
-        Instant | None,
-        _meta(
-            "End date",
-            "First date or date-time that is not loaded any more, in the forms of "
-            "start_date. The next run without it carries on.",
-        ),
-    ] = None
-    lookback_days: t.Annotated[
-        int,
-        _meta(
-            "Lookback in days",
-            "Number of days before the last complete run that are read again for sessions "
-            "and network calls that changed or came late; 0 to 36500.",
-            ge=0,
-            le=36_500,
-        ),
-    ] = 7
-    events_for: t.Annotated[
-        EventsFor,
-        _meta(
-            "Events for",
-            "Sessions whose events are fetched, at one request each: all, errors (those "
-            "with a crash or network errors) or crashed (those with a crash).",
-        ),
-    ] = "all"
-    max_runtime_minutes: t.Annotated[
-        Positive | None,
-        _meta(
-            "Longest run in minutes",
-            "Minutes after which a run stops cleanly and leaves the rest to the next run; "
-            "above 0, fractions allowed.",
-        ),
-    ] = None
-    project: t.Annotated[
-        str | None,
-        _meta(
-            "Project",
-            "Name to put into a column project of every row, first in its primary key, so "
-            "that several BugsPulse projects share one set of tables.",
-        ),
-    ] = None
-    page_size: t.Annotated[
-        Count, _meta("Page size", "Rows asked for in one request, 1 to 1000.", le=MAX_PAGE_SIZE)
-    ] = MAX_PAGE_SIZE
-    requests_per_minute: t.Annotated[
-        Count,
-        _meta(
-            "Requests per minute",
-            "Requests sent in a minute at most. The API allows 60 per key: lower it to "
-            "leave room for other users of the key.",
-        ),
-    ] = REQUESTS_PER_MINUTE
-    concurrency: t.Annotated[
-        Count,
-        _meta(
-            "Concurrent requests",
-            "Requests that may be on their way at the same time, 1 to 32, so that the "
-            "allowance is used also when answers are slow; 1 asks for one after the other. "
-            "Rows and their order are the same.",
-            le=MAX_CONCURRENCY,
-        ),
-    ] = CONCURRENCY
-    request_timeout: t.Annotated[
-        Positive,
-        _meta(
-            "Request timeout in seconds",
-            "Seconds an answer may take before the request is tried again.",
-        ),
-    ] = 60
-    user_agent: t.Annotated[
-        str, _meta("User agent", "User-Agent header of every request; tap-bugspulse/<version>.")
-    ] = msgspec.field(default_factory=lambda: f"tap-bugspulse/{version('tap-bugspulse')}")
+    api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z")]
+    api_url: t.Annotated[str, Meta(pattern=SAFE)] = API_URL
+    start_date: Instant | None = None
+    end_date: Instant | None = None
+    lookback_days: t.Annotated[int, Meta(ge=0, le=36_500)] = 7
+    events_for: EventsFor = "all"
+    max_runtime_minutes: Positive | None = None
+    project: str | None = None
+    page_size: t.Annotated[int, Meta(ge=1, le=1000)] = 1000  # "Rows per page - max 1,000"
+    # "rate-limited to 60 requests / minute per API key"
+    requests_per_minute: t.Annotated[int, Meta(ge=1)] = 60
+    concurrency: t.Annotated[int, Meta(ge=1, le=32)] = CONCURRENCY
+    request_timeout: Positive = 60
+    user_agent: str = msgspec.field(default_factory=lambda: f"{NAME}/{version(NAME)}")
 
     @classmethod
     def from_config(cls, config: Config) -> Settings:
@@ -156,8 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                     problems.append(_problem(name, value))
             elif name == "api_key":
                 problems.append(
-                    "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read "
-                    "with --config=ENV, to your project's API key (it begins with bp_)"
+                    "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
+                    "--config=ENV, to your project's API key (it begins with bp_)"
                 )
         start, end = values.get("start_date"), values.get("end_date")
         if start and end and end <= start:
@@ -191,13 +129,16 @@ _DECLARED = {
     for name, setting in _SCHEMA["properties"].items()
 }
 _DECLARED["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
+_DECLARED["api_key"] |= {"secret": True, "writeOnly": True}
 # Without the limits, of which the SDK would speak less clearly.
-_KEPT = ("title", "description", "default", "enum", "format", "secret", "writeOnly")
+_KEPT = ("default", "enum", "format", "secret", "writeOnly")
 CONFIG_SCHEMA: dict[str, t.Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
     "properties": {
-        name: {key: setting[key] for key in _KEPT if setting.get(key) is not None}
+        name: {"title": name.replace("_", " ").replace("api", "API").replace("url", "URL")}
+        | {"description": DESCRIPTIONS[name]}
+        | {key: setting[key] for key in _KEPT if setting.get(key) is not None}
         | {"type": [setting["type"], "null"][: 1 + (name not in _SCHEMA["required"])]}
         for name, setting in _DECLARED.items()
     },
@@ -205,7 +146,7 @@ CONFIG_SCHEMA: dict[str, t.Any] = {
 }
 
 
-def _read(name: str, value: t.Any) -> t.Any:  # noqa: ANN401 - any type, before and after
+def _read(name: str, value: t.Any) -> t.Any:
     """Return a setting in its type, None where it breaks its rule."""
     if "format" in _DECLARED[name]:
         value = parse_instant(value)
@@ -227,22 +168,20 @@ def _problem(name: str, value: object) -> str:
         case {"pattern": _} if set("@?#") & set(str(value)):
             return f"{name} must be without a user name or password, query or fragment"
         case {"pattern": _}:
-            rule = "an https URL, or http on loopback, such as " + API_URL
-            return f"{name} must be {rule}, not {value!r}"
+            rule = f"an https URL, or http on loopback, such as {API_URL}"
         case {"enum": allowed}:
-            kind = f"one of {', '.join(allowed)}"
+            rule = f"one of {', '.join(allowed)}"
         case {"format": _}:
             rule = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
-            return f"{name} must be {rule}, not {value!r}"
         case {"exclusiveMinimum": least}:
-            kind = f"a number above {least}"
+            rule = f"a number above {least}"
         case {"minimum": least, "maximum": most}:
-            kind = f"a whole number from {least} to {most}"
+            rule = f"a whole number from {least} to {most}"
         case {"minimum": least}:
-            kind = f"a whole number of {least} or more"
+            rule = f"a whole number of {least} or more"
         case _:
-            kind = "a printable text"
-    return f"{name} must be {kind}, not {value!r}"
+            rule = "a printable text"
+    return f"{name} must be {rule}, not {value!r}"
 
 
 def _variable(name: str) -> str:
@@ -266,16 +205,13 @@ def check_environment(known: Config) -> None:
     given = {n: os.environ[_variable(n)] for n in known if _variable(n) in os.environ}
     Settings.from_config({"api_key": KEY_PREFIX, **given})
     for name, text in given.items():
-        try:
-            if "object" in known[name]["type"]:
-                kind = "a JSON object"
+        kinds = {"object": "a JSON object", "integer": "a whole number"}
+        if kind := kinds.get(known[name]["type"][0]):
+            try:
                 json.loads(text)
-            elif "integer" in known[name]["type"]:
-                kind = "a whole number"
-                int(text)
-        except ValueError:
-            # Not the value: stream_map_config may hold the salt of a hash.
-            raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
+            except ValueError:
+                # Not the value: stream_map_config may hold the salt of a hash.
+                raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import typing as t
+from collections.abc import Callable, Generator, Iterator
 from datetime import date, datetime
 
 import msgspec
+import requests
+from singer_sdk import Tap
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.ledger import Ledger, fingerprint
-from tap_bugspulse.pages import page_of
+from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
     Bookmark,
@@ -22,17 +25,8 @@ from tap_bugspulse.replication import (
     midnight,
     parse_instant,
 )
-from tap_bugspulse.windows import Cut, WindowedStream
-
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-
-    import requests
-    from singer_sdk import Tap
-
-    from tap_bugspulse.pages import Row
-    from tap_bugspulse.run import Run
-    from tap_bugspulse.windows import Sync
+from tap_bugspulse.run import Run
+from tap_bugspulse.windows import Cut, Sync, WindowedStream
 
 MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
 ALWAYS = Span()
@@ -78,22 +72,21 @@ class Network(WindowedStream):
     @override
     def begin(self, bookmark: Bookmark) -> Sync:
         sync = super().begin(bookmark)
-        if sync.plan.complete:
+        if sync.progress.plan.complete:
             self.days = {day: DayReading(*found) for day, found in bookmark.days.items()}
         return sync
 
-    def _counted_days(self, complete_to: datetime) -> Iterator[date]:
+    def _lookback(self, complete_to: datetime) -> Iterator[date]:
         """Yield the days that the lookback before an instant asks for."""
-        day = (complete_to - self.run.settings.lookback).date() - DAY
-        while day <= min(complete_to.date() + DAY, self.today):
-            yield day
-            day += DAY
+        first = (complete_to - self.run.settings.lookback).date() - DAY
+        last = min(complete_to.date() + DAY, self.today)
+        return (first + number * DAY for number in range((last - first).days + 1))
 
     def _pieces(self, days: Window, sync: Sync) -> Iterator[Window]:
         """Yield days as those that are read one by one, and the rest between them."""
-        counted = set(self._counted_days(sync.progress.target))
-        if sync.plan.complete:
-            counted.update(self._counted_days(sync.plan.complete.complete_to))
+        known = sync.progress.plan.complete
+        counted = {*self._lookback(sync.progress.target)}
+        counted.update(self._lookback(known.complete_to) if known else ())
         start = days.start
         for day in sorted(filter(days.holds, counted)):
             if start is None or start < day:
@@ -112,15 +105,27 @@ class Network(WindowedStream):
         self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
     ) -> Iterator[Cut]:
         pieces = list(self._pieces(days, sync)) if days else []
+        known: dict[Window, requests.Response] = {}
+        if days and pieces[2:] and not sync.in_history and not self.days:
+            first = known[pieces[-1]] = self.take(self.fetch(pieces[-1].query()))
+            if page_of(first).total == 0:
+                # Where nothing happens now, nothing may have happened in all these days.
+                first = self.take(self.fetch(days.query()))
+                if page_of(first).total == 0:
+                    for day in (one.start for one in pieces if one.start and one.end):
+                        self.days[day] = DayReading(0, 0, midnight(day))
+                    yield Cut(days, first, 0)
+                    return
         pieces = pieces[::-1] if sync.in_history else pieces
         for are_days, group in itertools.groupby(pieces, self._is_day):
+            some = list(group)
             if are_days and not sync.in_history:
-                one_by_one = list(group)
-                calls = self.prefetch(piece.query() for piece in one_by_one)
-                for piece, call in zip(one_by_one, calls, strict=True):
-                    yield Cut(piece, self.take(call), 0)
+                asked = (self.fetch(one.query()) for one in some if one not in known)
+                calls = self.prefetch(asked)
+                for piece in some:
+                    yield Cut(piece, known.get(piece) or self.take(next(calls)), 0)
                 continue
-            for piece in group:
+            for piece in some:
                 yield from self.cut(piece, is_wanted, newest_first=sync.in_history)
 
     @override
@@ -134,7 +139,7 @@ class Network(WindowedStream):
         if known is not None and known.total == page_of(first).total:
             return set()
         requested, now = self.run.settings.requested, self.run.clock.now()
-        old: list[Row] = []
+        old: list[Row] = []  # rows that are no newer than what was counted
         ids: set[str] = set()
         count, last, met = 0, midnight(day), 0
         listing = self.listing(window.query(), first)
@@ -145,10 +150,11 @@ class Network(WindowedStream):
             if instant is None or instant <= now:
                 count += 1
                 last = max(last, instant or last)
+            is_old = known is not None and (instant is None or instant <= known.last)
             if row.id in sync.ids:
                 ids.add(row.id)
-                met += known is not None and (instant is None or instant <= known.last)
-            elif known is not None and (instant is None or instant <= known.last):
+                met += is_old
+            elif is_old:
                 old.append(row)
             elif not sync.was_emitted(row, instant):
                 ids.add(row.id)
@@ -156,27 +162,21 @@ class Network(WindowedStream):
         # The newest day is read without an end. Where it ends before the latest row that was
         # counted, by the API's time zone, its number says nothing.
         is_shorter = known is not None and known.total < 0 and last < known.last
-        edges = (midnight(day - DAY), midnight(day + 2 * DAY))
-        is_whole = all(map(requested.holds, edges))
         # Other dates than in the run before may have left out rows that it counted.
+        is_whole = all(map(requested.holds, (midnight(day - DAY), midnight(day + 2 * DAY))))
         others = len(old) + met - (known.rows if known else 0)
-        if known is not None and (is_shorter or others > 0 or (others and not is_whole)):
+        if is_shorter or others > 0 or (others and not is_whole):
             ids.update(row.id for row in old)
             yield from old
-        is_counted = (
-            listing.reading.is_complete
-            and listing.reading.first_total is not None
-            and window.end is not None
-            and is_whole
-        )
-        total = listing.reading.first_total if is_counted else -1
-        self.days[day] = DayReading(t.cast("int", total), count, last)
+        says_total = listing.reading.is_complete and window.end is not None and is_whole
+        total = listing.reading.first_total if says_total else None
+        self.days[day] = DayReading(-1 if total is None else total, count, last)
         return ids
 
     @override
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested = self.run.settings.requested
-        if requested == ALWAYS and not sync.plan.complete:
+        if requested == ALWAYS and not sync.progress.plan.complete:
             return [row for row in rows if row.id not in sync.ids]
         instants = (parse_instant(row.timestamp) for row in rows)
         return [
@@ -188,68 +188,40 @@ class Network(WindowedStream):
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
         complete = sync.progress.complete
-        first = next(self._counted_days(complete.complete_to)) if complete else date.min
-        found = {day: self.days[day] for day in sorted(self.days) if day >= first}
-        days = {d.isoformat(): [*one[:2], format_instant(one.last)] for d, one in found.items()}
-        return {"days": days}
+        first = next(self._lookback(complete.complete_to)) if complete else date.min
+        found = sorted(item for item in self.days.items() if item[0] >= first)
+        return {"days": {d.isoformat(): [*one[:2], format_instant(one.last)] for d, one in found}}
 
 
 class Candidate(t.NamedTuple):
     """A session whose events may be due; ``day`` is the one it is filed under."""
 
     id: str
-    instant: datetime | None
-    day: date
-    mark: bytes  # the fingerprint of what its events would be fetched with
-    crashed: bool
-
-
-class DueSessions:
-    """The sessions whose events are due, as far as this run has listed them.
-
-    ``windows`` are those of the forward part, without a gap, that ``found`` is about;
-    ``ledger`` knows with what the events of recent sessions were fetched.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.ledger = Ledger()
-        self.windows: list[Window] = []
-        self.found: dict[str, Candidate] = {}
-
-    def add(self, row: Row, instant: datetime | None, day: date) -> None:
-        """Remember a listed session if its events are due."""
-        if found := self.candidate(row, instant, day):
-            self.found[found.id] = found
-
-    def candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
-        """Return what decides about a session's events, None where they are not due."""
-        crashed = bool(row.hasCrash) or row.status == "crashed"
-        wanted = {
-            "all": row.eventCount != 0 or row.status == "active",
-            "errors": crashed or bool(row.hasNetworkErrors),
-            "crashed": crashed,
-        }
-        if not (wanted["all"] and wanted[self._run.settings.events_for]):
-            return None
-        mark = fingerprint([row.eventCount, row.status, row.endedAt, row.hasCrash])
-        if self.ledger.get(row.id, day) == mark:
-            return None
-        return Candidate(row.id, instant, day, mark, crashed)
+    instant: datetime | None = None
+    day: date = date.min
+    mark: bytes = b""  # the fingerprint of what its events would be fetched with
+    crashed: bool = False
+    events: int = 0  # as far as its row says
 
 
 class Sessions(WindowedStream):
-    """Sessions; all of them are emitted before the events of any are asked for."""
+    """Sessions; all of them are emitted before the events of any are asked for.
+
+    ``fetched`` knows with what the events of recent sessions were fetched. The windows of the
+    forward part that this run has ``listed`` have no gap; the sessions in ``due`` are theirs.
+    """
 
     name = "sessions"
     path = "/sessions"
     primary_keys = ("id",)
     replication_key = instant_column = "startedAt"
 
-    def __init__(self, tap: Tap, run: Run, due: DueSessions) -> None:
+    def __init__(self, tap: Tap, run: Run) -> None:
         super().__init__(tap, run)
-        self.due = due
         self.ledger = Ledger()
+        self.fetched = Ledger()
+        self.listed: list[Window] = []
+        self.due: dict[str, Candidate] = {}
 
     @override
     def get_child_context(self, record: Row, context: t.Any) -> dict[str, str]:
@@ -258,7 +230,7 @@ class Sessions(WindowedStream):
     @override
     def get_records(self, context: t.Any) -> Iterator[Row]:
         events = self.tap_state.get("bookmarks", {}).get("events")
-        self.due.ledger = Ledger(Bookmark.read(events).fingerprints)
+        self.fetched = Ledger(Bookmark.read(events).fingerprints)
         if self.selected:
             yield from super().get_records(context)
         # All due sessions in one sync of the child: a sync for each would send the schema and
@@ -277,10 +249,10 @@ class Sessions(WindowedStream):
     ) -> Generator[Row, None, set[str]]:
         ids = yield from super().read(window, first, sync)
         if not sync.in_history:
-            self.due.windows.append(window)
-        if len(self.due.found) > MAX_REMEMBERED:  # the days so far are listed again
-            self.due.found.clear()
-            self.due.windows.clear()
+            self.listed.append(window)
+        if len(self.due) > MAX_REMEMBERED:  # the days so far are listed again
+            self.due.clear()
+            self.listed.clear()
         return ids
 
     @override
@@ -288,7 +260,7 @@ class Sessions(WindowedStream):
         requested = self.run.settings.requested
         kept_from = self.kept_from(sync.progress.complete)
         is_old = sync.in_history and window.end is not None and window.end <= kept_from
-        if is_old and requested == ALWAYS and not sync.plan.complete:
+        if is_old and requested == ALWAYS and not sync.progress.plan.complete:
             return [row for row in rows if row.id not in sync.ids]
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []
@@ -297,8 +269,8 @@ class Sessions(WindowedStream):
             if not requested.holds(instant):
                 continue
             day = window.day_of(instant, self.today)
-            if remembers_due and self.passes_map(row):
-                self.due.add(row, instant, day)
+            if remembers_due and (due := self._candidate(row, instant, day)):
+                self.due[row.id] = due
             known = mark = None
             if day >= kept_from and not sync.ignores_state:
                 known, mark = self.ledger.get(row.id, day), fingerprint(row)
@@ -308,7 +280,19 @@ class Sessions(WindowedStream):
                     self.ledger.put(row.id, day, mark)
         return news
 
-    def passes_map(self, row: Row) -> bool:
+    def _candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
+        """Return what decides about a session's events, None where they are not due."""
+        crashed = bool(row.hasCrash) or row.status == "crashed"
+        wanted = {"all": True, "errors": crashed or row.hasNetworkErrors, "crashed": crashed}
+        is_empty = row.eventCount == 0 and row.status != "active"
+        if is_empty or not wanted[self.run.settings.events_for]:
+            return None
+        mark = fingerprint([row.eventCount, row.status, row.endedAt, row.hasCrash])
+        if self.fetched.get(row.id, day) == mark or not self._passes_map(row):
+            return None
+        return Candidate(row.id, instant, day, mark, crashed, row.eventCount or 0)
+
+    def _passes_map(self, row: Row) -> bool:
         """Return whether a stream map lets a session, and so its events, pass."""
         maps = self._tap.mapper.stream_maps.get(self.name)  # none if not in the catalog
         if not maps or self.is_plain:
@@ -323,13 +307,13 @@ class Sessions(WindowedStream):
 
     def list_due(self, cut: Cut) -> list[Candidate]:
         """Return the sessions of a window whose events are due, and emit none."""
-        found = []
-        listing = self.listing(cut.window.query(), cut.first)
-        for row in itertools.chain.from_iterable(listing):
-            instant = parse_instant(row.startedAt)
-            if self.run.settings.requested.holds(instant) and self.passes_map(row):
-                day = cut.window.day_of(instant, self.today)
-                found.append(self.due.candidate(row, instant, day))
+        listing = itertools.chain.from_iterable(self.listing(cut.window.query(), cut.first))
+        rows = [(row, parse_instant(row.startedAt)) for row in listing]
+        found = (
+            self._candidate(row, instant, cut.window.day_of(instant, self.today))
+            for row, instant in rows
+            if self.run.settings.requested.holds(instant)
+        )
         return list(filter(None, found))
 
     @override

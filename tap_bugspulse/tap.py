@@ -11,8 +11,12 @@ import os
 import signal
 import sys
 import typing as t
+from collections.abc import Iterator
 from functools import cached_property
+from types import FrameType
 
+import click
+import msgspec
 import requests
 from singer_sdk import Tap
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError, SingerSDKError
@@ -20,9 +24,10 @@ from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
 from singer_sdk.singerlib.messages import StateMessage
 from typing_extensions import override
 
+from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.events import Events
 from tap_bugspulse.http import Clock
-from tap_bugspulse.replication import BEGINNING, Bookmark, StateError, format_instant, unwrap_state
+from tap_bugspulse.replication import BEGINNING, Bookmark, format_instant
 from tap_bugspulse.run import Run
 from tap_bugspulse.settings import (
     CONFIG_SCHEMA,
@@ -33,18 +38,10 @@ from tap_bugspulse.settings import (
     names_of_objects,
     unknown_settings,
 )
-from tap_bugspulse.streams import Crashes, DueSessions, Network, Sessions
+from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
-if t.TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
-    import click
-
-    from tap_bugspulse.client import BugsPulseStream
-
-    Row = dict[str, t.Any]
+Row = dict[str, t.Any]
 
 STREAMS = {kind.name for kind in (Crashes, Events, Network, Sessions)}
 SDK_KEYS = {"replication_key", "replication_key_value"}
@@ -100,7 +97,7 @@ class TapBugsPulse(Tap):
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
         run = self.run
-        sessions = Sessions(self, run, DueSessions(run))
+        sessions = Sessions(self, run)
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
         for stream in streams:
             self.logger.getChild(stream.name).addFilter(is_for_a_person)
@@ -112,75 +109,54 @@ class TapBugsPulse(Tap):
     def load_state(self, state: t.Any) -> None:
         # The SDK takes a null stream, a list of bookmarks or a bookmark that is no date at its
         # word and fails in the middle of the run.
-        state = unwrap_state(state) or {}
-        written = state.get("bookmarks") or {} if isinstance(state, dict) else None
+        for wrapper in ("value", "completed", "singer_state"):  # of a message, and of Meltano
+            if isinstance(state, dict) and "bookmarks" not in state:
+                state = state.get(wrapper, state)
+        written = ((state or {}).get("bookmarks") or {}) if isinstance(state or {}, dict) else None
         if not isinstance(written, dict):
             raise ConfigurationError("the state holds no bookmarks: restore it, or run without it")
-        try:
-            kept = {name: self._read(name, written[name]) for name in written}
-        except StateError as error:
-            raise ConfigurationError(str(error)) from None
-        super().load_state({"bookmarks": {n: one for n, one in kept.items() if one is not None}})
+        unknown = written.keys() - STREAMS
+        if unknown:
+            self.logger.warning("the state has a bookmark of %s, no stream", ", ".join(unknown))
+        kept = {name: self._read(name, written[name]) for name in written.keys() & STREAMS}
+        super().load_state({"bookmarks": kept})
 
-    def _read(self, stream: str, written: Row | None) -> Row | None:
-        """Return the keys of a stream's bookmark, None if there is no such stream.
-
-        Raises:
-            StateError: If it cannot be read.
-            ConfigurationError: If it belongs to another project.
-        """
-        run = self.run
-        if stream not in STREAMS:
-            self.logger.warning("the state has a bookmark of %r, which is no stream", stream)
-            return None
-        bookmark = Bookmark.read(written, stream)
-        kept = {
-            key: one for key, one in (written or {}).items() if key in Bookmark.__struct_fields__
-        }
-        if kept.keys() and kept.keys() <= SDK_KEYS:  # set by hand, or by another tap
+    def _read(self, stream: str, written: t.Any) -> t.Any:
+        """Return a stream's bookmark, or raise an error if it cannot be used."""
+        run, bookmark = self.run, Bookmark.read(written, stream)
+        is_foreign = msgspec.to_builtins(bookmark).keys() <= SDK_KEYS  # or set by hand
+        if is_foreign and bookmark.replication_key_value:
             start = run.settings.requested.start
-            kept["complete_from"] = format_instant(start) if start else BEGINNING
-            bookmark = Bookmark.read(kept, stream)
-        # By another machine's clock, the end of a range may be a little ahead: it is now.
-        if found := bookmark.range(stream, run.started):
-            kept |= found.write("replication_key_value")
-        if bookmark.complete:
-            ranges = {
-                n: one.range(f"{stream} ({n})", run.started) for n, one in bookmark.complete.items()
-            }
-            kept["complete"] = {n: one.write("complete_to") for n, one in ranges.items() if one}
-        is_ours = "complete_from" in kept or "complete" in kept
-        if bookmark.project != run.project and (bookmark.project is not None or is_ours):
+            bookmark.complete_from = format_instant(start) if start else BEGINNING
+        bookmark.range(stream, run.started)
+        for name, one in bookmark.complete.items():
+            one.range(f"{stream} ({name})", run.started)
+        if bookmark.project != run.project and (bookmark.project or not is_foreign):
             made = "was made without a project"
-            whose = made if bookmark.project is None else f"belongs to {bookmark.project!r}"
+            whose = f"belongs to {bookmark.project!r}" if bookmark.project else made
             ours = "not set" if run.project is None else repr(run.project)
             raise ConfigurationError(
                 f"project is {ours}, but the state of {stream} {whose}: set project back, or "
                 "give each project a state of its own (--state-id-suffix in Meltano)"
             )
-        return kept
+        return msgspec.to_builtins(bookmark)
 
     def _log_run_summary(self) -> None:
-        """Log a line for machines when all streams are done.
-
-        Raises:
-            IncompleteError: If there were rows or streams that could not be loaded.
-        """
+        """Log a line for machines, or raise IncompleteError if something is not loaded."""
         run, streams = self.run, self.streams
         if run.writer:
             run.writer.flush()
         run.http.close()
         sessions = Bookmark.read(streams["sessions"].stream_state).range()
-        fetched = t.cast("Events", streams["events"]).complete()
+        found = {"sessions": sessions, "events": t.cast("Events", streams["events"]).complete()}
+        through = [
+            format_instant(one.complete_to) if one and streams[name].selected else "none"
+            for name, one in found.items()
+        ]
         self.logger.info(
             "summary status=%s sessions_through=%s events_through=%s events_left=%d eta_minutes=%d",
             "complete" if run.is_complete and not run.errors else "incomplete",
-            format_instant(sessions.complete_to)
-            if sessions and streams["sessions"].selected
-            else "none",
-            format_instant(fetched.complete_to)
-            if fetched and streams["events"].selected
-            else "none",
+            *through,
             run.events_left,
             round(run.minutes_for(run.events_left)),
         )

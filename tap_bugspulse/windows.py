@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 
+import requests
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
-from tap_bugspulse.pages import PROJECT, page_of
-from tap_bugspulse.replication import (
-    Bookmark,
-    Cutter,
-    Plan,
-    Progress,
-    Window,
-    make_plan,
-    parse_instant,
-)
-
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-    from datetime import datetime
-
-    import requests
-
-    from tap_bugspulse.pages import Row
+from tap_bugspulse.pages import Row, page_of
+from tap_bugspulse.replication import Bookmark, Cutter, Progress, Window, make_plan, parse_instant
 
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
@@ -44,7 +30,6 @@ class Cut(t.NamedTuple):
 class Sync:
     """What one run of a stream works on; ``ids`` came in the window before."""
 
-    plan: Plan
     progress: Progress
     ignores_state: bool
     ids: frozenset[str] | set[str] = frozenset()
@@ -52,7 +37,7 @@ class Sync:
 
     def was_emitted(self, row: Row, instant: datetime | None) -> bool:
         """Return whether a row came in the window before, or in a run before this one."""
-        return row.id in self.ids or (self.in_history and self.plan.was_read(instant))
+        return row.id in self.ids or (self.in_history and self.progress.plan.was_read(instant))
 
 
 class WindowedStream(BugsPulseStream):
@@ -84,14 +69,14 @@ class WindowedStream(BugsPulseStream):
         """Return the plan of this run, by the stream's bookmark."""
         settings, started = self.run.settings, self.run.started
         ignores_state = self.replication_method != REPLICATION_INCREMENTAL
-        complete = None if ignores_state else bookmark.range()
+        complete = None if ignores_state else bookmark.range(now=started)
         plan = make_plan(complete, settings.requested, settings.lookback, started)
         if not plan.moves_bookmark:
             self.logger.warning(
                 "end_date lies before what is complete: the rows are loaded and the state is "
                 "left as it is"
             )
-        return Sync(plan, Progress(plan, settings.requested, started), ignores_state)
+        return Sync(Progress(plan, settings.requested, started), ignores_state)
 
     @override
     def read_rows(self) -> Iterator[Row]:
@@ -99,15 +84,14 @@ class WindowedStream(BugsPulseStream):
             yield from super().read_rows()
             return
         sync = self.begin(Bookmark.read(self.stream_state))
-        plan, progress = sync.plan, sync.progress
+        progress, plan = sync.progress, sync.progress.plan
         ids: set[str] = set()
         touching = plan.history.end if plan.history else None
         for window, first, _ in self.windows(plan.forward, sync, lambda: True):
-            met = yield from self.read(window, first, sync)
-            sync = replace(sync, ids=met)
+            sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             # History begins where these windows end, or overlaps them.
             if touching and (window.start or date.min) <= touching:
-                ids |= met
+                ids |= sync.ids
             progress.forward_done(window)
             self.checkpoint(sync)
         before = progress.complete
@@ -140,18 +124,9 @@ class WindowedStream(BugsPulseStream):
         newest_first: bool,
         rows: int | None = None,
     ) -> Iterator[Cut]:
-        """Yield windows of some days with their first pages, by the totals of the API.
+        """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
 
-        The next window is asked for while one is read.
-
-        Args:
-            days: What is to be cut.
-            is_wanted: Whether there is time to ask for one more window.
-            newest_first: Whether to begin at the end.
-            rows: Rows of a window, if not those of ten pages.
-
-        Raises:
-            OutOfTime: If a window is not wanted.
+        The next one is asked for while one is read. Raises OutOfTime if one is not wanted.
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
         cutter = Cutter(days, limit, self.today, newest_first=newest_first)
@@ -194,13 +169,12 @@ class WindowedStream(BugsPulseStream):
 
     def checkpoint(self, sync: Sync) -> None:
         """Write what is complete into the state and send it; all rows before it are out."""
-        if sync.plan.moves_bookmark and not sync.ignores_state:
+        state: dict[str, t.Any] = {}
+        if sync.progress.plan.moves_bookmark and not sync.ignores_state:
             complete = sync.progress.complete
             state = {"replication_key": self.instant_column, **self.more_state(sync)}
             state |= complete.write("replication_key_value") if complete else {}
-            state |= {PROJECT: self.run.project} if self.run.project else {}
-            self.stream_state.update(state)  # in one step: a signal may write it at any moment
-        self.send_state()
+        self.save(state)
 
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
         """Return what the stream keeps in its bookmark beside what is complete."""
