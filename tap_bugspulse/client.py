@@ -182,13 +182,13 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def response_error_message(self, response: requests.Response) -> str:
         # Never the body: it may hold personal data.
-        why = (
+        msg = (
             ": the API does not know this api_key. Copy the API key of your BugsPulse project "
             "again (it begins with bp_)"
         )
         is_unknown = response.status_code == HTTPStatus.UNAUTHORIZED
         return (
-            f"{response.status_code} {response.reason} for {self.path}{why if is_unknown else ''}"
+            f"{response.status_code} {response.reason} for {self.path}{msg if is_unknown else ''}"
         )
 
     @override

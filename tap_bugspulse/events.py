@@ -334,11 +334,10 @@ class Events(BugsPulseStream):
                 self._probe()
             self._fetched(session, 0, is_short=True)
         except (PatienceError, RefusedError, RetriableAPIError, RequestException) as error:
-            is_new = session.id not in self.set_aside
-            does = "is set aside" if is_new else "still fails"
-            self.logger.warning("events: session %s %s: %s", session.id, does, reason(error))
-            if not is_new:
+            if session.id in self.set_aside:
+                self.logger.warning("events: session %s still fails: %s", session.id, reason(error))
                 return
+            self.logger.warning("events: session %s is set aside: %s", session.id, reason(error))
             self._failed[session] = error
             failed = len(self._failed)
             if failed >= MAX_IN_A_ROW and isinstance(error, RefusedError):

@@ -90,8 +90,8 @@ def page_of(response: requests.Response, table: Table | None = None) -> Page:
             is_empty = response.status_code == HTTPStatus.NO_CONTENT
             kept["page"] = Page([], 0) if is_empty else table.decode(response.content)
         except (ValueError, RecursionError):
-            text = f"{response.status_code} without the documented JSON body"
-            raise RetriableAPIError(text, response) from None
+            msg = f"{response.status_code} without the documented JSON body"
+            raise RetriableAPIError(msg, response) from None
     return t.cast("Page", kept["page"])
 
 

@@ -322,7 +322,7 @@ class Cutter:
         least, most = (min(4000, int(self._limit * n / per_day)) for n in (0.6, 0.95))
 
         def filled(days: int) -> float:
-            # A tenth of a page more than is expected may come.
-            return days * per_day / math.ceil(days * per_day / page + 0.1)
+            # A twentieth of a page more than is expected may come.
+            return days * per_day / math.ceil(days * per_day / page + 0.05)
 
         return max(range(least, most + 1), key=filled)

@@ -168,20 +168,22 @@ def _problem(name: str, value: object) -> str:
         case {"pattern": _} if set("@?#") & set(str(value)):
             return f"{name} must be without a user name or password, query or fragment"
         case {"pattern": _}:
-            rule = f"an https URL, or http on loopback, such as {API_URL}"
+            rule = "an https URL, or http on loopback, such as " + API_URL
+            return f"{name} must be {rule}, not {value!r}"
         case {"enum": allowed}:
-            rule = f"one of {', '.join(allowed)}"
+            kind = f"one of {', '.join(allowed)}"
         case {"format": _}:
             rule = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
+            return f"{name} must be {rule}, not {value!r}"
         case {"exclusiveMinimum": least}:
-            rule = f"a number above {least}"
+            kind = f"a number above {least}"
         case {"minimum": least, "maximum": most}:
-            rule = f"a whole number from {least} to {most}"
+            kind = f"a whole number from {least} to {most}"
         case {"minimum": least}:
-            rule = f"a whole number of {least} or more"
+            kind = f"a whole number of {least} or more"
         case _:
-            rule = "a printable text"
-    return f"{name} must be {rule}, not {value!r}"
+            kind = "a printable text"
+    return f"{name} must be {kind}, not {value!r}"
 
 
 def _variable(name: str) -> str:

@@ -16,7 +16,6 @@ from functools import cached_property
 from types import FrameType
 
 import click
-import msgspec
 import requests
 from singer_sdk import Tap
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError, SingerSDKError
@@ -117,29 +116,32 @@ class TapBugsPulse(Tap):
             raise ConfigurationError("the state holds no bookmarks: restore it, or run without it")
         unknown = written.keys() - STREAMS
         if unknown:
-            self.logger.warning("the state has a bookmark of %s, no stream", ", ".join(unknown))
+            names = ", ".join(sorted(unknown))
+            self.logger.warning("the state has a bookmark of %s, which is no stream", names)
         kept = {name: self._read(name, written[name]) for name in written.keys() & STREAMS}
         super().load_state({"bookmarks": kept})
 
     def _read(self, stream: str, written: t.Any) -> t.Any:
         """Return a stream's bookmark, or raise an error if it cannot be used."""
         run, bookmark = self.run, Bookmark.read(written, stream)
-        is_foreign = msgspec.to_builtins(bookmark).keys() <= SDK_KEYS  # or set by hand
-        if is_foreign and bookmark.replication_key_value:
+        ours = Bookmark.__struct_fields__
+        kept = {key: one for key, one in (written or {}).items() if key in ours and one is not None}
+        if (is_foreign := kept.keys() <= SDK_KEYS) and kept:  # or set by hand
             start = run.settings.requested.start
-            bookmark.complete_from = format_instant(start) if start else BEGINNING
+            kept["complete_from"] = format_instant(start) if start else BEGINNING
+            bookmark = Bookmark.read(kept, stream)
         bookmark.range(stream, run.started)
         for name, one in bookmark.complete.items():
             one.range(f"{stream} ({name})", run.started)
         if bookmark.project != run.project and (bookmark.project or not is_foreign):
             made = "was made without a project"
             whose = f"belongs to {bookmark.project!r}" if bookmark.project else made
-            ours = "not set" if run.project is None else repr(run.project)
+            set_to = "not set" if run.project is None else repr(run.project)
             raise ConfigurationError(
-                f"project is {ours}, but the state of {stream} {whose}: set project back, or "
+                f"project is {set_to}, but the state of {stream} {whose}: set project back, or "
                 "give each project a state of its own (--state-id-suffix in Meltano)"
             )
-        return msgspec.to_builtins(bookmark)
+        return kept
 
     def _log_run_summary(self) -> None:
         """Log a line for machines, or raise IncompleteError if something is not loaded."""
