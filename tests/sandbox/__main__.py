@@ -111,7 +111,13 @@ def _number_or_none(text: str) -> int | None:
 
 
 def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Options:
-    shapes = {"api_keys": tuple, "broken_sessions": set, "vanished_sessions": set, "faults": dict}
+    shapes = {
+        "api_keys": tuple,
+        "broken_sessions": set,
+        "vanished_sessions": set,
+        "late_sessions": set,
+        "faults": dict,
+    }
     values = {
         option.name: shapes.get(option.name, _as_it_is)(getattr(arguments, option.name))
         for option in dataclasses.fields(Options)

@@ -25,7 +25,8 @@ class Request:
     """One request as it came in.
 
     `at` is `time.monotonic()` seconds, `path` begins after `/export`, `status` is 0
-    until there is an answer and where there is none, `fault` the fault it was given.
+    until there is an answer and where there is none, `fault` the fault it was given,
+    `number` its place among the requests, from 1.
     """
 
     at: float
@@ -34,6 +35,7 @@ class Request:
     status: int = 0
     key_ok: bool = False
     fault: str | None = None
+    number: int = 0
 
 
 def _doc(text: str) -> dict[str, str]:
@@ -105,11 +107,12 @@ class Options:
             "an end counts from its start"
         ),
     )
-    events_paging: Literal["all", "pages"] = field(
+    events_paging: Literal["all", "pages", "first"] = field(
         default="all",
         metadata=_doc(
             "whether /events answers all events as page 1 of 1, whatever page and limit "
-            "say, with their number as limit; or honours page and limit"
+            "say, with their number as limit; or honours page and limit; or answers page 1 "
+            "whatever page says"
         ),
     )
     unknown_session: Literal["404", "empty"] = field(
@@ -123,6 +126,67 @@ class Options:
     repeat_page: bool = field(
         default=False,
         metadata=_doc("every page holds the rows of page 1 and says that one more follows"),
+    )
+    ignored: Literal["none", "from", "to", "both", "from-alone"] = field(
+        default="none",
+        metadata=_doc("which of `from` and `to` are ignored; from-alone: a `from` without a `to`"),
+    )
+    refuse_before: str = field(
+        default="", metadata=_doc("answer 400 to a `from` before this instant")
+    )
+    row_cap: int | None = field(
+        default=None, metadata=_doc("rows of a listing beyond this one are not served")
+    )
+    beyond_cap: Literal["empty", "400"] = field(
+        default="empty",
+        metadata=_doc(
+            "what a page beyond `row_cap` is: empty, where `total` counts no further either; "
+            "or a 400, where the total is the true one"
+        ),
+    )
+    past_end: Literal["empty", "404", "400"] = field(
+        default="empty", metadata=_doc("what a page after the last one is, but for page 1")
+    )
+    ties: Literal["stable", "by-page"] = field(
+        default="stable",
+        metadata=_doc(
+            "how rows of the same instant are ordered: always in the same way; or in another "
+            "way for each page and limit, the same each time"
+        ),
+    )
+    counts: Literal["right", "page-total", "one-page", "default-limit", "unfiltered"] = field(
+        default="right",
+        metadata=_doc(
+            "what `total` and `pages` count: the listing; the rows of the page as `total`; "
+            "always 1 page; pages of 100 rows whatever the limit; all rows of the table"
+        ),
+    )
+    echo: Literal["used", "asked", "page-one-too-high"] = field(
+        default="used",
+        metadata=_doc("what `page` and `limit` hold: what was used; what was asked for; a lie"),
+    )
+    empty_as: Literal["list", "null", "204", "floats"] = field(
+        default="list",
+        metadata=_doc(
+            "how a page without rows is answered: data as an empty list or as null; no body; "
+            "numbers as 0.0"
+        ),
+    )
+    late_sessions: set[str] = field(
+        default_factory=set, metadata=_doc("sessions whose events are not there yet")
+    )
+    late_events: Literal["zero", "no-rows", "204", "part", "404"] = field(
+        default="zero",
+        metadata=_doc(
+            "what /events answers for late_sessions: no rows and a total of 0; no rows and the "
+            "true total; no body; all but the last event; not found"
+        ),
+    )
+    most_requests: int | None = field(
+        default=None,
+        metadata=_doc(
+            "each request after so many is answered 401, so that a client that asks for ever ends"
+        ),
     )
     misfits: bool = field(
         default=False,

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from threading import Condition, Event, Lock, Thread
 from typing import Self, TextIO
 from urllib.parse import parse_qsl, urlsplit
 from zlib import crc32
 
 from tests.sandbox.options import Options, Request, check_fault
-from tests.sandbox.project import Project
+from tests.sandbox.project import TIME_FIELDS, Project
 from tests.sandbox.world import Row, iso, millis
 
 BASE_PATH = "/export"
@@ -152,6 +153,7 @@ class Sandbox:
         )
         with self._lock:
             self.requests.append(request)
+            request.number = len(self.requests)
         try:
             answer = self._answer(request, parts.path, key)
         except _Refusal as refusal:
@@ -173,7 +175,8 @@ class Sandbox:
         endpoint = request.path.removeprefix("/")
         if endpoint not in ENDPOINTS or path != f"{BASE_PATH}/{endpoint}":
             raise _Refusal(_error(404, "No such endpoint"))
-        if not request.key_ok:
+        most = options.most_requests
+        if not request.key_ok or (most is not None and request.number > most):
             headers = {"WWW-Authenticate": "Bearer"}
             raise _Refusal(_error(401, "Missing or invalid API key", headers))
         with self._lock:
@@ -221,21 +224,85 @@ class Sandbox:
         limit = min(limit, options.max_limit)
         with self.project.lock:
             rows = self._events(query) if endpoint == "events" else self._window(endpoint, query)
-            total = len(rows)
+            rows = _reordered(rows, endpoint, page, limit) if options.ties == "by-page" else rows
+            total = self._capped(len(rows), page, limit)
             pages = math.ceil(total / limit) if total else options.empty_pages
-            if endpoint == "events" and options.events_paging == "all":
-                page, limit, pages = 1, total, 1
+            if page > max(1, pages):
+                self._refuse_past_end()
+            if endpoint == "events" and options.events_paging != "pages":
+                limit = total if options.events_paging == "all" else limit
+                page, pages = 1, 1
             first = 0 if options.repeat_page else (page - 1) * limit
-            rows = rows[first : first + limit]
+            rows = rows[:total][first : first + limit]
+            if query.get("sessionId") in options.late_sessions and endpoint == "events":
+                rows, total = self._late(rows, total)
             if options.misfits:
                 session_id = query.get("sessionId", "")
                 rows = [misfit(endpoint, row, session_id) for row in rows]
             envelope: Row = {"data": rows, "total": total, "page": page, "limit": limit}
-            if not options.omit_pages:
-                envelope["pages"] = max(pages, page + 1) if options.repeat_page else pages
+            envelope["pages"] = max(pages, page + 1) if options.repeat_page else pages
+            self._spoil(envelope, endpoint, query)
             if options.envelope:
                 envelope = options.envelope(envelope)
             return _json(envelope, fault)
+
+    def _capped(self, total: int, page: int, limit: int) -> int:
+        """The number of rows that count, with `row_cap`."""
+        cap = self.options.row_cap
+        if cap is None:
+            return total
+        if self.options.beyond_cap == "empty":
+            return min(total, cap)
+        if page * limit > cap:
+            raise _Refusal(_error(400, f"page and limit reach beyond row {cap}"))
+        return total
+
+    def _refuse_past_end(self) -> None:
+        if self.options.past_end != "empty" and not self.options.repeat_page:
+            raise _Refusal(_error(int(self.options.past_end), "No such page"))
+
+    def _late(self, rows: list[Row], total: int) -> tuple[list[Row], int]:
+        """What is there of events that are late, and their total."""
+        how = self.options.late_events
+        if how == "404":
+            raise _Refusal(_error(404, "Session not found"))
+        if how == "204":
+            raise _Refusal(_Answer(204, b""))
+        rows = rows[:-1] if how == "part" else []
+        return rows, total if how == "no-rows" else len(rows)
+
+    def _spoil(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
+        """Let the envelope count, echo and be empty as the options say."""
+        options = self.options
+        self._count_otherwise(envelope, endpoint)
+        if options.echo == "asked":
+            envelope["page"] = _natural(query, "page", 1)
+            envelope["limit"] = _natural(query, "limit", 100)
+        elif options.echo == "page-one-too-high":
+            envelope["page"] += 1
+        if options.omit_pages:
+            del envelope["pages"]
+        if envelope["data"] or options.empty_as == "list":
+            return
+        if options.empty_as == "204":
+            raise _Refusal(_Answer(204, b""))
+        if options.empty_as == "null":
+            envelope["data"] = None
+        else:
+            envelope |= {name: float(envelope[name]) for name in envelope if name != "data"}
+
+    def _count_otherwise(self, envelope: Row, endpoint: str) -> None:
+        """Let the envelope count what `counts` says."""
+        options = self.options
+        if options.counts == "page-total":
+            envelope["total"] = len(envelope["data"])
+        elif options.counts == "one-page":
+            envelope["pages"] = 1
+        elif options.counts == "default-limit":
+            envelope["pages"] = math.ceil(envelope["total"] / 100)
+        elif options.counts == "unfiltered" and endpoint != "events":
+            envelope["total"] = len(self.project.table(endpoint))
+            envelope["pages"] = math.ceil(envelope["total"] / envelope["limit"])
 
     def _events(self, query: dict[str, str]) -> list[Row]:
         options, project = self.options, self.project
@@ -255,6 +322,11 @@ class Sandbox:
         options = self.options
         low, high = _BEGINNING, _END_OF_TIME
         if name != "crashes":
+            if "from" in query and self._bound(query, "from") < options.refuse_before:
+                raise _Refusal(_error(400, "from is before what is kept"))
+            gone = {"both": {"from", "to"}, "from-alone": set() if "to" in query else {"from"}}
+            ignored = gone.get(options.ignored, {options.ignored})
+            query = {part: text for part, text in query.items() if part not in ignored}
             low, high = self._bound(query, "from"), self._bound(query, "to")
         on = options.filter_on if name != "crashes" else None
         state = (self.project.revision[name], options.order, on)
@@ -518,6 +590,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         """Say nothing: `Sandbox.requests` and its `log` are the log."""
+
+
+def _reordered(rows: list[Row], table: str, page: int, limit: int) -> list[Row]:
+    """The rows with those of the same instant in an order of this page's own."""
+    column = TIME_FIELDS.get(table, "timestamp")
+
+    def place(row: Row) -> int:
+        return crc32(f"{page} {limit} {row['id']}".encode())
+
+    groups = groupby(rows, key=lambda row: row[column])
+    return [row for _, group in groups for row in sorted(group, key=place)]
 
 
 def _natural(query: dict[str, str], name: str, default: int) -> int:
