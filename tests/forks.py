@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -301,6 +302,9 @@ def main() -> None:
     # Whatever they import that a tap or Meltano imports later, and none of it is run.
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    # A fork neither looks through what was imported nor copies it, not at its end either.
+    gc.collect()
+    gc.freeze()
     request = Server().serve()
     if request:
         sys.argv = [request["program"], *request["arguments"]]

@@ -89,8 +89,8 @@ def test_threads_that_wait_for_their_turn_end_after_the_run(slow: Sandbox, now: 
         catalog=select(now, "events"),
         concurrency=MANY,
         requests_per_minute=1,
-        minute=1.0,
-        max_runtime_minutes=0.06,
+        minute=0.25,
+        max_runtime_minutes=0.015,
     )
     own = [one for one in threading.enumerate() if one not in before]
     own = [one for one in own if "_work" in one.name]

@@ -6,7 +6,7 @@ import typing as t
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import NOW
@@ -49,6 +49,8 @@ def test_only_a_tap_without_maps_and_flattening_writes_structs() -> None:
     assert is_plain(stream_maps={"events": {}}) == {True, False}
 
 
+# A third of the usual examples, for each is four runs of the tap.
+@settings(max_examples=settings().max_examples // 3)
 @given(
     seed=st.integers(0, 99),
     detour=st.sampled_from(sorted(DETOURS)),

@@ -367,7 +367,8 @@ def test_a_signal_while_the_target_is_slow_cuts_no_line(
 # --- From any STATE ------------------------------------------------------------------
 
 
-def test_resuming_from_any_state_of_a_run_loses_nothing() -> None:
+@sweep("every", [1, 3], quick=[(3,)])
+def test_resuming_from_any_state_of_a_run_loses_nothing(every: int) -> None:
     """With the rows before any STATE and a resumed run a day later, all is there."""
     project = generate(
         seed=4, sessions=122, days=40, until=NOW - timedelta(hours=1), events_per_session=3
@@ -377,7 +378,7 @@ def test_resuming_from_any_state_of_a_run_loses_nothing() -> None:
         change(project)
         places = [i for i, message in enumerate(messages) if message["type"] == "STATE"]
         assert len(places) > 15
-        for place in places:
+        for place in places[::every]:
             before = Output(messages[: place + 1])
             sandbox.reset()
             after = sync(sandbox, NOW + timedelta(days=1), before.state)
