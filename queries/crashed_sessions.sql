@@ -3,7 +3,7 @@ with crashed as (
     select project, id, user_id, app_version, platform, started_at
     from bugspulse_views.sessions
     where has_crash
-    order by started_at desc, id, project
+    order by started_at desc nulls last, id, project
     limit 10
 ),
 
@@ -15,8 +15,11 @@ numbered as (
         timestamp,
         type,
         what,
+        -- Events without a number are the first to be left out.
         row_number() over (
-            partition by project, session_id order by sequence_number desc
+            partition by project, session_id
+            order by
+                sequence_number desc nulls last, timestamp desc nulls last, id desc
         ) as from_end
     from bugspulse_views.events
 )
@@ -38,4 +41,7 @@ left join numbered
     and coalesce(numbered.project, '') = coalesce(crashed.project, '')
     and numbered.from_end <= 10
 order by
-    crashed.started_at desc, crashed.id, crashed.project, numbered.sequence_number;
+    crashed.started_at desc nulls last,
+    crashed.id,
+    crashed.project,
+    numbered.from_end desc;

@@ -84,14 +84,17 @@ select
     error is not null or "statusCode" is null or "statusCode" >= 400 as failed
 from bugspulse.network;
 
--- The screens of a session in order, as |Home||Search||Product|.
+-- The screens of a session in order, as |Home||Search||Product|; those without a number last.
 create or replace view bugspulse_views.journeys as
 select
     project,
     session_id,
     min("timestamp")::date as day,
-    string_agg('|' || replace(what, '|', '/') || '|', '' order by sequence_number)
-        as screens
+    string_agg(
+        '|' || replace(what, '|', '/') || '|',
+        ''
+        order by sequence_number nulls last, "timestamp" nulls last, id
+    ) as screens
 from bugspulse_views.events
 where type = 'navigate' and what is not null
 group by project, session_id;

@@ -85,14 +85,15 @@ select
     error is not null or status_code is null or status_code >= 400 as failed
 from bugspulse.network;
 
--- The screens of a session in order, as |Home||Search||Product|.
+-- The screens of a session in order, as |Home||Search||Product|; those without a number last.
 create or replace view bugspulse_views.journeys as
 select
     project,
     session_id,
     min(timestamp)::date as day,
     listagg('|' || replace(what, '|', '/') || '|', '')
-        within group (order by sequence_number) as screens
+        within group (order by sequence_number nulls last, timestamp nulls last, id)
+        as screens
 from bugspulse_views.events
 where type = 'navigate' and what is not null
 group by project, session_id;

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.pipeline.connector import Connector
 
 SECONDS = 300
+PROJECTS = CHECKOUT / "examples" / "several-projects" / "projects.meltano.yml"
 
 pytestmark = pytest.mark.airflow
 
@@ -29,7 +30,9 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
     tmp_path: Path, connector: Connector
 ) -> None:
     """The DAG maps a task to each project; all rows arrive, each with its project."""
-    meltano = MeltanoProject(tmp_path / "project")
+    meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
+    # The first command makes the tables of Meltano's database, as the example says.
+    assert meltano.call("state", "list", settings={}) == 0
     now = datetime.now(UTC)
     sandboxes = {
         name: Sandbox(

@@ -6,6 +6,7 @@ takes them to another, where they make a schema of their own and drop it in the 
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from datetime import UTC, datetime
@@ -13,13 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import pytest
+import yaml  # type: ignore[import-untyped] # it has no types
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from tests.documents import blocks
 from tests.pipeline.children import serving
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
-from tests.sandbox import Options, Sandbox, generate
+from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +139,50 @@ def test_postgres_holds_what_bugspulse_holds_after_each_run(
         "select id from {schema}.sessions where _extra->'experiment'->>'arm' = 'b'"
     )
     assert [row["id"] for row in found] == [grown]
+
+
+def test_text_with_a_null_character_loads(postgres: Postgres, tmp_path: Path) -> None:
+    """U+0000, which Postgres cannot store, is U+FFFD in a text and in the data of events."""
+    meltano = MeltanoProject(tmp_path / "project")
+    project = generate(2, 20, 2, datetime.now(UTC), crash_groups=2)
+    event = first_event(project)
+    call = next(iter(project.network.values()))
+    event["data"], call["error"] = {"text": "a\0b"}, "\0"
+    project.changed("network", "events")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        settings = tap_settings(sandbox) | postgres.settings
+        assert meltano.run("tap-bugspulse", "target-postgres", settings=settings) == 0
+    event["data"], call["error"] = {"text": "a\ufffdb"}, "\ufffd"
+    assert_same(postgres.rows(), held(project))
+
+
+def test_a_null_character_deep_in_an_object_loads_with_the_map(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """Without the map of docs/targets.md such an event fails the load; with it, it loads."""
+    meltano = MeltanoProject(tmp_path / "project")
+    project = generate(2, 20, 2, datetime.now(UTC), crash_groups=2)
+    event = first_event(project)
+    event["data"] = {"deep": {"more": ["c\0", {"key\0": "d\0\0"}]}, "half": 0.5, "big": 10**17}
+    project.changed("events")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        settings = tap_settings(sandbox) | postgres.settings
+        run = ("tap-bugspulse", "target-postgres")
+        assert meltano.run(*run, settings=settings) == 1
+        (block,) = (one for one in blocks("docs/targets.md") if "stream_maps" in one.text)
+        (loader,) = yaml.safe_load(block.text)["plugins"]["loaders"]
+        maps = json.dumps(loader["config"]["stream_maps"])
+        settings |= {"TARGET_POSTGRES_STREAM_MAPS": maps}
+        assert meltano.run(*run, settings=settings) == 0
+    deep = {"more": ["c\ufffd", {"key\ufffd": "d\ufffd\ufffd"}]}
+    event["data"] = {"deep": deep, "half": 0.5, "big": 10**17}
+    assert_same(postgres.rows(), held(project))
+    assert_types(postgres)
+
+
+def first_event(project: Project) -> dict[str, Any]:
+    """Return an event of a project, to be changed."""
+    return next(events[0] for events in project.events.values() if events)
 
 
 def assert_types(postgres: Postgres) -> None:

@@ -667,6 +667,47 @@ def test_names_of_screens_and_paths_may_hold_any_character(databases: Databases)
     assert [row["sessions"] for row in funnel_rows] == [5, 3, 3, 2]
 
 
+def test_events_without_a_number_have_their_place(databases: Databases) -> None:
+    """Null and equal numbers are ordered by time and id, the same in each database."""
+    day = "2026-02-01T00:00:"
+    session = dict.fromkeys(fields("sessions", project=False)) | {"hasCrash": True}
+    sessions = [
+        session | {"id": "timed", "startedAt": f"{day}00.000Z"},
+        session | {"id": "untimed", "startedAt": None},
+    ]
+    event = dict.fromkeys(fields("events", project=False)) | {"type": "navigate"}
+    # In the order that counts: number, seconds, screen.
+    journey: list[tuple[int | None, int | None, str]] = [
+        (1, 9, "Home"),
+        (2, 4, "Product"),
+        (2, 4, "Cart"),
+        (2, 5, "x"),
+        (3, None, "x"),
+        (None, 2, "Checkout"),
+        (None, 3, "x"),
+        (None, None, "Confirmation"),
+    ]
+    events = [
+        event
+        | {
+            "sessionId": one["id"],
+            "id": f"e{place}",
+            "sequenceNumber": number,
+            "timestamp": None if seconds is None else f"{day}0{seconds}.000Z",
+            "data": {"to": screen},
+        }
+        for one in sessions
+        for place, (number, seconds, screen) in reversed([*enumerate(journey)])
+    ]
+    databases.load({"sessions": sessions, "events": events})
+    crashed, funnel = databases.ask(questions("crashed_sessions", "funnel"))
+    assert [row["session_id"] for row in crashed] == ["timed"] * 8 + ["untimed"] * 8
+    # Those without a number are taken last, so they are the earliest of the last ten.
+    places = [7, 5, 6, 0, 1, 2, 3, 4]
+    assert [row["what"] for row in crashed[:8]] == [journey[place][2] for place in places]
+    assert [row["sessions"] for row in funnel] == [2] * 5
+
+
 def test_crash_counts_are_kept_by_day(databases: Databases, loaded: Loaded) -> None:
     """A day's counts are kept once, and growth is what happened since the day before."""
     began = datetime.now(UTC).date().isoformat()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import re
 import shutil
 import subprocess
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +17,17 @@ import yaml  # type: ignore[import-untyped] # it has no types
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.pipeline.children import CHECKOUT
+from tests.pipeline.children import CHECKOUT, run_group
 from tests.pipeline.meltano import MeltanoProject
-from tests.pipeline.truth import assert_same, change, events_asked, held, tap_settings
+from tests.pipeline.truth import Rows, assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import Snowflake, emptied
 from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from tests.sandbox import Request
 
 pytestmark = pytest.mark.sources
 
@@ -101,6 +106,62 @@ def test_several_projects_share_one_set_of_tables(snowflake: Snowflake, tmp_path
         for stream, rows in held(courier.project, "courier").items():
             both[stream] += rows
         assert_same(snowflake.rows(both), both)
+
+
+@pytest.mark.pipeline
+def test_projects_may_load_at_the_same_time(tmp_path: Path) -> None:
+    """Two runs that start together load all rows, each of its own project."""
+    meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
+    # Two first commands would both make the tables of Meltano's database, see schedule.md.
+    assert meltano.call("state", "list", settings={}) == 0
+    names = ("shop", "courier")
+    with contextlib.ExitStack() as stack:
+        sandboxes = {
+            name: stack.enter_context(
+                Sandbox(
+                    generate(seed, 40, 4, NOW, crash_groups=4),
+                    Options((f"bp_{name}",), requests_per_minute=None),
+                )
+            )
+            for seed, name in enumerate(names)
+        }
+        # No run has its rows before the other has been started and asks for its own.
+        together = threading.Barrier(len(names))
+        for sandbox in sandboxes.values():
+            sandbox.options.on_request = first_only(together)
+        runs = []
+        for name, sandbox in sandboxes.items():
+            (tmp_path / name).mkdir()
+            settings = {
+                f"TAP_BUGSPULSE__{name.upper()}_API_URL": sandbox.url,
+                f"TAP_BUGSPULSE__{name.upper()}_API_KEY": sandbox.api_key,
+                "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
+                "TARGET_JSONL_DESTINATION_PATH": str(tmp_path / name),
+            }
+            run = ("run", f"tap-bugspulse--{name}", "target-jsonl")
+            runs.append(meltano.start(*run, settings=settings))
+        assert [run_group(run, "meltano", seconds=SECONDS) for run in runs] == [0, 0]
+        for name, sandbox in sandboxes.items():
+            assert_same(lines(tmp_path / name), held(sandbox.project, name))
+
+
+def first_only(together: threading.Barrier) -> Callable[[Request, Project], None]:
+    """Return what has the first request of a sandbox wait for those of the others."""
+    first = threading.Lock()
+
+    def wait(_: Request, __: Project) -> None:
+        if first.acquire(blocking=False):
+            together.wait(SECONDS)
+
+    return wait
+
+
+def lines(folder: Path) -> Rows:
+    """Read the files of target-jsonl."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for path in folder.glob("*.jsonl")
+    }
 
 
 def installed(meltano: MeltanoProject) -> None:

@@ -252,6 +252,22 @@ def test_what_is_masked_or_deselected_never_reaches_snowflake(
 
 
 @pytest.mark.pipeline
+def test_text_with_a_null_character_loads(
+    snowflake: Snowflake, sandbox: Sandbox, meltano: MeltanoProject
+) -> None:
+    """U+0000 stays as it is, in a text and at any depth of an object."""
+    project = sandbox.project
+    event = next(events[0] for events in project.events.values() if events)
+    call = next(iter(project.network.values()))
+    event["data"], call["error"] = {"text": "a\0b", "deep": {"more": ["c\0"]}}, "e\0"
+    project.changed("events", "network")
+    settings = tap_settings(sandbox) | snowflake.settings
+    assert meltano.run(*RUN, settings=settings) == 0
+    rows = held(project)
+    assert_same(snowflake.rows(rows), rows)
+
+
+@pytest.mark.pipeline
 def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
     snowflake: Snowflake, sandbox: Sandbox, meltano: MeltanoProject
 ) -> None:

@@ -1,10 +1,17 @@
 """Load every BugsPulse project each hour, one task and one key to each, with Meltano.
 
-In Airflow, set the variable `bugspulse_projects` to a list such as `["shop", "courier"]`,
-and for each of them a connection, such as `bugspulse_shop`, of type `generic` with the
-API's address as host and the key as password. Workers need the Meltano project in
-`MELTANO_PROJECT_ROOT`, `meltano` on their PATH, the settings of target-snowflake and, if
-there is more than one worker, MELTANO_STATE_BACKEND_URI in their environment.
+Tasks run at the same time, so each needs an extractor of its own: two runs of one Meltano
+plugin that start together overwrite each other's files in `.meltano/run/`. Name one for each
+project, `tap-bugspulse--shop` and so on, in a file such as
+examples/several-projects/projects.meltano.yml.
+
+In Airflow, set the variable `bugspulse_projects` to the list of their names, such as
+`["shop", "courier"]`, and for each of them a connection, such as `bugspulse_shop`, of type
+`generic` with the API's address as host and the key as password. Workers need the Meltano
+project in `MELTANO_PROJECT_ROOT`, `meltano` on their PATH, the settings of target-snowflake
+and, if there is more than one worker, MELTANO_STATE_BACKEND_URI in their environment. Run
+`meltano state list` once before the first tasks: it makes the tables of Meltano's own
+database, which two first runs at once would both try to make.
 """
 # ruff: noqa: INP001 - a folder of DAGs is no package
 
@@ -33,15 +40,15 @@ with DAG(
     BashOperator.partial(
         task_id="load",
         map_index_template="{{ params.project }}",
-        # The state is kept under the project's name, the rows have it in `project`.
+        # The extractor's own variables: tap-bugspulse--shop reads TAP_BUGSPULSE__SHOP_API_KEY.
         bash_command=(
-            'meltano --environment=prod run --state-id-suffix="$TAP_BUGSPULSE_PROJECT" '
-            "tap-bugspulse target-snowflake"
+            "export TAP_BUGSPULSE__{{ params.project | upper }}_API_URL=$API_URL "
+            "TAP_BUGSPULSE__{{ params.project | upper }}_API_KEY=$API_KEY; "
+            "meltano --environment=prod run tap-bugspulse--{{ params.project }} target-snowflake"
         ),
         env={
-            "TAP_BUGSPULSE_PROJECT": "{{ params.project }}",
-            "TAP_BUGSPULSE_API_URL": CONNECTION + ".host }}",
-            "TAP_BUGSPULSE_API_KEY": CONNECTION + ".password }}",
+            "API_URL": CONNECTION + ".host }}",
+            "API_KEY": CONNECTION + ".password }}",
             "TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "40",
         },
         append_env=True,

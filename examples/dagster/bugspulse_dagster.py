@@ -6,6 +6,9 @@ that runs Meltano is enough; the package `dagster-meltano` does not work with Da
 
 Dagster must not start a run while another one goes on, since both would load from one
 state: leave `max_concurrent_runs` of the run queue at 1, or give the tag below a limit.
+
+For several apps, make an op of each job of examples/several-projects: these have an
+extractor each, so they may start together. Two runs of one extractor may not.
 """
 # ruff: noqa: INP001 - a file of definitions is no package
 
