@@ -1,0 +1,193 @@
+"""Whole runs against APIs that count, page, filter and refuse in ways nobody expects.
+
+Each run is a process with its exit code, and may ask for so many pages and no more: one
+that asks for ever is refused after them, and fails its test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import typing as t
+from collections import Counter
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.running import PRIMARY_KEYS, Output, expected
+from tests.sandbox import Options, Sandbox, generate_once
+from tests.tap_process import TapProcess
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.running import Row
+    from tests.sandbox import Project, Request
+
+HOUR = timedelta(hours=1)
+
+
+class Run(t.NamedTuple):
+    """A run of the tap that has ended."""
+
+    code: int
+    output: Output
+    log: list[str]
+    requests: list[Request]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings, each with the name of its logger."""
+        return [line.split(" | ", 2)[2] for line in self.log if "| WARNING" in line]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run says that it has loaded everything."""
+        return "summary status=complete" in self.log[-1]
+
+    @property
+    def sessions(self) -> Counter[str]:
+        """How often the events of each session were asked for."""
+        return Counter(one.query["sessionId"] for one in self.requests if one.path == "/events")
+
+
+class Load(t.Protocol):
+    """Runs the tap to its end; see the fixture."""
+
+    def __call__(
+        self,
+        state: Row | None = None,
+        *,
+        after: timedelta = ...,
+        most: int = ...,
+        **settings: object,
+    ) -> Run:
+        """Run it with a state, so long after the first run, with at most so many requests."""
+
+
+class LoadOf(t.Protocol):
+    """Makes a `Load` for a sandbox."""
+
+    def __call__(self, sandbox: Sandbox) -> Load:
+        """Return what runs the tap against it."""
+
+
+@pytest.fixture
+def sandbox(request: pytest.FixtureRequest, now: datetime) -> Iterator[Sandbox]:
+    """A small project whose clocks are right, so that no call lies in the future."""
+    sessions, days = getattr(request, "param", (60, 20))
+    project = generate_once(
+        seed=126, sessions=sessions, days=days, until=now - HOUR, lying_clocks=False
+    )
+    with Sandbox(project, Options(requests_per_minute=None)) as running:
+        yield running
+
+
+@pytest.fixture
+def load_of(tmp_path: Path, now: datetime) -> LoadOf:
+    """Run the tap as a process; fail if it asks for more than it may."""
+    numbers = itertools.count(1)
+
+    def load_of(sandbox: Sandbox) -> Load:
+        def run(
+            state: Row | None = None,
+            *,
+            after: timedelta = timedelta(),
+            most: int = 500,
+            **settings: object,
+        ) -> Run:
+            sandbox.reset()
+            sandbox.options.most_requests = most
+            tap = TapProcess(
+                tmp_path / str(next(numbers)),
+                sandbox,
+                now + after,
+                None if state is None else json.dumps(state),
+                minute=0.02,
+                **t.cast("dict[str, t.Any]", settings),
+            )
+            code = tap.end()
+            assert "Traceback" not in tap.log
+            assert len(sandbox.requests) <= most, tap.log[-2000:]
+            return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
+
+        return run
+
+    return load_of
+
+
+@pytest.fixture
+def load(sandbox: Sandbox, load_of: LoadOf) -> Load:
+    """Run the tap against the small project."""
+    return load_of(sandbox)
+
+
+def assert_whole(sandbox: Sandbox, *outputs: Output) -> None:
+    """Expect every row that the server holds, and no other."""
+    for stream in PRIMARY_KEYS:
+        loaded: dict[tuple[str, ...], Row] = {}
+        for output in outputs:
+            loaded |= output.table(stream)
+        rows = expected(sandbox.project, stream)
+        missing, others = rows.keys() - loaded.keys(), loaded.keys() - rows.keys()
+        assert (stream, len(missing), len(others)) == (stream, 0, 0)
+        assert loaded == rows
+
+
+def assert_done(run: Run) -> None:
+    """Expect a run that ends well and says that it is complete."""
+    assert run.code == 0, run.log[-1]
+    assert run.is_complete
+
+
+def with_events(project: Project, least: int = 2) -> list[str]:
+    """Return the sessions that have ended and have some events, newest first."""
+    rows = project.sessions.values()
+    found = [row for row in rows if row["endedAt"] and row["eventCount"] >= least]
+    return [row["id"] for row in sorted(found, key=lambda row: row["startedAt"], reverse=True)]
+
+
+def same_instants(project: Project, instants: int) -> None:
+    """Move the calls of a project to a few instants of the days they are in."""
+    step = timedelta(days=1) / instants
+    for row in project.network.values():
+        at = datetime.fromisoformat(row["timestamp"])
+        midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+        rounded = midnight + (at - midnight) // step * step
+        row["timestamp"] = f"{rounded:%Y-%m-%dT%H:%M:%S}.000Z"
+    project.changed("network")
+
+
+# --- How far an API counts ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sandbox", [(150, 20)], indirect=True)
+@pytest.mark.parametrize("beyond", ["empty", "400"])
+def test_a_listing_that_ends_at_a_round_number_loses_nothing(
+    sandbox: Sandbox, load: Load, beyond: t.Literal["empty", "400"]
+) -> None:
+    """Windows have fewer rows than the ten pages that the API counts and serves."""
+    sandbox.options.row_cap, sandbox.options.beyond_cap = 100, beyond
+    assert len(sandbox.project.network) > 200
+    run = load(page_size=10)
+    assert_done(run)
+    assert_whole(sandbox, run.output)
+    assert run.output.repeated("network") == []
+
+
+def test_a_day_that_ends_at_a_round_number_is_told(
+    sandbox: Sandbox, load: Load, now: datetime
+) -> None:
+    """A day of exactly as many rows as an API may count has more of them, perhaps."""
+    project = sandbox.project
+    day = (now - timedelta(days=9)).replace(hour=1)
+    for minute in range(130):
+        project.new_network(day + timedelta(minutes=minute))
+    sandbox.options.row_cap = 100
+    run = load(page_size=10)
+    assert run.code == 0
+    told = [line for line in run.warnings if "network" in line and f"{day:%Y-%m-%d}" in line]
+    assert len(told) == 1
+    assert re.search(r"\b100\b", told[0])
