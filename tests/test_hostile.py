@@ -191,3 +191,47 @@ def test_a_day_that_ends_at_a_round_number_is_told(
     told = [line for line in run.warnings if "network" in line and f"{day:%Y-%m-%d}" in line]
     assert len(told) == 1
     assert re.search(r"\b100\b", told[0])
+
+
+# --- Dates that are ignored ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignored", ["both", "from", "to"])
+def test_dates_that_are_ignored_are_noticed(
+    sandbox: Sandbox, load: Load, ignored: t.Literal["both", "from", "to"]
+) -> None:
+    """More rows than a window are read once as a whole, which one warning says."""
+    sandbox.options.ignored = ignored
+    run = load(page_size=5)
+    assert run.code == 0, run.log[-1]
+    assert_whole(sandbox, run.output)
+    assert run.output.repeated("sessions") == run.output.repeated("network") == []
+    told = [one for one in run.warnings if re.search(r"\b(from|to)\b", one)]
+    assert 1 <= len(told) <= 2, run.warnings  # one, or one for each stream
+
+
+def test_a_first_date_that_counts_only_with_a_last_brings_no_row_twice(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """A run of the next day emits the new call and none of the month before it."""
+    sandbox.options.ignored = "from-alone"
+    first = load(page_size=5)
+    assert_done(first)
+    assert_whole(sandbox, first.output)
+    new = sandbox.project.new_network(datetime.fromisoformat("2026-03-02T09:00:00Z"))
+    second = load(first.output.state, after=timedelta(days=1), page_size=5, most=100)
+    assert_done(second)
+    assert [row["id"] for row in second.output.rows("network")] == [new]
+    assert_whole(sandbox, first.output, second.output)
+
+
+def test_dates_that_are_refused_are_named(sandbox: Sandbox, load: Load) -> None:
+    """A start date before what the API keeps is an error that says what was asked for."""
+    sandbox.options.refuse_before = "2026-02-09T00:00:00.000Z"
+    run = load(start_date="2026-01-05", most=100)
+    assert run.code == 1
+    refused = [one for one in run.requests if one.status == 400]
+    last = run.log[-1]
+    assert "400 Bad Request for /" in last
+    assert any(one.path in last and one.query["from"] in last for one in refused), last
+    assert run.output.table("crashes") == expected(sandbox.project, "crashes")
