@@ -235,3 +235,65 @@ def test_dates_that_are_refused_are_named(sandbox: Sandbox, load: Load) -> None:
     assert "400 Bad Request for /" in last
     assert any(one.path in last and one.query["from"] in last for one in refused), last
     assert run.output.table("crashes") == expected(sandbox.project, "crashes")
+
+
+# --- What an API counts -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page_size", [5, 300])
+@pytest.mark.parametrize("counts", ["default-limit", "unfiltered"])
+def test_pages_of_another_size_or_of_all_rows_are_not_believed(
+    sandbox: Sandbox, load: Load, counts: t.Literal["default-limit", "unfiltered"], page_size: int
+) -> None:
+    """A listing ends when all of its rows are there, or at an empty page."""
+    for minute in range(60):  # one day has more than a page of 100 or five
+        at = datetime.fromisoformat("2026-02-20T08:00:00Z") + timedelta(minutes=minute)
+        sandbox.project.new_network(at)
+    sandbox.options.counts = counts
+    run = load(page_size=page_size, most=800)
+    assert run.code == 0, run.log[-1]
+    assert_whole(sandbox, run.output)
+
+
+def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) -> None:
+    """Where `total` counts the rows of the page, the number of pages is followed."""
+    sandbox.options.counts = "page-total"
+    sandbox.options.events_paging = "pages"
+    run = load(page_size=5)
+    assert run.code == 0, run.log[-1]
+    assert_whole(sandbox, run.output)
+
+
+@pytest.mark.parametrize("omit_pages", [False, True])
+def test_a_limit_that_is_lowered_in_silence_loses_nothing(
+    sandbox: Sandbox, load: Load, *, omit_pages: bool
+) -> None:
+    """The next page is asked for until all rows are there, whatever `limit` says."""
+    options = sandbox.options
+    options.max_limit, options.echo, options.omit_pages = 3, "asked", omit_pages
+    options.counts, options.events_paging = "asked-limit", "pages"
+    assert len(sandbox.project.crashes) > options.max_limit
+    run = load(most=1000)
+    assert_done(run)
+    assert_whole(sandbox, run.output)
+
+
+def test_a_page_number_one_too_high_is_not_believed(sandbox: Sandbox, load: Load) -> None:
+    """Pages are counted from what was asked for."""
+    sandbox.options.echo = "page-one-too-high"
+    run = load(page_size=5)
+    assert_done(run)
+    assert_whole(sandbox, run.output)
+
+
+@pytest.mark.parametrize("sandbox", [(0, 20)], indirect=True)
+@pytest.mark.parametrize("empty_as", ["list", "null", "204", "floats"])
+def test_an_empty_listing_may_look_like_anything(
+    sandbox: Sandbox, load: Load, empty_as: t.Literal["list", "null", "204", "floats"]
+) -> None:
+    """A project without rows is loaded without another try."""
+    sandbox.options.empty_as = empty_as
+    run = load(most=30)
+    assert_done(run)
+    assert_whole(sandbox, run.output)
+    assert not [line for line in run.log if "trying again" in line]
