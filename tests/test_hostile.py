@@ -297,3 +297,84 @@ def test_an_empty_listing_may_look_like_anything(
     assert_done(run)
     assert_whole(sandbox, run.output)
     assert not [line for line in run.log if "trying again" in line]
+
+
+# --- Rows that move while they are read ---------------------------------------------------
+
+
+def test_ties_that_each_page_orders_anew_lose_nothing(sandbox: Sandbox, load: Load) -> None:
+    """A listing that stays short is read with pages of another size."""
+    same_instants(sandbox.project, 2)
+    sandbox.options.ties = "by-page"
+    run = load(page_size=5)
+    assert run.code == 0, run.log[-1]
+    assert_whole(sandbox, run.output)
+
+
+def test_ties_that_stay_short_are_not_complete(sandbox: Sandbox, load: Load, now: datetime) -> None:
+    """Of 90 calls of one instant all are loaded, or the run says that it is incomplete."""
+    for _ in range(90):
+        sandbox.project.new_network(now - timedelta(days=9))
+    sandbox.options.ties = "by-page"
+    run = load(page_size=5)
+    assert run.code == 0, run.log[-1]
+    missing = expected(sandbox.project, "network").keys() - run.output.table("network").keys()
+    assert run.is_complete == (not missing), f"{len(missing)} are missing"
+
+
+@pytest.mark.parametrize("stream", ["network", "sessions"])
+@pytest.mark.parametrize("status", ["404", "400"])
+def test_a_page_that_is_gone_ends_the_listing(
+    sandbox: Sandbox, load: Load, stream: str, status: t.Literal["404", "400"]
+) -> None:
+    """Rows are deleted, the last page is refused, and every row that stays is loaded."""
+    project, is_done = sandbox.project, False
+    sandbox.options.past_end, sandbox.options.order = status, "oldest"
+
+    def shrink(request: Request, project: Project) -> None:
+        nonlocal is_done
+        if request.path != f"/{stream}" or request.query["page"] != "2" or is_done:
+            return
+        is_done = True
+        low, high = request.query.get("from", ""), request.query.get("to", "~")
+        table = project.table(stream)
+        window = sorted(one for one in table if low <= project.when(stream, one) < high)
+        for one in window[3:]:  # page 1 is left
+            del table[one]
+            project.events.pop(one, None)
+        project.changed(stream)
+
+    sandbox.options.on_request = shrink
+    run = load(page_size=5, concurrency=1)
+    assert is_done
+    assert run.code == 0, run.log[-1]
+    assert f"/{stream}" in {one.path for one in run.requests if one.status == int(status)}
+    for one in PRIMARY_KEYS:
+        assert expected(project, one).items() <= run.output.table(one).items()
+
+
+def test_sessions_that_retention_deletes_are_no_broken_endpoint(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """25 sessions go after they were listed; the events of all others are loaded."""
+    project, is_done = sandbox.project, False
+
+    def delete(request: Request, project: Project) -> None:
+        nonlocal is_done
+        if request.path != "/events" or is_done:
+            return
+        is_done = True
+        table = project.sessions
+        for one in sorted(table, key=lambda one: project.when("sessions", one))[:25]:
+            del table[one]
+            del project.events[one]
+        project.changed("sessions")
+
+    sandbox.options.on_request = delete
+    first = load()
+    assert is_done
+    assert first.code == 0, first.log[-1]
+    assert first.output.table("events") == expected(project, "events")
+    second = load(first.output.state, after=HOUR, most=100)
+    assert second.code == 0, second.log[-1]
+    assert not set(second.sessions) - set(project.sessions)
