@@ -378,3 +378,113 @@ def test_sessions_that_retention_deletes_are_no_broken_endpoint(
     second = load(first.output.state, after=HOUR, most=100)
     assert second.code == 0, second.log[-1]
     assert not set(second.sessions) - set(project.sessions)
+
+
+# --- Events that come short ---------------------------------------------------------------
+
+
+def test_events_beyond_the_only_page_are_asked_for(sandbox: Sandbox, load: Load) -> None:
+    """A session has more than 50 events, and /events says `pages` 1: the total decides."""
+    project = sandbox.project
+    project.grow(with_events(project)[0], 50)
+    sandbox.options.events_paging, sandbox.options.counts = "pages", "one-page"
+    run = load(page_size=20)
+    assert_done(run)
+    assert_whole(sandbox, run.output)
+
+
+def test_events_that_never_come_are_told_and_tried_again(sandbox: Sandbox, load: Load) -> None:
+    """Only page 1 comes: it is said, asked for in the next run, and then believed."""
+    project = sandbox.project
+    long = with_events(project)[0]
+    project.grow(long, 50)
+    least = max(len(rows) for one, rows in project.events.items() if one != long)
+    sandbox.options.events_paging = "first"
+    first = load(page_size=least)
+    assert first.code == 0, first.log[-1]
+    assert len([line for line in first.warnings if "events" in line]) == 1
+    assert len([row for row in first.output.rows("events") if row["sessionId"] == long]) == least
+    second = load(first.output.state, after=HOUR, page_size=least, most=100)
+    assert set(second.sessions) == {long}
+    third = load(second.output.state, after=2 * HOUR, page_size=least, most=100)
+    assert third.sessions == {}
+
+
+@pytest.mark.parametrize("late_events", ["zero", "no-rows", "204", "part", "404"])
+def test_events_that_come_an_hour_late_are_loaded(
+    sandbox: Sandbox, load: Load, late_events: t.Literal["zero", "no-rows", "204", "part", "404"]
+) -> None:
+    """Their sessions, whose rows do not change, are asked for once more in the next run."""
+    whole = with_events(sandbox.project)
+    late = {whole[1], whole[-2]}  # within the lookback, and in history
+    sandbox.options.late_sessions, sandbox.options.late_events = late, late_events
+    first = load()
+    assert first.code == 0, first.log[-1]
+    rows = expected(sandbox.project, "events")
+    others = {key for key in rows if key[0] not in late}
+    assert others <= first.output.table("events").keys()
+    sandbox.options.late_sessions = set()
+    second = load(first.output.state, after=HOUR, most=100)
+    assert_done(second)
+    assert second.sessions == Counter(late)
+    assert_whole(sandbox, first.output, second.output)
+    third = load(second.output.state, after=2 * HOUR, most=100)
+    assert third.sessions == {}
+
+
+@pytest.mark.parametrize("late_events", ["zero", "no-rows", "204", "part", "404"])
+def test_events_that_never_come_are_believed_the_second_time(
+    sandbox: Sandbox, load: Load, late_events: t.Literal["zero", "no-rows", "204", "part", "404"]
+) -> None:
+    """The same answer in two runs is the truth: the third does not ask."""
+    late = {with_events(sandbox.project)[1]}
+    sandbox.options.late_sessions, sandbox.options.late_events = late, late_events
+    first = load()
+    second = load(first.output.state, after=HOUR, most=100)
+    third = load(second.output.state, after=2 * HOUR, most=100)
+    assert (first.code, second.code, third.code) == (0, 0, 0)
+    assert set(second.sessions) == late
+    assert max(second.sessions.values()) <= 3  # a page without the rows it counts may be a glitch
+    assert third.sessions == {}
+
+
+def test_a_count_that_most_sessions_disagree_with_is_no_count_of_events(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """One warning says that `eventCount` counts something else, and all are believed."""
+    for row in sandbox.project.sessions.values():
+        row["eventCount"] += 3
+    first = load()
+    assert first.code == 0, first.log[-1]
+    assert first.output.table("events") == expected(sandbox.project, "events")
+    assert len([line for line in first.warnings if "eventCount" in line]) == 1, first.warnings
+    second = load(first.output.state, after=HOUR, most=100)
+    assert second.code == 0
+    assert second.sessions == {}
+
+
+def test_more_short_sessions_than_are_remembered_are_told(now: datetime, load_of: LoadOf) -> None:
+    """The state stays small, and what it leaves out is loaded later, or said."""
+    project = generate_once(
+        seed=3,
+        sessions=2300,
+        days=2,
+        until=now - HOUR,
+        lying_clocks=False,
+        events_per_session=2,
+        network_per_session=0,
+    )
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        load = load_of(sandbox)
+        late = with_events(project, 1)[:1050]
+        sandbox.options.late_sessions = set(late)
+        first = load(most=2600)
+        assert first.code == 0, first.log[-1]
+        sandbox.options.late_sessions = set()
+        second = load(first.output.state, after=HOUR, most=1200)
+        assert second.code == 0, second.log[-1]
+    assert len(json.dumps(first.output.state)) < 150_000
+    assert sum(second.sessions[one] for one in late) >= 900
+    loaded = first.output.table("events").keys() | second.output.table("events").keys()
+    missing = expected(project, "events").keys() - loaded
+    assert not missing or [one for one in first.warnings if "events" in one], len(missing)
