@@ -488,3 +488,43 @@ def test_more_short_sessions_than_are_remembered_are_told(now: datetime, load_of
     loaded = first.output.table("events").keys() | second.output.table("events").keys()
     missing = expected(project, "events").keys() - loaded
     assert not missing or [one for one in first.warnings if "events" in one], len(missing)
+
+
+# --- Rows that are odd from first to last -------------------------------------------------
+
+
+def test_thousands_of_unknown_fields_are_one_warning(sandbox: Sandbox, load: Load) -> None:
+    """It has a few of the names, and how many there are."""
+    rows = list(sandbox.project.sessions.values())
+    names = [f"screen_{number}_seconds" for number in range(50 * len(rows))]
+    for number, row in enumerate(rows):
+        row.update(dict.fromkeys(names[50 * number : 50 * number + 50], 1))
+    assert len(names) == 3000
+    run = load()
+    assert_done(run)
+    assert len(run.output.rows("sessions")) == len(rows)
+    assert all(len(row["_extra"]) == 50 for row in run.output.rows("sessions"))
+    told = [line for line in run.warnings if "_seconds" in line]
+    assert len(told) == 1, len(told)
+    assert re.search("3,?000|2,?99[0-9]", told[0])  # all, or all but those it names
+    assert len(told[0]) < 500
+
+
+def test_a_stream_whose_instants_cannot_be_read_says_so(sandbox: Sandbox, load: Load) -> None:
+    """All rows are loaded, and one warning says that the stream cannot be incremental."""
+    calls = set(sandbox.project.network)
+
+    def unreadable(envelope: Row) -> Row:
+        rows = envelope["data"]
+        if rows and "url" in rows[0]:
+            envelope["data"] = [{**row, "timestamp": f"at {row['timestamp']}"} for row in rows]
+        return envelope
+
+    sandbox.options.envelope = unreadable
+    run = load()
+    assert_done(run)
+    assert {row["id"] for row in run.output.rows("network")} == calls
+    assert all(row["timestamp"] is None for row in run.output.rows("network"))
+    told = [line for line in run.warnings if "network" in line and "incremental" in line]
+    assert len(told) == 1, run.warnings
+    assert "timestamp" in told[0]
