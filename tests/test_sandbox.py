@@ -366,6 +366,108 @@ def test_pages_of_nothing() -> None:
         assert client.get("/sessions").json["pages"] == 1
 
 
+# ---- What no reference would say
+
+
+@pytest.mark.parametrize(
+    ("options", "query", "rows", "told"),
+    [
+        ({"row_cap": 100}, {"limit": 30, "page": 4}, 10, {"total": 100, "pages": 4}),
+        ({"row_cap": 100}, {"limit": 30, "page": 5}, 0, {"total": 100, "pages": 4}),
+        ({"counts": "page-total"}, {"limit": 60, "page": 3}, 30, {"total": 30, "pages": 3}),
+        ({"counts": "one-page"}, {"limit": 60}, 60, {"total": 150, "pages": 1}),
+        ({"counts": "default-limit"}, {"limit": 10}, 10, {"total": 150, "pages": 2}),
+        ({"counts": "unfiltered"}, {"from": "2100-01-01"}, 0, {"total": 150, "pages": 2}),
+        (
+            {"counts": "asked-limit", "echo": "asked", "max_limit": 40},
+            {"limit": 75},
+            40,
+            {"total": 150, "pages": 2, "limit": 75},
+        ),
+        ({"echo": "page-one-too-high"}, {"limit": 60}, 60, {"page": 2, "pages": 3}),
+        ({"ignored": "from"}, {"from": "2100-01-01"}, 100, {"total": 150}),
+        ({"ignored": "to"}, {"to": "2000-01-01"}, 100, {"total": 150}),
+        ({"ignored": "both"}, {"from": "2100-01-01", "to": "2100-01-01"}, 100, {"total": 150}),
+        ({"ignored": "from-alone"}, {"from": "2100-01-01"}, 100, {"total": 150}),
+        ({"ignored": "from-alone"}, {"from": "2100-01-01", "to": "2101-01-01"}, 0, {"total": 0}),
+    ],
+)
+def test_listings_of_odd_servers(
+    own: Project, options: Row, query: Row, rows: int, told: Row
+) -> None:
+    """Each option counts, echoes, caps or filters as it says, and changes nothing else."""
+    with serving(own, unlimited(**options)) as client:
+        envelope = client.get("/sessions", **query).json
+    assert len(envelope["data"]) == rows
+    assert told.items() <= envelope.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "query", "status"),
+    [
+        ({"row_cap": 100, "beyond_cap": "400"}, {"limit": 50, "page": 2}, 200),
+        ({"row_cap": 100, "beyond_cap": "400"}, {"limit": 50, "page": 3}, 400),
+        ({"past_end": "404"}, {"limit": 50, "page": 3}, 200),
+        ({"past_end": "404"}, {"limit": 50, "page": 4}, 404),
+        ({"past_end": "400"}, {"limit": 50, "page": 4}, 400),
+        ({"refuse_before": "2026-01-02T00:00:00.000Z"}, {"from": "2026-01-01"}, 400),
+        ({"refuse_before": "2026-01-02T00:00:00.000Z"}, {"from": "2026-01-02"}, 200),
+        ({"refuse_before": "2026-01-02T00:00:00.000Z"}, {}, 200),
+        ({"most_requests": 0}, {}, 401),
+        ({"most_requests": 1}, {}, 200),
+    ],
+)
+def test_refusals_of_odd_servers(own: Project, options: Row, query: Row, status: int) -> None:
+    """Each option refuses what it says, and nothing beside it."""
+    with serving(own, unlimited(**options)) as client:
+        assert client.get("/sessions", **query).status == status
+
+
+def test_an_empty_page_has_many_forms() -> None:
+    """Data is a list, null, or not there; numbers may be fractions."""
+    with serving(generate(sessions=0), options := unlimited()) as client:
+        assert client.get("/sessions").json["data"] == []
+        options.empty_as = "null"
+        assert client.get("/sessions").json["data"] is None
+        options.empty_as = "floats"
+        assert b'"total":0.0' in client.get("/sessions").body
+        options.empty_as = "204"
+        answer = client.get("/sessions")
+        assert (answer.status, answer.body) == (204, b"")
+
+
+def test_ties_have_an_order_for_each_page(own: Project) -> None:
+    """It is the same each time, so that some rows are on two pages and others on none."""
+    for row in own.sessions.values():
+        row["startedAt"] = SESSION["startedAt"]
+    own.changed("sessions")
+    with serving(own, unlimited(ties="by-page")) as client:
+        first = client.listing("/sessions", 30)
+        assert first == client.listing("/sessions", 30)
+        assert 0 < len({row["id"] for row in first}) < len(first) == 150
+        assert client.ids("/sessions") != [row["id"] for row in first]
+
+
+def test_events_that_are_late(own: Project) -> None:
+    """They are not there in five ways; those of other sessions are."""
+    late, other = [one for one, events in own.events.items() if len(events) > 2][:2]
+    number = len(own.events[late])
+    with serving(own, options := unlimited(late_sessions={late})) as client:
+        for how, rows, total in (("zero", 0, 0), ("no-rows", 0, number), ("part", -1, number - 1)):
+            options.late_events = t.cast("t.Any", how)
+            envelope = client.get("/events", sessionId=late).json
+            assert envelope["data"] == (own.events[late][:rows] if rows else [])
+            assert envelope["total"] == total
+        for status in (204, 404):
+            options.late_events = t.cast("t.Any", str(status))
+            assert client.get("/events", sessionId=late).status == status
+        assert client.get("/events", sessionId=other).json["data"] == own.events[other]
+        options.events_paging = "first"
+        envelope = client.get("/events", sessionId=other, limit=2, page=2).json
+        assert envelope["data"] == own.events[other][:2]
+        assert (envelope["total"], envelope["pages"]) == (len(own.events[other]), 1)
+
+
 # ---- What the reference leaves open
 
 DAY_EDGES = (

@@ -154,11 +154,14 @@ class Options:
             "way for each page and limit, the same each time"
         ),
     )
-    counts: Literal["right", "page-total", "one-page", "default-limit", "unfiltered"] = field(
+    counts: Literal[
+        "right", "page-total", "one-page", "default-limit", "asked-limit", "unfiltered"
+    ] = field(
         default="right",
         metadata=_doc(
             "what `total` and `pages` count: the listing; the rows of the page as `total`; "
-            "always 1 page; pages of 100 rows whatever the limit; all rows of the table"
+            "always 1 page; pages of 100 rows whatever the limit, or of the limit that was "
+            "asked for, though it was lowered; all rows of the table"
         ),
     )
     echo: Literal["used", "asked", "page-one-too-high"] = field(

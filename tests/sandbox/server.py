@@ -274,7 +274,7 @@ class Sandbox:
     def _spoil(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
         """Let the envelope count, echo and be empty as the options say."""
         options = self.options
-        self._count_otherwise(envelope, endpoint)
+        self._count_otherwise(envelope, endpoint, query)
         if options.echo == "asked":
             envelope["page"] = _natural(query, "page", 1)
             envelope["limit"] = _natural(query, "limit", 100)
@@ -291,7 +291,7 @@ class Sandbox:
         else:
             envelope |= {name: float(envelope[name]) for name in envelope if name != "data"}
 
-    def _count_otherwise(self, envelope: Row, endpoint: str) -> None:
+    def _count_otherwise(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
         """Let the envelope count what `counts` says."""
         options = self.options
         if options.counts == "page-total":
@@ -300,6 +300,8 @@ class Sandbox:
             envelope["pages"] = 1
         elif options.counts == "default-limit":
             envelope["pages"] = math.ceil(envelope["total"] / 100)
+        elif options.counts == "asked-limit":
+            envelope["pages"] = math.ceil(envelope["total"] / _natural(query, "limit", 100))
         elif options.counts == "unfiltered" and endpoint != "events":
             envelope["total"] = len(self.project.table(endpoint))
             envelope["pages"] = math.ceil(envelope["total"] / envelope["limit"])
