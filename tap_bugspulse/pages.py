@@ -61,7 +61,7 @@ class PagePaginator(PageNumberPaginator):
     """Goes on until all rows have come that the API counts, or a page has none.
 
     ``pages`` and ``limit`` of the envelope may be those of another page size, and the page
-    number may be any: only where there is no ``total`` do ``pages`` count.
+    number may be any: ``pages`` count only where there is no ``total``, or none of the listing.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,9 @@ class PagePaginator(PageNumberPaginator):
             self.last_page = page.pages or 1
         elif here:
             missing = page.total - self._arrived
-            self.last_page = self.current_value + math.ceil(missing / here)
+            # ``total`` may be that of the page alone.
+            is_of_page = page.total == here and (page.pages or 1) > self.current_value
+            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
         return here > 0 and self.current_value < self.last_page
 
 

@@ -211,6 +211,13 @@ class Plan:
         begins, overlap = known.complete_from, midnight(days.end + 2 * DAY)
         return begins is not None and begins <= instant <= known.complete_to and instant < overlap
 
+    def is_before_lookback(self, instant: datetime | None) -> bool:
+        """Return whether an instant is complete and lies before what is read again."""
+        known, days = self.complete, self.forward
+        if not (instant and known and days and days.start):
+            return False
+        return (known.complete_from or LONG_AGO) <= instant < midnight(days.start)
+
 
 def latest(requested: Span, now: datetime) -> datetime:
     """Return the last instant that a run reads, at which a completed one leaves off."""

@@ -20,6 +20,7 @@ from tap_bugspulse.writer import WholeMessageWriter
 TICK = 1.0  # seconds after which a wait looks for signals and limits
 LONG_PAUSE = 5.0  # seconds of a pause that a person should know of
 PROGRESS_INTERVAL, LATER_INTERVAL = 30.0, 300.0  # seconds between two progress lines
+FEW = 5  # names in a warning
 LATER = 600.0  # seconds after which progress lines come seldom
 
 
@@ -38,6 +39,7 @@ class Counts:
     short: int = 0
     without_key: int = 0
     misfits: Counter[str] = field(default_factory=Counter)
+    unknown: set[str] = field(default_factory=set)
     set_aside: list[str] = field(default_factory=list)
     came_short: int = 0
 
@@ -146,10 +148,7 @@ class Run:
         """Count what a page of a stream has that no column holds."""
         self.counts[stream].without_key += page.without_key
         self.counts[stream].misfits += page.misfits
-        for name in sorted(page.unknown):
-            self.warn_once(
-                f"{stream}: the API sends {name}, which is no column yet; it is kept in _extra"
-            )
+        self.counts[stream].unknown |= page.unknown
 
     def minutes_for(self, requests: int) -> float:
         """Return the minutes that requests take at the set pace."""
@@ -164,13 +163,25 @@ class Run:
                 stream,
                 ", ".join(f"{name} {times:,}" for name, times in counts.misfits.items()),
             )
+        if counts.unknown:
+            names = sorted(counts.unknown)
+            more = f" and {len(names[FEW:]):,} more" if names[FEW:] else ""
+            self.logger.warning(
+                "%s: the API sends fields without a column, which are kept in _extra: %s",
+                stream,
+                ", ".join(names[:FEW]) + more,
+            )
         if is_selected:
-            short = f"{counts.short} listings short of the API's total"
-            aside = f", set aside: {', '.join(counts.set_aside)}" if counts.set_aside else ""
+            found = {
+                f"{counts.short} listings short of the API's total": counts.short,
+                f"{counts.came_short} sessions short of events, asked for again": counts.came_short,
+                f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
+                "refused by the API": stream in self.errors,
+            }
             self.logger.info(
                 f"{stream}: rows {counts.rows:,}, requests {counts.requests:,}, retries "
                 f"{counts.retries:,}, seconds {counts.seconds:.0f}, "
-                f"{short if counts.short else 'row counts match the API'}{aside}"
+                f"{', '.join(filter(found.get, found)) or 'row counts match the API'}"
             )
         self.streams_left.discard(stream)
         if not self.streams_left:

@@ -105,35 +105,45 @@ class Network(WindowedStream):
         self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
     ) -> Iterator[Cut]:
         pieces = list(self._pieces(days, sync)) if days else []
-        known: dict[Window, requests.Response] = {}
         if days and pieces[2:] and not sync.in_history and not self.days:
-            first = known[pieces[-1]] = self.take(self.fetch(pieces[-1].query()))
-            if page_of(first).total == 0:
-                # Where nothing happens now, nothing may have happened in all these days.
-                first = self.take(self.fetch(days.query()))
-                if page_of(first).total == 0:
-                    for day in (one.start for one in pieces if one.start and one.end):
-                        self.days[day] = DayReading(0, 0, midnight(day))
-                    yield Cut(days, first, 0)
-                    return
+            # Where nothing happens now, nothing may have happened in all these days.
+            for window in (pieces[-1], days):
+                first = self.take(self.fetch(self.query_of(window)))
+                if page_of(first).total != 0:
+                    break
+            else:
+                empty = (one.start for one in pieces if one.start and one.end)
+                self.days = {day: DayReading(0, 0, midnight(day)) for day in empty}
+                yield Cut(days, first, 0)
+                return
         pieces = pieces[::-1] if sync.in_history else pieces
         for are_days, group in itertools.groupby(pieces, self._is_day):
             some = list(group)
             if are_days and not sync.in_history:
-                asked = (self.fetch(one.query()) for one in some if one not in known)
-                calls = self.prefetch(asked)
+                yield from self._one_by_one(some)
+            else:
                 for piece in some:
-                    yield Cut(piece, known.get(piece) or self.take(next(calls)), 0)
-                continue
-            for piece in some:
-                yield from self.cut(piece, is_wanted, newest_first=sync.in_history)
+                    yield from self.cut(piece, is_wanted, newest_first=sync.in_history)
+            if self.ignores_dates and days:
+                yield Cut(days, self.take(self.fetch(days.query())), 0)
+                return
+
+    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
+        calls = self.prefetch(self.fetch(self.query_of(one)) for one in days)
+        for day, call in zip(days, calls, strict=True):
+            first = self.take(call)
+            if self.check_dates(day, page_of(first).rows):
+                if self.ignores_dates:
+                    return
+                first = self.take(self.fetch(self.query_of(day)))
+            yield Cut(day, first, 0)
 
     @override
     def read(
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
         day = window.start
-        if day is None or not self._is_day(window) or sync.ignores_state:
+        if day is None or not self._is_day(window) or sync.ignores_state or self.ignores_dates:
             return (yield from super().read(window, first, sync))
         known = self.days.get(day)
         if known is not None and known.total == page_of(first).total:
@@ -142,7 +152,7 @@ class Network(WindowedStream):
         old: list[Row] = []  # rows that are no newer than what was counted
         ids: set[str] = set()
         count, last, met = 0, midnight(day), 0
-        listing = self.listing(window.query(), first)
+        listing = self.listing(self.query_of(window), first)
         for row in itertools.chain.from_iterable(listing):
             instant = parse_instant(row.timestamp)
             if not requested.holds(instant):
@@ -156,7 +166,7 @@ class Network(WindowedStream):
                 met += is_old
             elif is_old:
                 old.append(row)
-            elif not sync.was_emitted(row, instant):
+            elif not self.was_emitted(row, instant, sync):
                 ids.add(row.id)
                 yield row
         # The newest day is read without an end. Where it ends before the latest row that was
@@ -168,9 +178,11 @@ class Network(WindowedStream):
         if is_shorter or others > 0 or (others and not is_whole):
             ids.update(row.id for row in old)
             yield from old
-        says_total = listing.reading.is_complete and window.end is not None and is_whole
-        total = listing.reading.first_total if says_total else None
-        self.days[day] = DayReading(-1 if total is None else total, count, last)
+        total, is_counted = listing.reading.first_total, listing.reading.is_complete and is_whole
+        # Fewer than came: it is that of the first page, or rows came meanwhile.
+        if total is None or total < listing.reading.rows or window.end is None or not is_counted:
+            total = -1
+        self.days[day] = DayReading(total, count, last)
         return ids
 
     @override
@@ -182,7 +194,7 @@ class Network(WindowedStream):
         return [
             row
             for row, instant in zip(rows, instants, strict=True)
-            if requested.holds(instant) and not sync.was_emitted(row, instant)
+            if requested.holds(instant) and not self.was_emitted(row, instant, sync)
         ]
 
     @override
@@ -268,13 +280,13 @@ class Sessions(WindowedStream):
             instant = parse_instant(row.startedAt)
             if not requested.holds(instant):
                 continue
-            day = window.day_of(instant, self.today)
+            day = self.day_of(window, instant)
             if remembers_due and (due := self._candidate(row, instant, day)):
                 self.due[row.id] = due
             known = mark = None
             if day >= kept_from and not sync.ignores_state:
                 known, mark = self.ledger.get(row.id, day), fingerprint(row)
-            if known != mark if known else not sync.was_emitted(row, instant):
+            if known != mark if known else not self.was_emitted(row, instant, sync):
                 news.append(row)
                 if mark:
                     self.ledger.put(row.id, day, mark)
@@ -299,6 +311,12 @@ class Sessions(WindowedStream):
             return True
         return bool(maps[0].get_filter_result(msgspec.structs.asdict(row)))
 
+    def day_of(self, window: Window, instant: datetime | None) -> date:
+        """Return the day that a session of a window is filed under."""
+        if self.ignores_dates and instant:
+            return instant.date()
+        return window.day_of(instant, self.today)
+
     def kept_from(self, complete: CompleteRange | None) -> date:
         """Return the first day that a lookback may ask for, and a day for time zones."""
         if complete is None:
@@ -307,10 +325,10 @@ class Sessions(WindowedStream):
 
     def list_due(self, cut: Cut) -> list[Candidate]:
         """Return the sessions of a window whose events are due, and emit none."""
-        listing = itertools.chain.from_iterable(self.listing(cut.window.query(), cut.first))
+        listing = itertools.chain.from_iterable(self.listing(self.query_of(cut.window), cut.first))
         rows = [(row, parse_instant(row.startedAt)) for row in listing]
         found = (
-            self._candidate(row, instant, cut.window.day_of(instant, self.today))
+            self._candidate(row, instant, self.day_of(cut.window, instant))
             for row, instant in rows
             if self.run.settings.requested.holds(instant)
         )

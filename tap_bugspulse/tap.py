@@ -151,13 +151,14 @@ class TapBugsPulse(Tap):
         run.http.close()
         sessions = Bookmark.read(streams["sessions"].stream_state).range()
         found = {"sessions": sessions, "events": t.cast("Events", streams["events"]).complete()}
+        short = any(one.short or one.came_short for one in run.counts.values())
         through = [
             format_instant(one.complete_to) if one and streams[name].selected else "none"
             for name, one in found.items()
         ]
         self.logger.info(
             "summary status=%s sessions_through=%s events_through=%s events_left=%d eta_minutes=%d",
-            "complete" if run.is_complete and not run.errors else "incomplete",
+            "complete" if run.is_complete and not run.errors and not short else "incomplete",
             *through,
             run.events_left,
             round(run.minutes_for(run.events_left)),

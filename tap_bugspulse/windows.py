@@ -8,13 +8,26 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 
 import requests
+from singer_sdk import Tap
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import Bookmark, Cutter, Progress, Window, make_plan, parse_instant
+from tap_bugspulse.replication import (
+    DAY,
+    EPOCH,
+    FIRST,
+    Bookmark,
+    Cutter,
+    Progress,
+    Window,
+    make_plan,
+    parse_instant,
+)
+from tap_bugspulse.run import Run
 
+ROUND = 10_000  # rows at which an API may stop counting
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
 
@@ -35,10 +48,6 @@ class Sync:
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
 
-    def was_emitted(self, row: Row, instant: datetime | None) -> bool:
-        """Return whether a row came in the window before, or in a run before this one."""
-        return row.id in self.ids or (self.in_history and self.progress.plan.was_read(instant))
-
 
 class WindowedStream(BugsPulseStream):
     """Reads forward first, then history newest first, and moves its bookmark itself."""
@@ -46,10 +55,49 @@ class WindowedStream(BugsPulseStream):
     instant_column: t.ClassVar[str]
     history_share = 1.0  # part of the time limit that history may use
 
-    @property
-    def today(self) -> date:
-        """The day the run started on."""
-        return self.run.started.date()
+    def __init__(self, tap: Tap, run: Run) -> None:
+        super().__init__(tap, run)
+        self.today = run.started.date()
+        self.ignores_dates = False  # so that each listing has all rows
+        self._needs_end = False  # or a ``from`` alone is ignored
+        self._knows_dates = False
+
+    def query_of(self, window: Window) -> dict[str, str]:
+        """Return the query parameters that ask for a window."""
+        is_open = self._needs_end and window.start and not window.end
+        return (replace(window, end=self.today + 2 * DAY) if is_open else window).query()
+
+    def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
+        """Return whether a row came in the window before, or in a run before this one."""
+        plan = sync.progress.plan
+        is_known = self.ignores_dates and plan.is_before_lookback(instant)
+        return row.id in sync.ids or is_known or (sync.in_history and plan.was_read(instant))
+
+    def check_dates(self, window: Window, rows: list[Row]) -> bool:
+        """Return whether rows of a window show, for the first time, that dates are ignored.
+
+        Most of them lie outside of it; that a day in which nothing can have happened has rows,
+        or that an end makes a difference, proves it.
+        """
+        near = Window(window.start and window.start - DAY, window.end and window.end + DAY)
+        instants = (parse_instant(getattr(row, self.instant_column)) for row in rows)
+        outside = sum(1 for one in instants if one and not near.holds(one.date()))
+        if self._knows_dates or 2 * outside <= len(rows):
+            return False
+        self._knows_dates = True
+        ended = replace(window, end=window.end or self.today + 2 * DAY)
+        never = [Window(day, day + DAY) for day in (EPOCH + DAY, FIRST.date().replace(year=2999))]
+        calls = self.prefetch(self.fetch(one.query()) for one in (*never, ended))
+        *strange, bounded = [page_of(self.take(call)).rows_in_all for call in calls]
+        self.ignores_dates = any(strange)
+        whole = page_of(self.take(self.fetch(window.query()))).rows_in_all
+        self._needs_end = not self.ignores_dates and window.end is None and bounded < whole
+        if self.ignores_dates:
+            self.run.warn_once(
+                f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
+                "those that are known are left out"
+            )
+        return self.ignores_dates or self._needs_end
 
     # The SDK moves a bookmark with every record and promotes it when the stream ends, over
     # whatever a stopped or a backward reading has left out.
@@ -135,10 +183,21 @@ class WindowedStream(BugsPulseStream):
             while window:
                 if call is None and not is_wanted():
                     self.run.check_time(self.history_share)
-                first = self.take(call or self.fetch(window.query()))
-                fits = cutter.fits(page_of(first).rows_in_all)
+                first = self.take(call or self.fetch(self.query_of(window)))
+                if self.check_dates(window, page_of(first).rows) and self._needs_end:
+                    first = self.take(self.fetch(self.query_of(window)))
+                if self.ignores_dates:
+                    yield Cut(cutter.rest or window, first, 0)
+                    return
+                rows_in_all = page_of(first).rows_in_all
+                fits = cutter.fits(rows_in_all)
+                if fits and rows_in_all >= limit and rows_in_all % ROUND == 0:
+                    self.run.warn_once(
+                        f"{self.name}: the API counts exactly {rows_in_all:,} rows on one day, "
+                        f"{window.start}: does it count no further?"
+                    )
                 following = cutter.propose()
-                call = self.fetch(following.query()) if following and is_wanted() else None
+                call = self.fetch(self.query_of(following)) if following and is_wanted() else None
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
                 window = following
@@ -151,7 +210,11 @@ class WindowedStream(BugsPulseStream):
     ) -> Generator[Row, None, set[str]]:
         """Yield the rows of a window that are to be emitted; return the ids of all."""
         ids: set[str] = set()
-        for rows in self.listing(window.query(), first):
+        for rows in self.listing(self.query_of(window), first):
+            if self.check_dates(window, rows) and self._needs_end:
+                first = self.take(self.fetch(self.query_of(window)))
+                sync = replace(sync, ids={*sync.ids, *ids})
+                return ids | (yield from self.read(window, first, sync))
             ids.update(row.id for row in rows)
             yield from self.news(rows, window, sync)
         return ids
@@ -166,6 +229,15 @@ class WindowedStream(BugsPulseStream):
         instants = [getattr(row, self.instant_column) for row in head]
         known = [instant for instant in map(parse_instant, instants) if instant]
         return known != sorted(known, reverse=True)
+
+    @override
+    def log_sync_costs(self) -> None:
+        if 0 < self.counts.rows <= self.counts.misfits[self.instant_column]:
+            self.logger.warning(
+                f"{self.name}: no {self.instant_column} can be read: all rows are loaded in each "
+                "run"
+            )
+        super().log_sync_costs()
 
     def checkpoint(self, sync: Sync) -> None:
         """Write what is complete into the state and send it; all rows before it are out."""
