@@ -53,6 +53,13 @@ class NotFoundError(RefusedError):
     """The API does not know what was asked for."""
 
 
+class BadRequestError(RefusedError):
+    """The API cannot make sense of what was asked for."""
+
+
+REFUSALS = {HTTPStatus.NOT_FOUND: NotFoundError, HTTPStatus.BAD_REQUEST: BadRequestError}
+
+
 class BugsPulseStream(RESTStream[int]):
     """A stream of the Export API."""
 
@@ -179,7 +186,7 @@ class BugsPulseStream(RESTStream[int]):
         elif status == HTTPStatus.UNAUTHORIZED:
             raise FatalAPIError(message)
         else:
-            raise (NotFoundError if status == HTTPStatus.NOT_FOUND else RefusedError)(message)
+            raise REFUSALS.get(HTTPStatus(status), RefusedError)(message)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
@@ -237,10 +244,10 @@ class BugsPulseStream(RESTStream[int]):
                         calls.append(self.fetch(query, number))
                     try:
                         response = first or self.take(calls.popleft())
-                    except RefusedError:
+                    except (NotFoundError, BadRequestError):
                         if paginator.current_value == 1:
                             raise
-                        return  # rows were deleted, or no API pages that deep: it comes short
+                        return  # rows were deleted, or the API pages no deeper: it comes short
                     first = None
                     counter.increment()
                     paginator.advance(response)
@@ -294,13 +301,12 @@ class BugsPulseStream(RESTStream[int]):
             if reading.rows and not reading.shrank and (reading.pages <= 1 or is_same):
                 break
             if before and not reading.shrank and len(known) >= (reading.first_total or 0):
-                reading.ids = known
-                reading.is_complete = True
+                reading.ids, reading.is_complete = known, True
                 return reading
             before = reading
             # Rows of one instant may come in another order on each page: let them end elsewhere.
             asked = {**query, "limit": str(math.ceil(self.run.settings.page_size * 0.7))}
-        reading.is_complete = False
+        reading.ids, reading.is_complete = known, False
         self.counts.short += 1
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream, NotFoundError, RefusedError
 from tap_bugspulse.http import Call, PatienceError, reason
-from tap_bugspulse.pages import Row, page_of
+from tap_bugspulse.pages import Row
 from tap_bugspulse.replication import (
     DAY,
     LONG_AGO,
@@ -66,7 +66,8 @@ class Events(BugsPulseStream):
         self._failed: dict[Candidate, Exception] = {}  # in a row, not set aside yet
         self._fewer: set[str] = set()  # sessions with fewer events than their eventCount
         self._worked = False  # whether /events has answered for any session
-        self._newly_set_aside = self._not_found = self._done = self._left = self._since_state = 0
+        self._missing: list[Candidate] = []  # sessions answered with 404
+        self._newly_set_aside = self._in_a_row = self._done = self._left = self._since_state = 0
         self._state_at = run.clock.seconds()
 
     @override
@@ -97,13 +98,13 @@ class Events(BugsPulseStream):
             for batch in itertools.chain(first[:1], again, first[1:], batches):
                 due = [one for one in batch.due if batch.is_again or one.id not in tried]
                 yield from self._fetch(self._still_due(due), progress)
-                self._set_aside_failed()
+                self._settle()
                 batch.done(batch.window)
                 self.checkpoint(progress)
             self._believe_counts()
             self.checkpoint(progress)
         except OutOfTime:
-            self._set_aside_failed()
+            self._settle()
             self.checkpoint(progress)
             raise
         finally:
@@ -127,9 +128,9 @@ class Events(BugsPulseStream):
     def checkpoint(self, progress: Progress) -> None:
         """Write what is fetched into the state and send it.
 
-        Not while sessions in a row have failed: should it go on, none of them counts as done.
+        Not while sessions have failed or are missing: it is open whether they count as done.
         """
-        if self._failed:
+        if self._failed or self._missing:
             return
         complete = Bookmark.read(self.stream_state).complete
         ranges = {name: found for name, one in complete.items() if (found := one.range())}
@@ -290,7 +291,7 @@ class Events(BugsPulseStream):
         """Yield a session's events, and note that they were fetched once all are there."""
         listing = self.listing({"sessionId": session.id}, self.take(call))
         yield from itertools.chain.from_iterable(listing)
-        self._worked, self._not_found = True, 0
+        self._worked, self._in_a_row = True, 0
         came = len(listing.reading.ids)
         if came < session.events:
             self._fewer.add(session.id)
@@ -328,11 +329,11 @@ class Events(BugsPulseStream):
             yield from self._rows_of(session, call)
             self._set_aside_failed()
         except NotFoundError:
-            self.logger.info("events: session %s has vanished from the API", session.id)
-            self._not_found += 1
-            if self._not_found >= MAX_IN_A_ROW or (not self._worked and session.id in self.short):
-                self._probe()
-            self._fetched(session, 0, is_short=True)
+            self.logger.info("events: session %s is not known to the API", session.id)
+            self._missing.append(session)
+            self._in_a_row += 1
+            if self._in_a_row >= MAX_IN_A_ROW:
+                self._settle_missing()
         except (PatienceError, RefusedError, RetriableAPIError, RequestException) as error:
             if session.id in self.set_aside:
                 self.logger.warning("events: session %s still fails: %s", session.id, reason(error))
@@ -348,6 +349,11 @@ class Events(BugsPulseStream):
                     f"{error}"
                 ) from None
 
+    def _settle(self) -> None:
+        self._set_aside_failed()
+        if self._missing:
+            self._settle_missing()
+
     def _set_aside_failed(self) -> None:
         """Set aside what failed, or raise its RefusedError if no other session worked."""
         errors = list(self._failed.values())
@@ -357,19 +363,22 @@ class Events(BugsPulseStream):
         self._newly_set_aside += len(errors)
         self._failed = {}
 
-    def _probe(self) -> None:
-        """Ask for the events of a session that is surely there.
+    def _settle_missing(self) -> None:
+        """Tell sessions that were deleted from those that ``/events`` does not know.
 
-        Raises:
-            RefusedError: If the API does not know it either.
+        Raises RefusedError if it knows none of ten in a row that are there.
         """
-        listed = page_of(self.parent.take(self.parent.fetch({}))).rows
-        try:
-            for session in listed[len(listed) // 2 :][:1]:
-                self.take(self._ask(session.id))
-        except NotFoundError:
+        missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
+        there: set[str] = set()
+        if days := [one.day for one in missing if one.mark]:
+            window = Window(min(days) - DAY, max(days) + 2 * DAY)
+            listing = self.parent.listing(window.query())
+            there = {row.id for rows in listing for row in rows} & {one.id for one in missing}
+        if min(in_a_row, len(there)) >= MAX_IN_A_ROW:
             raise RefusedError(
-                f"{self.path} knows none of {self._not_found} sessions, though /sessions lists "
-                "others: the API has changed or is broken. They are asked for again in the next run"
-            ) from None
-        self._worked, self._not_found = True, 0
+                f"{self.path} knows none of {len(there)} sessions that /sessions lists: the API "
+                "has changed or is broken. None of them is recorded as done"
+            )
+        for one in missing:
+            if one.mark or self._worked or not there:
+                self._fetched(one, 0, is_short=not one.mark or one.id in there)

@@ -40,13 +40,14 @@ Value = t.Any  # whatever the API sends
 class Page:
     """One page of a listing; its rows have a key each, ``without_key`` counts the others.
 
-    ``total`` and ``pages`` are None where the envelope does not have them. ``misfits`` counts
+    ``total``, ``pages`` and ``limit`` are None where the envelope does not have them. ``misfits`` counts
     values that did not fit their column, ``unknown`` has the names that have none.
     """
 
     rows: list[Row]
     total: int | None = None
     pages: int | None = None
+    limit: int | None = None
     without_key: int = 0
     misfits: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
@@ -79,7 +80,8 @@ class PagePaginator(PageNumberPaginator):
         elif here:
             missing = page.total - self._arrived
             # ``total`` may be that of the page alone.
-            is_of_page = page.total == here and (page.pages or 1) > self.current_value
+            is_full = page.total == here >= (page.limit or 0)
+            is_of_page = is_full and (page.pages or 1) > self.current_value
             self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
         return here > 0 and self.current_value < self.last_page
 
@@ -208,14 +210,15 @@ class Table:
         self._ours = [n for n in (EXTRA, PROJECT) if n in properties]
         self._objects = [n for n, kind in self._kinds.items() if kind == "object" and n != EXTRA]
         rows = GenericAlias(list, self.row_type)
-        envelope: list[t.Any] = [("data", rows), ("total", t.Any, None), ("pages", t.Any, None)]
+        numbers = [(name, t.Any, None) for name in ("total", "pages", "limit")]
+        envelope: list[t.Any] = [("data", rows), *numbers]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Envelope", envelope))
 
     def decode(self, content: bytes) -> Page:
         """Return the page of a body, or raise ValueError; what does not fit is in ``_extra``."""
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body: t.Any = self._decoder.decode(content)
-            page = Page(body.data, _count(body.total), _count(body.pages))
+            page = Page(body.data, _count(body.total), _count(body.pages), _count(body.limit))
             objects = (getattr(row, name) for name in self._objects for row in page.rows)
             # What the API calls like a column of ours has no column.
             ours = (getattr(row, name) for name in self._ours for row in page.rows)
@@ -240,7 +243,7 @@ class Table:
         body = _loads(content)
         if not isinstance(body, dict) or not isinstance(body.get("data", 0), list | None):
             raise ValueError  # noqa: TRY004 - what page_of looks for
-        page = Page([], _count(body.get("total")), _count(body.get("pages")))
+        page = Page([], *(_count(body.get(name)) for name in ("total", "pages", "limit")))
         if page.total is None and page.pages is None:
             raise ValueError
         for one in body["data"] or ():

@@ -105,22 +105,22 @@ class Network(WindowedStream):
         self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
     ) -> Iterator[Cut]:
         pieces = list(self._pieces(days, sync)) if days else []
+        newest: requests.Response | None = None
         if days and pieces[2:] and not sync.in_history and not self.days:
-            # Where nothing happens now, nothing may have happened in all these days.
-            for window in (pieces[-1], days):
-                first = self.take(self.fetch(self.query_of(window)))
-                if page_of(first).total != 0:
-                    break
-            else:
-                empty = (one.start for one in pieces if one.start and one.end)
-                self.days = {day: DayReading(0, 0, midnight(day)) for day in empty}
-                yield Cut(days, first, 0)
-                return
+            newest = self.take(self.fetch(self.query_of(pieces[-1])))
+            if page_of(newest).total == 0:
+                # Where nothing happens now, nothing may have happened in all these days.
+                first = self.take(self.fetch(self.query_of(days)))
+                if page_of(first).total == 0:
+                    empty = (one.start for one in pieces if one.start and one.end)
+                    self.days = {day: DayReading(0, 0, midnight(day)) for day in empty}
+                    yield Cut(days, first, 0)
+                    return
         pieces = pieces[::-1] if sync.in_history else pieces
         for are_days, group in itertools.groupby(pieces, self._is_day):
             some = list(group)
             if are_days and not sync.in_history:
-                yield from self._one_by_one(some)
+                yield from self._one_by_one(some, newest if some[-1] == pieces[-1] else None)
             else:
                 for piece in some:
                     yield from self.cut(piece, is_wanted, newest_first=sync.in_history)
@@ -128,14 +128,14 @@ class Network(WindowedStream):
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
 
-    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
-        calls = self.prefetch(self.fetch(self.query_of(one)) for one in days)
-        for day, call in zip(days, calls, strict=True):
-            first = self.take(call)
-            if self.check_dates(day, page_of(first).rows):
-                if self.ignores_dates:
-                    return
-                first = self.take(self.fetch(self.query_of(day)))
+    def _one_by_one(self, days: list[Window], last: requests.Response | None) -> Iterator[Cut]:
+        asked = days[:-1] if last else days
+        calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
+        answers = itertools.chain(map(self.take, calls), [last] if last else [])
+        for day, answer in zip(days, answers, strict=True):
+            first = self.checked(day, answer)
+            if self.ignores_dates:
+                return
             yield Cut(day, first, 0)
 
     @override

@@ -27,7 +27,6 @@ from tap_bugspulse.replication import (
 )
 from tap_bugspulse.run import Run
 
-ROUND = 10_000  # rows at which an API may stop counting
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
 
@@ -72,6 +71,17 @@ class WindowedStream(BugsPulseStream):
         plan = sync.progress.plan
         is_known = self.ignores_dates and plan.is_before_lookback(instant)
         return row.id in sync.ids or is_known or (sync.in_history and plan.was_read(instant))
+
+    def checked(self, window: Window, first: requests.Response) -> requests.Response:
+        """Return the first page of a window, asked for anew where its dates were ignored."""
+        page, full = page_of(first), PAGES_PER_WINDOW * self.run.settings.page_size
+        if page.rows_in_all and page.rows_in_all % full == 0 and window.size(self.today) == 1:
+            self.run.warn_once(
+                f"{self.name}: the API counts exactly {page.rows_in_all:,} rows on {window.start}: "
+                "there may be more that it neither counts nor sends"
+            )
+        is_news = self.check_dates(window, page.rows)
+        return self.take(self.fetch(self.query_of(window))) if is_news else first
 
     def check_dates(self, window: Window, rows: list[Row]) -> bool:
         """Return whether rows of a window show, for the first time, that dates are ignored.
@@ -178,24 +188,22 @@ class WindowedStream(BugsPulseStream):
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
         cutter = Cutter(days, limit, self.today, newest_first=newest_first)
-        window, call = cutter.propose(), None
+        window, call, whole = cutter.propose(), None, 0
         try:
             while window:
                 if call is None and not is_wanted():
                     self.run.check_time(self.history_share)
                 first = self.take(call or self.fetch(self.query_of(window)))
-                if self.check_dates(window, page_of(first).rows) and self._needs_end:
-                    first = self.take(self.fetch(self.query_of(window)))
-                if self.ignores_dates:
-                    yield Cut(cutter.rest or window, first, 0)
-                    return
+                first = self.checked(window, first)
                 rows_in_all = page_of(first).rows_in_all
+                whole = whole or rows_in_all
+                is_day = window != days and window.size(self.today) == 1
+                rest = cutter.rest
+                if rest and (self.ignores_dates or (is_day and whole == rows_in_all >= limit)):
+                    # Nothing is gained by other windows: each has all rows, or their number.
+                    yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
+                    return
                 fits = cutter.fits(rows_in_all)
-                if fits and rows_in_all >= limit and rows_in_all % ROUND == 0:
-                    self.run.warn_once(
-                        f"{self.name}: the API counts exactly {rows_in_all:,} rows on one day, "
-                        f"{window.start}: does it count no further?"
-                    )
                 following = cutter.propose()
                 call = self.fetch(self.query_of(following)) if following and is_wanted() else None
                 if fits:
@@ -234,8 +242,8 @@ class WindowedStream(BugsPulseStream):
     def log_sync_costs(self) -> None:
         if 0 < self.counts.rows <= self.counts.misfits[self.instant_column]:
             self.logger.warning(
-                f"{self.name}: no {self.instant_column} can be read: all rows are loaded in each "
-                "run"
+                f"{self.name}: no {self.instant_column} can be read, so it cannot be incremental: "
+                "all rows are loaded in each run"
             )
         super().log_sync_costs()
 
