@@ -7,6 +7,7 @@ import re
 import typing as t
 
 import pytest
+import yaml  # type: ignore[import-untyped] # it has no types
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tests.documents import table, text
@@ -103,6 +104,27 @@ logger.info("fourth thing")
 """
     (tmp_path / "module.py").write_text(source)
     assert messages(tmp_path) == {"…: first … of", "second … is…", "third thing: …"}
+
+
+# --- Targets --------------------------------------------------------------------------
+
+
+def test_the_tables_of_targets_are_those_of_meltano_yml() -> None:
+    """Each loader has a row that says what is kept, and one with its package and version."""
+    loaders = yaml.safe_load(text("meltano.yml"))["plugins"]["loaders"]
+    kept = [row[0].strip("`") for row in table("docs/schedule.md", "What is kept")]
+    assert sorted(kept) == sorted(one["name"] for one in loaders)
+    rows = table("docs/targets.md", "With meltano.yml")
+    packages = [f"{row[0].strip('`')}=={row[1]}" for row in rows]
+    assert sorted(packages) == sorted(one["pip_url"].split()[0] for one in loaders)
+    for row in rows:
+        (config,) = (
+            one.get("config", {}) | one.get("env", {})
+            for one in loaders
+            if one["pip_url"].startswith(row[0].strip("`"))
+        )
+        for name, value in re.findall(r"`(\w+)(?:: |=)(\w+)`", row[2]):
+            assert str(config[name]).lower() == value.lower()
 
 
 # --- Cost -----------------------------------------------------------------------------

@@ -56,6 +56,8 @@ NOT_RUN = {
     ("docs/queries.md", "touch output/"): "test_queries.py",
     ("docs/queries.md", "sed -i"): "test_queries.py",
     ("docs/queries.md", "create schema"): "test_queries.py",
+    # Has a test of its own, below.
+    ("docs/schedule.md", "id=prod:"): "this",
     # Takes half an hour; test_benchmarks.py runs it on little.
     ("docs/performance.md", "make bench"): "test_benchmarks.py",
     # Need an account.
@@ -208,6 +210,25 @@ def test_a_run_beside_one_that_was_killed_says_what_the_page_shows(
     shown = next(block for block in blocks("docs/repair.md") if block.text.startswith("Another"))
     for part in plain(swapped(shown.text)).split("0-0-0 0:0:0"):
         assert part.removeprefix("+0:0").strip() in printed
+
+
+@pytest.mark.pipeline
+def test_a_state_moves_to_another_backend(
+    reader: tuple[Path, dict[str, str]], sandbox: Sandbox
+) -> None:
+    """After the commands of schedule.md nothing is loaded again from another backend."""
+    folder, env = reader
+    shell("meltano --environment=prod run tap-bugspulse target-snowflake", folder, env)
+    sandbox.reset()
+    (block,) = (one for one in blocks("docs/schedule.md") if one.text.startswith("id=prod:"))
+    shell(block.text, folder, env)
+    assert counted(sandbox)["/crashes"] == 1
+    assert counted(sandbox)["/events"] == 0
+    assert any((folder / "moved" / "prod:tap-bugspulse-to-target-jsonl").iterdir())
+    # What the page warns of: without its state, a run begins anew.
+    without = env | {"MELTANO_STATE_BACKEND_URI": f"file://{folder}/empty"}
+    shell("meltano --environment=prod run tap-bugspulse target-snowflake", folder, without)
+    assert counted(sandbox)["/events"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -466,6 +487,29 @@ def test_a_deleted_bookmark_has_its_stream_read_again(sandbox: Sandbox, gone: se
     for stream in ("sessions", "events", "network"):
         everything = expected(sandbox.project, stream) if stream in gone else {}
         assert output.table(stream) == everything
+
+
+def test_a_session_that_changed_back_is_put_right_by_a_full_refresh(sandbox: Sandbox) -> None:
+    """What schedule.md says of a state that was not kept: no row, until all come again."""
+    (*_, session) = sorted(sandbox.project.sessions.values(), key=lambda row: row["startedAt"])
+    before = dict(session)
+    state = sync(sandbox, NOW).state
+
+    def changed(**values: object) -> None:
+        session.update(values)
+        sandbox.project.changed("sessions")
+
+    changed(hasCrash=not before["hasCrash"])
+    written = sync(sandbox, NOW, state)
+    assert [row["hasCrash"] for row in written.rows("sessions")] == [not before["hasCrash"]]
+    changed(hasCrash=before["hasCrash"])
+    # The state of that run was not kept.
+    assert sync(sandbox, NOW, state).rows("sessions") == []
+    again = sync(sandbox, NOW, catalog=select(NOW, "sessions"))
+    assert again.table("sessions")[before["id"],] == before | {"_extra": None}
+    # With a state that was kept it comes by itself.
+    kept = sync(sandbox, NOW, written.state).rows("sessions")
+    assert kept == [before | {"_extra": None}]
 
 
 def test_a_stretch_that_begins_later_has_its_history_read_again(sandbox: Sandbox) -> None:

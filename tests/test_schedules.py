@@ -128,7 +128,7 @@ def test_projects_may_load_at_the_same_time(tmp_path: Path) -> None:
         # No run has its rows before the other has been started and asks for its own.
         together = threading.Barrier(len(names))
         for sandbox in sandboxes.values():
-            sandbox.options.on_request = first_only(together)
+            sandbox.options.hold = first_only(together)
         runs = []
         for name, sandbox in sandboxes.items():
             (tmp_path / name).mkdir()
@@ -145,11 +145,11 @@ def test_projects_may_load_at_the_same_time(tmp_path: Path) -> None:
             assert_same(lines(tmp_path / name), held(sandbox.project, name))
 
 
-def first_only(together: threading.Barrier) -> Callable[[Request, Project], None]:
+def first_only(together: threading.Barrier) -> Callable[[Request], None]:
     """Return what has the first request of a sandbox wait for those of the others."""
     first = threading.Lock()
 
-    def wait(_: Request, __: Project) -> None:
+    def wait(_: Request) -> None:
         if first.acquire(blocking=False):
             together.wait(SECONDS)
 

@@ -19,7 +19,8 @@ import dagster as dg
 
 
 @dg.op(
-    # Meltano takes a run that was killed for one that still goes on, for five minutes.
+    # Meltano takes a run that was killed for one that still goes on, for five minutes. What
+    # the target has not confirmed is loaded again; the time limit below keeps all.
     retry_policy=dg.RetryPolicy(max_retries=1, delay=360)
 )
 def load_bugspulse(context: dg.OpExecutionContext) -> None:
