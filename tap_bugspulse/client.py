@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import typing as t
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -25,7 +24,15 @@ from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
-from tap_bugspulse.http import Call, Patience, reason
+from tap_bugspulse.http import (
+    REFUSALS,
+    BadRequestError,
+    Call,
+    NotFoundError,
+    Patience,
+    RefusedError,
+    reason,
+)
 from tap_bugspulse.pages import (
     PROJECT,
     PROJECT_COLUMN,
@@ -41,23 +48,8 @@ from tap_bugspulse.run import Counts, OutOfTime, Run
 
 Query = Mapping[str, str]
 
-MAX_READINGS = 3  # of a listing, before rows that do not turn up are given up
+MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
 AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and all from 500
-
-
-class RefusedError(FatalAPIError):
-    """The API refuses what was asked for: another request may well work."""
-
-
-class NotFoundError(RefusedError):
-    """The API does not know what was asked for."""
-
-
-class BadRequestError(RefusedError):
-    """The API cannot make sense of what was asked for."""
-
-
-REFUSALS = {HTTPStatus.NOT_FOUND: NotFoundError, HTTPStatus.BAD_REQUEST: BadRequestError}
 
 
 class BugsPulseStream(RESTStream[int]):
@@ -247,7 +239,8 @@ class BugsPulseStream(RESTStream[int]):
                     except (NotFoundError, BadRequestError):
                         if paginator.current_value == 1:
                             raise
-                        return  # rows were deleted, or the API pages no deeper: it comes short
+                        yield Page([], is_gone=True)
+                        return
                     first = None
                     counter.increment()
                     paginator.advance(response)
@@ -276,7 +269,7 @@ class BugsPulseStream(RESTStream[int]):
         known: set[str] = set()
         before: Reading | None = None
         asked = query
-        for _ in range(MAX_READINGS):
+        for number in range(1, MAX_READINGS + 1):
             reading = Reading()
             head: list[Row] = []
             for page in self.pages(asked, first):
@@ -292,21 +285,30 @@ class BugsPulseStream(RESTStream[int]):
             if reading.is_complete and not (
                 reading.pages > 1
                 and self.can_shift(head)
-                and reading.first_page_lost_rows(page_of(self.take(self.fetch(query))))
+                and reading.first_page_lost_rows(page_of(self.take(self.fetch(asked))))
             ):
                 return reading
-            # One page is one answer, in which nothing can drift, and what is missing twice in
-            # the same way is not there.
-            is_same = before is not None and before.ids == reading.ids
+            # One page is one answer, in which nothing can drift, and what is missing twice is
+            # not there.
+            is_same = before is not None and before.ids >= reading.ids
             if reading.rows and not reading.shrank and (reading.pages <= 1 or is_same):
                 break
-            if before and not reading.shrank and len(known) >= (reading.first_total or 0):
-                reading.ids, reading.is_complete = known, True
-                return reading
             before = reading
-            # Rows of one instant may come in another order on each page: let them end elsewhere.
-            asked = {**query, "limit": str(math.ceil(self.run.settings.page_size * 0.7))}
+            if reading.rows and not reading.shrank and reading.rows < (reading.first_total or 0):
+                # Rows of one instant may come in another order on each page: let pages end
+                # elsewhere, and take all readings together.
+                if len(known) >= (reading.first_total or 0):
+                    reading.ids, reading.is_complete = known, True
+                    return reading
+                limit = self.run.settings.page_size * (6 - number) // 6
+                asked = {**query, "limit": str(max(1, limit))}
+            elif number >= MAX_DRIFTS:
+                break
         reading.ids, reading.is_complete = known, False
+        self._came_short(reading, query)
+        return reading
+
+    def _came_short(self, reading: Reading, query: Query) -> None:
         self.counts.short += 1
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",
@@ -314,7 +316,6 @@ class BugsPulseStream(RESTStream[int]):
             reading.first_total or 0,
             " ".join(f"{name} {value}" for name, value in query.items()) or "all",
         )
-        return reading
 
     def _new_rows(self, page: Page, ids: list[str], known: set[str]) -> list[Row]:
         rows = page.rows

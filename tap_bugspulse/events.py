@@ -13,8 +13,8 @@ from singer_sdk import Tap
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from typing_extensions import override
 
-from tap_bugspulse.client import BugsPulseStream, NotFoundError, RefusedError
-from tap_bugspulse.http import Call, PatienceError, reason
+from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.http import Call, NotFoundError, PatienceError, RefusedError, reason
 from tap_bugspulse.pages import Row
 from tap_bugspulse.replication import (
     DAY,

@@ -49,6 +49,21 @@ class PatienceError(FatalAPIError):
     """A request failed again and again, for longer than a rate window lasts."""
 
 
+class RefusedError(FatalAPIError):
+    """The API refuses what was asked for: another request may well work."""
+
+
+class NotFoundError(RefusedError):
+    """The API does not know what was asked for."""
+
+
+class BadRequestError(RefusedError):
+    """The API cannot make sense of what was asked for."""
+
+
+REFUSALS = {HTTPStatus.NOT_FOUND: NotFoundError, HTTPStatus.BAD_REQUEST: BadRequestError}
+
+
 class Clock:
     """The wall clock and the stopwatch the tap goes by; tests bring their own."""
 

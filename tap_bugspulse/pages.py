@@ -40,8 +40,8 @@ Value = t.Any  # whatever the API sends
 class Page:
     """One page of a listing; its rows have a key each, ``without_key`` counts the others.
 
-    ``total``, ``pages`` and ``limit`` are None where the envelope does not have them. ``misfits`` counts
-    values that did not fit their column, ``unknown`` has the names that have none.
+    ``total``, ``pages`` and ``limit`` are None where the envelope does not have them. ``misfits``
+    counts values that did not fit their column, ``unknown`` has the names that have none.
     """
 
     rows: list[Row]
@@ -49,6 +49,7 @@ class Page:
     pages: int | None = None
     limit: int | None = None
     without_key: int = 0
+    is_gone: bool = False  # the API refuses it, though it named it
     misfits: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
 
@@ -121,8 +122,11 @@ class Reading:
             self.is_complete = False
             return False
         self.pages += bool(ids) or self.pages == 0
-        self.shrank = self.shrank or (page.total or self._total) < self._total
-        self._total = page.total or self._total
+        # On a later page, as many as it has itself is the number of no listing.
+        is_total = page.total and (self.pages <= 1 or page.total != len(ids) + page.without_key)
+        total = page.total if page.total and is_total else self._total
+        self.shrank = self.shrank or page.is_gone or total < self._total
+        self._total = total
         self._others += page.without_key + len(ids) - len(set(ids))
         self.ids.update(ids)
         self._before = ids
@@ -243,7 +247,8 @@ class Table:
         body = _loads(content)
         if not isinstance(body, dict) or not isinstance(body.get("data", 0), list | None):
             raise ValueError  # noqa: TRY004 - what page_of looks for
-        page = Page([], *(_count(body.get(name)) for name in ("total", "pages", "limit")))
+        total, pages, limit = (_count(body.get(name)) for name in ("total", "pages", "limit"))
+        page = Page([], total, pages, limit)
         if page.total is None and page.pages is None:
             raise ValueError
         for one in body["data"] or ():

@@ -175,14 +175,15 @@ class Network(WindowedStream):
         # Other dates than in the run before may have left out rows that it counted.
         is_whole = all(map(requested.holds, (midnight(day - DAY), midnight(day + 2 * DAY))))
         others = len(old) + met - (known.rows if known else 0)
-        if is_shorter or others > 0 or (others and not is_whole):
-            ids.update(row.id for row in old)
-            yield from old
+        old = old if is_shorter or others > 0 or (others and not is_whole) else []
+        ids.update(row.id for row in old)
+        yield from old
         total, is_counted = listing.reading.first_total, listing.reading.is_complete and is_whole
         # Fewer than came: it is that of the first page, or rows came meanwhile.
-        if total is None or total < listing.reading.rows or window.end is None or not is_counted:
-            total = -1
-        self.days[day] = DayReading(total, count, last)
+        says_total = total is not None and total >= listing.reading.rows and window.end is not None
+        self.days[day] = DayReading(
+            t.cast("int", total) if says_total and is_counted else -1, count, last
+        )
         return ids
 
     @override

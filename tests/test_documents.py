@@ -317,7 +317,7 @@ def test_data_in_a_document_can_be_read(block: Block) -> None:
 OF_THE_SDK = ("stream_maps", "stream_map_config", "flattening_enabled")
 
 
-def settings_in(data: Any) -> Iterator[str]:  # noqa: ANN401 - any YAML or JSON
+def settings_in(data: Any) -> Iterator[str]:
     """Give the settings under a ``config`` of tap-bugspulse, or at the top."""
     if isinstance(data, dict) and "api_key" in data:
         yield from data
@@ -325,7 +325,7 @@ def settings_in(data: Any) -> Iterator[str]:  # noqa: ANN401 - any YAML or JSON
         yield from extractor.get("config", {})
 
 
-def plugins(data: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any YAML or JSON
+def plugins(data: Any) -> list[dict[str, Any]]:
     """Give the extractors of a piece of meltano.yml."""
     found = data.get("plugins") if isinstance(data, dict) else None
     return found.get("extractors", []) if isinstance(found, dict) else []

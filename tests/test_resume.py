@@ -534,7 +534,7 @@ def test_a_network_that_goes_away_is_one_line_and_can_be_resumed(
 @pytest.mark.parametrize(
     ("path", "number", "fault", "says"),
     [
-        ("/network", 60, "404", "404 Not Found for /network"),
+        ("/network", 60, "410", "410 Gone for /network"),
         ("/sessions", 7, "403", "403 Forbidden for /sessions"),
         ("/sessions", 40, "401", "401 Unauthorized for /sessions"),
         ("/events", 250, "401", "401 Unauthorized for /events"),

@@ -72,11 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    group: argparse._ArgumentGroup,
-    option: "dataclasses.Field[Any]",
-    kind: Any,  # noqa: ANN401 - a type as get_type_hints gives it
-) -> None:
+def _add(group: argparse._ArgumentGroup, option: "dataclasses.Field[Any]", kind: Any) -> None:
     """Add the command-line option of one field of `Options`."""
     how: dict[str, Any] = {"default": option.default}
     if option.default is dataclasses.MISSING:
@@ -102,7 +98,7 @@ def _fault(text: str) -> tuple[str, float]:
     return kind, float(probability)
 
 
-def _as_it_is(value: Any) -> Any:  # noqa: ANN401 - of any type
+def _as_it_is(value: Any) -> Any:
     return value
 
 
