@@ -16,10 +16,11 @@ import requests
 from backoff.types import Details
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema, Tap
 from singer_sdk.authenticators import BearerTokenAuthenticator
-from singer_sdk.exceptions import ConfigurationError, FatalAPIError, RetriableAPIError
+from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
-from singer_sdk.singerlib import Catalog
+from singer_sdk.singerlib import Catalog, Schema
+from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
@@ -30,10 +31,12 @@ from tap_bugspulse.http import (
     Call,
     NotFoundError,
     Patience,
+    PatienceError,
     RefusedError,
     reason,
 )
 from tap_bugspulse.pages import (
+    EXTRA,
     PROJECT,
     PROJECT_COLUMN,
     Listing,
@@ -58,6 +61,7 @@ class BugsPulseStream(RESTStream[int]):
     schema_file = StreamSchema(SchemaDirectory(schemas))
     # The rows are JSON already, and made to fit when they are decoded.
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
+    is_incremental = False  # to the SDK
     allow_redirects = False  # the key never leaves its host
 
     def __init__(self, tap: Tap, run: Run) -> None:
@@ -82,22 +86,25 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def apply_catalog(self, catalog: Catalog) -> None:
-        keys = self.primary_keys
-        super().apply_catalog(catalog)
+        keys, known = self.primary_keys, self.schema["properties"]
         entry = catalog.get_stream(self.name)
-        if entry is not None and self.run.project is not None:
-            if PROJECT not in (entry.schema.to_dict().get("properties") or {}):
-                raise ConfigurationError(
-                    f"the catalog knows no column project for {self.name}: make it anew with "
-                    "--discover, now that the setting project is set"
-                )
-            self.primary_keys = keys
+        columns = entry.schema.properties if entry else None
+        # It may be from before these columns, without which rows would lack something.
+        for name in (PROJECT, EXTRA):
+            if columns and name in known:
+                columns.setdefault(name, Schema.from_dict(known[name]))
+        super().apply_catalog(catalog)
+        self.primary_keys = keys
+        if self.replication_method == REPLICATION_INCREMENTAL and not self.is_incremental:
+            self.forced_replication_method, self.replication_key = None, None
+            self.logger.warning(
+                f"{self.name} cannot be INCREMENTAL, as the catalog asks: it is loaded as usual"
+            )
 
     @property
     @override
     def emit_activate_version_messages(self) -> bool:
-        # The warehouse keeps the rows that BugsPulse's retention deletes. Leaving the
-        # capability out of the tap's list does not keep a setting from asking for it.
+        # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
         return False
 
     @override
@@ -217,13 +224,8 @@ class BugsPulseStream(RESTStream[int]):
     # --- A listing
 
     def pages(self, query: Query, first: requests.Response | None = None) -> Iterator[Page]:
-        """Yield the pages of a listing, those that follow one on their way with it.
-
-        ``first`` is the response with its first page, where that has come already. Raises
-        FatalAPIError if the API refuses a request or does not answer.
-        """
-        # Where rows still arrive, pages that are answered out of turn would miss those that
-        # are pushed from one to the next.
+        """Yield the pages of a listing, ``first`` where it has come, the next on their way."""
+        # Where rows still arrive, pages answered out of turn would miss those that move on.
         ahead = self.run.settings.concurrency - 1 if "to" in query else 0
         paginator = self.get_new_paginator()
         calls: deque[Call] = deque()
@@ -262,9 +264,9 @@ class BugsPulseStream(RESTStream[int]):
     ) -> Generator[list[Row], None, Reading]:
         """Yield the new rows of each page; list again when pages drift.
 
-        Rows that are inserted meanwhile push others to later pages, where they are met again.
-        Rows that are deleted pull others to earlier pages, where they are missed: ``total``
-        shrinks, or fewer rows arrive than it named first, or the first page is another one.
+        Rows that are inserted push others to later pages, where they are met again. Deleted ones
+        pull others to earlier pages, where they are missed: ``total`` shrinks, or fewer rows
+        arrive than it named first, or the first page is another one.
         """
         known: set[str] = set()
         before: Reading | None = None
@@ -344,8 +346,9 @@ class BugsPulseStream(RESTStream[int]):
             yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)
         except OutOfTime:
             self.logger.info("the time limit is reached, the next run goes on here")
-        except RefusedError as error:
-            if self.ABORT_AT_RECORD_COUNT is not None:
+        except (RefusedError, PatienceError) as error:
+            is_unreachable = isinstance(error, PatienceError) and not error.is_answer
+            if self.ABORT_AT_RECORD_COUNT is not None or is_unreachable:
                 raise
             # The other streams load; the run ends with it.
             self.run.errors[self.name] = str(error)
@@ -373,8 +376,8 @@ class BugsPulseStream(RESTStream[int]):
             and all(self.mask[("properties", name)] for name in self.schema["properties"])
         )
 
-    # The SDK's way makes a dict of each row, looks at each column's selection and copies the
-    # row through its maps: four fifths of the time, for nothing where it is plain.
+    # The SDK makes a dict of each row, looks at each column's selection and copies the row
+    # through its maps: four fifths of the time, for nothing where it is plain.
     @override
     def _write_record_message(self, record: Row) -> None:
         self.counts.rows += 1

@@ -88,7 +88,7 @@ class Events(BugsPulseStream):
         tried = {*self.set_aside, *self.short}
         settings, started = self.run.settings, self.run.started
         plan = make_plan(self.complete(), settings.requested, settings.lookback, started)
-        progress = Progress(plan, settings.requested, started)
+        progress = Progress(plan, settings.requested, settings.lookback, started)
         batches = itertools.chain(self._forward(progress), self._history(progress))
         try:
             # What is ahead is said before the first request: both parts have begun.

@@ -48,6 +48,10 @@ HOPELESS = {
 class PatienceError(FatalAPIError):
     """A request failed again and again, for longer than a rate window lasts."""
 
+    def __init__(self, message: str, *, is_answer: bool = False) -> None:
+        super().__init__(message)
+        self.is_answer = is_answer  # whether the API did answer, if only with an error
+
 
 class RefusedError(FatalAPIError):
     """The API refuses what was asked for: another request may well work."""
@@ -265,10 +269,11 @@ class Patience:
         self._since = now if self._failures == 1 else self._since
         failing = now - self._since
         if self._failures >= MAX_TRIES or failing >= MAX_FAILING * minute:
-            raise PatienceError(
+            msg = (
                 f"gave up on {self._path} after {self._failures} failures in {failing:.0f} s, "
                 f"the last one: {reason(error)}"
-            ) from None
+            )
+            raise PatienceError(msg, is_answer=response is not None) from None
         wait = minute / 60 * min(60.0, 2.0**self._failures)
         return max(0.0, min(wait, MAX_FAILING * minute - failing))
 

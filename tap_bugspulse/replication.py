@@ -253,9 +253,12 @@ def make_plan(
 class Progress:
     """The complete range while a run extends it, window by window."""
 
-    def __init__(self, plan: Plan, requested: Span, now: datetime) -> None:
+    def __init__(self, plan: Plan, requested: Span, lookback: timedelta, now: datetime) -> None:
         self.complete = plan.complete
         self.target = latest(requested, now)
+        if plan.complete and requested.start and requested.start > self.target - lookback:
+            # What start_date keeps from being read again is for the lookback of the next run.
+            self.target = plan.complete.complete_to
         self.plan, self._start = plan, requested.start
 
     def forward_done(self, window: Window) -> None:

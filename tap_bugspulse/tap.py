@@ -82,8 +82,12 @@ class TapBugsPulse(Tap):
             check_environment(known)
             raise
         super()._setup_signal_handlers()
-        if self.metrics_logger.level > logging.DEBUG:
+        if self.metrics_logger.level > logging.DEBUG and not self.metrics_logger.handlers:
             self.metrics_logger.setLevel(logging.WARNING)
+        if self.input_catalog is not None and not self.input_catalog:
+            self.logger.warning(
+                "the catalog has no stream: nothing is loaded. Make it anew with --discover"
+            )
 
     @cached_property
     def run(self) -> Run:
@@ -236,10 +240,14 @@ class TapBugsPulse(Tap):
         logging.getLogger("asyncio").setLevel(logging.INFO)
         with errors_as_one_line(cls.logger):
             end_on_signals(cls.logger)
+            if sys.stdout is None:
+                raise ConfigurationError("the output is closed: send it to a target or a file")
             for name in ("state", "catalog"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = json_file(name, kwargs[name])
             super().invoke(**kwargs)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)  # all is done
 
     @classmethod
     @override

@@ -52,6 +52,7 @@ class WindowedStream(BugsPulseStream):
     """Reads forward first, then history newest first, and moves its bookmark itself."""
 
     instant_column: t.ClassVar[str]
+    is_incremental = True
     history_share = 1.0  # part of the time limit that history may use
 
     def __init__(self, tap: Tap, run: Run) -> None:
@@ -134,7 +135,7 @@ class WindowedStream(BugsPulseStream):
                 "end_date lies before what is complete: the rows are loaded and the state is "
                 "left as it is"
             )
-        return Sync(Progress(plan, settings.requested, started), ignores_state)
+        return Sync(Progress(plan, settings.requested, settings.lookback, started), ignores_state)
 
     @override
     def read_rows(self) -> Iterator[Row]:

@@ -81,10 +81,22 @@ def test_a_project_goes_on_with_its_own_state(sandbox: Sandbox, now: datetime) -
     assert events_asked(sandbox) == []
 
 
-def test_a_catalog_older_than_the_project_is_refused(sandbox: Sandbox, now: datetime) -> None:
-    """Two projects must not share rows because a catalog keeps the old key."""
-    with pytest.raises(Exception, match="the catalog knows no column project"):
-        sync(sandbox, now, catalog=select(now, *PRIMARY_KEYS), project="ios-app")
+def test_a_catalog_may_be_older_than_a_column(sandbox: Sandbox, now: datetime) -> None:
+    """The columns project and _extra are added, so that projects share no key and no row lacks."""
+    catalog = select(now, *PRIMARY_KEYS)
+    for stream in catalog["streams"]:
+        del stream["schema"]["properties"]["_extra"]
+        stream["metadata"] = [
+            one for one in stream["metadata"] if "_extra" not in one["breadcrumb"]
+        ]
+    sandbox.options.misfits = True
+    output = sync(sandbox, now, catalog=catalog, project="ios-app")
+    for stream in PRIMARY_KEYS:
+        message = next(one for one in output.messages if one.get("stream") == stream)
+        assert {"project", "_extra"} <= message["schema"]["properties"].keys()
+        assert message["key_properties"][0] == "project"
+        assert {row["project"] for row in output.rows(stream)} == {"ios-app"}
+    assert any(row["_extra"] for row in output.rows("sessions"))
 
 
 def test_a_catalog_may_hold_only_the_events(sandbox: Sandbox, now: datetime) -> None:

@@ -283,7 +283,7 @@ def test_what_ends_before_the_range_moves_no_bookmark() -> None:
     requested, known = Span(None, ago(5)), in_days(1, 0)
     plan = make_plan(known, requested, WEEK, NOW)
     assert plan == Plan(None, Window(None, TODAY - 3 * DAY), known, moves_bookmark=False)
-    progress = Progress(plan, requested, NOW)
+    progress = Progress(plan, requested, WEEK, NOW)
     progress.history_done(Window(None, TODAY - 3 * DAY))
     assert progress.complete == known
     assert make_plan(known, Span(None, ago(1)), WEEK, NOW).moves_bookmark
@@ -302,7 +302,7 @@ def test_rows_were_read_only_where_history_overlaps_the_range() -> None:
 
 def test_a_range_grows_window_by_window() -> None:
     """Forward to the start of the run, then back to what was asked for, less a day."""
-    progress = Progress(make_plan(None, Span(), WEEK, NOW), Span(), NOW)
+    progress = Progress(make_plan(None, Span(), WEEK, NOW), Span(), WEEK, NOW)
     seen = []
     for forward in (Window(EDGE, TODAY - 3 * DAY), Window(TODAY - 3 * DAY, None)):
         progress.forward_done(forward)
@@ -341,7 +341,7 @@ def test_no_bookmark_claims_an_instant_that_was_not_read(
         if requested.start and requested.start > now:
             continue
         plan = make_plan(complete, requested, lookback, now)
-        progress = Progress(plan, requested, now)
+        progress = Progress(plan, requested, lookback, now)
         done = [(one, progress.forward_done) for one in pieces(plan.forward, size, now)]
         past = pieces(plan.history, size, now)[::-1]
         done += [(one, progress.history_done) for one in past]
