@@ -126,12 +126,7 @@ class Events(BugsPulseStream):
         )
 
     def checkpoint(self, progress: Progress) -> None:
-        """Write what is fetched into the state and send it.
-
-        Not while sessions have failed or are missing: it is open whether they count as done.
-        """
-        if self._failed or self._missing:
-            return
+        """Write what is fetched into the state and send it."""
         complete = Bookmark.read(self.stream_state).complete
         ranges = {name: found for name, one in complete.items() if (found := one.range())}
         now, ledger = progress.complete, self.parent.fetched

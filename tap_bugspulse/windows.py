@@ -16,8 +16,6 @@ from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
-    EPOCH,
-    FIRST,
     Bookmark,
     Cutter,
     Progress,
@@ -27,6 +25,7 @@ from tap_bugspulse.replication import (
 )
 from tap_bugspulse.run import Run
 
+EARLY, FAR = date(1901, 1, 1), date(2999, 1, 1)  # no clock is set to these
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
 
@@ -65,7 +64,7 @@ class WindowedStream(BugsPulseStream):
     def query_of(self, window: Window) -> dict[str, str]:
         """Return the query parameters that ask for a window."""
         is_open = self._needs_end and window.start and not window.end
-        return (replace(window, end=self.today + 2 * DAY) if is_open else window).query()
+        return (replace(window, end=FAR) if is_open else window).query()
 
     def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
         """Return whether a row came in the window before, or in a run before this one."""
@@ -96,13 +95,14 @@ class WindowedStream(BugsPulseStream):
         if self._knows_dates or 2 * outside <= len(rows):
             return False
         self._knows_dates = True
-        ended = replace(window, end=window.end or self.today + 2 * DAY)
-        never = [Window(day, day + DAY) for day in (EPOCH + DAY, FIRST.date().replace(year=2999))]
-        calls = self.prefetch(self.fetch(one.query()) for one in (*never, ended))
-        *strange, bounded = [page_of(self.take(call)).rows_in_all for call in calls]
-        self.ignores_dates = any(strange)
-        whole = page_of(self.take(self.fetch(window.query()))).rows_in_all
-        self._needs_end = not self.ignores_dates and window.end is None and bounded < whole
+        ended = replace(window, end=window.end or FAR)
+        asked = (Window(EARLY, EARLY + DAY), Window(FAR, FAR + DAY), ended, window, Window())
+        calls = self.prefetch(self.fetch(one.query()) for one in asked)
+        early, late, bounded, whole, everything = (
+            page_of(self.take(call)).rows_in_all for call in calls
+        )
+        self.ignores_dates = early + late > 0
+        self._needs_end = not self.ignores_dates and bounded < whole == everything
         if self.ignores_dates:
             self.run.warn_once(
                 f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
