@@ -20,6 +20,8 @@ import requests
 from singer_sdk import Tap
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError, SingerSDKError
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
+from singer_sdk.mapper import RemoveRecordTransform
+from singer_sdk.singerlib import Catalog
 from singer_sdk.singerlib.messages import StateMessage
 from typing_extensions import override
 
@@ -33,7 +35,9 @@ from tap_bugspulse.settings import (
     KEY_PREFIX,
     Settings,
     check_environment,
+    check_maps,
     drop_empty_variables,
+    map_error,
     names_of_objects,
     unknown_settings,
 )
@@ -107,6 +111,32 @@ class TapBugsPulse(Tap):
         run.when_done = self._log_run_summary
         run.streams_left = {stream.name for stream in streams}
         return streams
+
+    @override
+    def setup_mapper(self) -> None:
+        # Without the SDK's next step, which fails at maps of streams that are not selected.
+        super(Tap, self).setup_mapper()
+        mapper, maps = self.mapper, t.cast("Row", self.mapper.stream_maps_dict)
+        given = {n: one for n, one in (mapper.map_config or {}).items() if one not in (None, "")}
+        filters: Row = {
+            key: {"__filter__": one["__filter__"]}
+            for key, one in maps.items()
+            if "__filter__" in (one or ()) and "__source__" not in one
+        }
+        columns = {name: one.schema["properties"] for name, one in self.streams.items()}
+        for name, one in self.streams.items():
+            # A filter of sessions counts for their events, too.
+            usable, kept = columns[name], filters if one.has_selected_descendents else {}
+            if one.selected:
+                usable, kept = {n: usable[n] for n in usable if one.mask["properties", n]}, maps
+            check_maps(name, kept, given, columns, usable)
+            mapper.stream_maps_dict = kept
+            if one.selected:
+                mapper.register_raw_streams_from_catalog(Catalog({name: self.catalog[name]}))
+            else:
+                mapper.register_raw_stream_schema(name, one.schema, one.primary_keys)
+            if {type(each) for each in mapper.stream_maps[name]} == {RemoveRecordTransform}:
+                one.selected = False  # else it is asked for, and no row of it emitted
 
     @override
     def load_state(self, state: t.Any) -> None:
@@ -308,7 +338,7 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     try:
         yield
     except (SingerSDKError, requests.RequestException) as exc:
-        logger.critical("%s", exc)
+        logger.critical("%s", map_error(exc) or exc)
     except OSError as exc:
         if isinstance(exc, BrokenPipeError):
             logger.critical("the target has closed its input: look for its own error above")
@@ -316,6 +346,10 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
             logger.critical("the output cannot be written: %s", exc.strerror)
         # Python would complain once more when it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as exc:
+        if (line := map_error(exc)) is None:
+            raise
+        logger.critical("%s", line)
     else:
         return
     sys.exit(1)
