@@ -110,8 +110,7 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def get_batch_config(self, config: Mapping[str, t.Any]) -> None:
-        # Batches bypass stream maps, which may be there to hide personal data.
-        return None
+        return None  # batches bypass stream maps, which may hide personal data
 
     # --- One request
 
