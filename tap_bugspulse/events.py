@@ -169,7 +169,9 @@ class Events(BugsPulseStream):
             if len(due) > MAX_REMEMBERED:
                 yield Batch(due, cut.window, progress.forward_done)
                 due = []
-        due += [one for one in self.parent.due.values() if days.holds(one.day)]
+        # Also those before ``days``, which history may list under no day of its own.
+        known = progress.plan.is_before_lookback
+        due += [one for one in self.parent.due.values() if not known(midnight(one.day))]
         yield Batch(due, days, progress.forward_done)
 
     def _history(self, progress: Progress) -> Iterator[Batch]:

@@ -81,7 +81,8 @@ class Step:
 
     ``cut`` None is a run that ends by itself. Else it is killed after that share of
     its messages, and the run after it gets the state that stands ``back`` states
-    before its last.
+    before its last. The events of the session that ``late`` chooses come short in this run,
+    as ``late_events`` says, and not in the next.
     """
 
     hours: float = 0.0
@@ -89,6 +90,8 @@ class Step:
     asked: Asked | None = None  # None: as before
     cut: float | None = None
     back: int = 0
+    late: int | None = None
+    late_events: t.Literal["zero", "no-rows", "204", "part", "404"] = "zero"
 
 
 def instants(days: int) -> st.SearchStrategy[datetime]:
@@ -128,11 +131,19 @@ def asked(draw: st.DrawFn) -> Asked:
     )
 
 
+# The instant of a call that comes.
+CALLS: dict[str, t.Callable[[datetime, Change], datetime]] = {
+    "new_network": lambda now, change: now - timedelta(minutes=change.number),
+    "late_network": lambda now, change: now - timedelta(hours=change.hours),
+    "midnight_network": lambda now, change: (now - timedelta(hours=change.hours)).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    ),
+}
 KINDS = ("grow", "end", "crash", "new", "late", "new_network", "late_network", "ahead", "purge")
 changes = st.lists(
     st.builds(
         Change,
-        st.sampled_from(KINDS),
+        st.sampled_from((*KINDS, "midnight_network")),
         st.integers(0, 30),
         st.floats(0, 400, allow_nan=False).map(lambda hours: round(hours, 2)),
     ),
@@ -146,6 +157,8 @@ steps = st.lists(
         st.none() | st.none() | asked(),
         st.none() | st.none() | st.floats(0, 1),
         st.integers(0, 3),
+        st.none() | st.none() | st.integers(0, 30),
+        st.sampled_from(("zero", "no-rows", "204", "part", "404")),
     ),
     min_size=0,
     max_size=5,
@@ -201,16 +214,9 @@ def claims_of_events(state: Row) -> dict[str, Claim]:
 
 
 def serving(claims: Mapping[str, Claim], events_for: str) -> Claim | None:
-    """Give what is complete for a value of ``events_for``: a wider one serves, too."""
-    best: Claim | None = None
-    for claim in (claims[name] for name in WIDER[events_for] if name in claims):
-        if best is None:
-            best = claim
-        elif claim.start <= best.end and best.start <= claim.end:
-            best = Claim(min(best.start, claim.start), max(best.end, claim.end))
-        else:
-            best = max(best, claim, key=lambda one: one.end)
-    return best
+    """Return what is complete for a value of ``events_for``: a wider one serves, too."""
+    wider = (claims[name] for name in WIDER[events_for] if name in claims)
+    return max(wider, key=lambda one: (one.start == LONG_AGO, one.end), default=None)
 
 
 # --- The warehouse and the truth ----------------------------------------------------
@@ -270,10 +276,8 @@ class Load:
             project.new_session(self.now - timedelta(hours=1), active=change.number % 2 == 0)
         elif change.kind == "late":
             project.new_session(then)
-        elif change.kind == "new_network":
-            project.new_network(self.now - timedelta(minutes=change.number))
-        elif change.kind == "late_network":
-            project.new_network(then)
+        elif change.kind in CALLS:
+            project.new_network(CALLS[change.kind](self.now, change))
         elif change.kind == "ahead":
             self.add_ahead(timedelta(hours=change.hours))
         elif change.kind == "purge":
@@ -309,6 +313,10 @@ class Load:
             self.change(change)
         same = step.asked is None or step.asked == self.asked
         self.asked = step.asked or self.asked
+        with_events = sorted(one for one, events in self.project.events.items() if events)
+        late = {with_events[step.late % len(with_events)]} if step.late and with_events else set()
+        self.sandbox.options.late_sessions = late
+        self.sandbox.options.late_events = step.late_events
         start = Start.of(self)
         self.sandbox.reset()
         catalog = select(self.now, *self.asked.streams)
@@ -420,6 +428,12 @@ class Start:
         )
 
     @property
+    def asked_again(self) -> set[str]:
+        """Sessions whose events came short in the run before, or failed."""
+        events = (self.load.state or {}).get("bookmarks", {}).get("events", {})
+        return {*events.get("short", ()), *events.get("set_aside", ())}
+
+    @property
     def events_claim(self) -> Claim | None:
         """What is complete for the ``events_for`` of the run."""
         return serving(self.claims_of_events, self.load.asked.events_for)
@@ -460,9 +474,10 @@ class Start:
                 )
         if "events" in asked.streams:
             for session in load.project.sessions:
-                if load.wants(session, asked.events_for) and self.owes(
-                    "sessions", session, self.events_claim
-                ):
+                is_owed = self.owes("sessions", session, self.events_claim)
+                is_owed = is_owed and load.wants(session, asked.events_for)
+                is_late = session in load.sandbox.options.late_sessions
+                if (is_owed or session in self.asked_again) and not is_late:
                     assert load.has_events(session), (
                         f"events of {session} of {load.when('sessions', session)}"
                     )
@@ -506,6 +521,9 @@ class Start:
             for session in self.stale:
                 if not load.wants(session, events_for) or load.has_events(session):
                     continue
+                events = state["bookmarks"]["events"]
+                if session in {*events.get("short", ()), *events.get("set_aside", ())}:
+                    continue  # the next run asks for it
                 assert self.may_lack(
                     "sessions",
                     session,
@@ -554,17 +572,18 @@ class Start:
                     claim.holds(stamp) and stamp < claim.end - lookback - SLACK for stamp in stamps
                 ), f"{stream} {row_id} of {stamps[0]} again"
         claim = self.events_claim
-        for session in requested.keys() - self.stale:
+        for session in requested.keys() - self.stale - self.asked_again:
             stamps = load.when("sessions", session), load.listed("sessions", session)
             assert claim is None or not all(
                 claim.holds(stamp) and stamp < claim.end - lookback - SLACK for stamp in stamps
             ), f"events of {session} of {stamps[0]} again"
         if same:
             again = {i for i in requested if load.fetched.get(i) == load.project.sessions[i]}
-            assert again <= self.filed_elsewhere("sessions"), "events were fetched before the state"
+            may_come = self.filed_elsewhere("sessions") | self.asked_again
+            assert again <= may_come, "events were fetched before the state"
         if same and load.is_whole and self.moves_marks():
             may_come = self.changed() | self.filed_elsewhere("sessions")
-            assert requested.keys() <= may_come, "events did not change"
+            assert requested.keys() <= may_come | self.asked_again, "events did not change"
             emitted = {row["id"] for row in output.rows("sessions")}
             assert emitted <= may_come, "sessions did not change"
             self.check_network(output)
