@@ -277,11 +277,10 @@ def _fault(column: str, text: str, given: Config, usable: Config) -> str:
     return ""
 
 
-def _near(name: str, names: t.Iterable[str]) -> str:
+def _near(name: str, names: t.Collection[str]) -> str:
     """Return a name, and a question for the one that may have been meant."""
-    known = {one.lower(): one for one in names}
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"{name}, did you mean {known[near[0]]}?" if near else name
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"{name}, did you mean {near[0]}?" if near else name
 
 
 def map_error(error: Exception) -> str | None:

@@ -422,6 +422,25 @@ def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox)
     assert asked & theirs == set()
 
 
+def test_the_recipes_without_a_hash_leave_nothing_personal(sandbox: Sandbox) -> None:
+    """They take a null for what it is, and keep what they say they keep."""
+    output = sync(sandbox, NOW, **recipes()[3]["config"])
+    held = sandbox.project
+    for row in output.rows("sessions"):
+        assert "userId" not in row
+        assert row["known"] is bool(held.sessions[row["id"]]["userId"])
+    assert {row["known"] for row in output.rows("sessions")} == {True, False}
+    for row in output.rows("network"):
+        call = held.network[row["id"]]
+        assert row["error"] == ("failed" if call["error"] else None)
+        assert row["url"] == "/".join(call["url"].split("/")[:3])
+    assert {row["error"] for row in output.rows("network")} == {None, "failed"}
+    for row in output.rows("crashes"):
+        assert row["message"] == held.crashes[row["id"]]["message"].split(":")[0]
+    assert output.rows("events")
+    assert not any("data" in row for row in output.rows("events"))
+
+
 @pytest.mark.parametrize("dialect", ["snowflake", "postgres"])
 def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path) -> None:
     """The statements delete the user's sessions, events and calls, and no others."""
