@@ -241,6 +241,15 @@ NAMES = {"_", "record", "config", "fake", "__NULL__", "__stream_name__", "__orig
 
 def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable: Config) -> None:
     """Raise an error for a map that would not do what it says to a stream's usable columns."""
+    fits = [
+        key
+        for key in maps
+        if fnmatch.fnmatchcase(stream, key) and "__source__" not in (maps[key] or ())
+    ]
+    if len(fits) > 1:
+        raise ConfigurationError(
+            f"stream_maps: {' and '.join(fits)} fit {stream}, but only one of them would count"
+        )
     for key, one in maps.items():
         mapping = one if isinstance(one, dict) else {}
         source = mapping.get("__source__", key)
@@ -249,7 +258,8 @@ def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable
         names = OPTIONS.union(["__filter__"], *(columns[name] for name in matched))
         for column, text in mapping.items() if stream in matched else ():
             message = "" if column in OPTIONS else _fault(column, str(text), given, usable)
-            if column not in names and (text in {None, "__NULL__"} or column.startswith("__")):
+            is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
+            if column not in names and (is_mask or column.startswith("__")):
                 message = f"there is no column {_near(column, names)}"
             if message:
                 raise ConfigurationError(f"stream_maps: {stream}.{column}: {message}")

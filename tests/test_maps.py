@@ -95,10 +95,18 @@ WRONG: list[tuple[Row, str]] = [
         "sessions.__filtr__: there is no column __filtr__, did you mean __filter__?",
     ),
     (
-        {"sessions": {"userID": "sha256(userID)"}},
-        f"sessions.userID: {NOTHING} userID, did you mean userId?",
+        {"sessions": {"userID": "sha256(userId)"}},
+        "sessions.userID: there is no column userID, did you mean userId?",
     ),
-    ({"sessions": {"userID": "sha256(self)"}}, f"sessions.userID: {NOTHING} self"),
+    (
+        {"sessions": {"user": "sha256(userID)"}},
+        f"sessions.user: {NOTHING} userID, did you mean userId?",
+    ),
+    ({"sessions": {"user": "sha256(self)"}}, f"sessions.user: {NOTHING} self"),
+    (
+        {"sessions": {"userId": None}, "*": {"_extra": None}},
+        "sessions and * fit sessions, but only one of them would count",
+    ),
     (
         {"sessions": {"userId": "sha265(userId)"}},
         f"sessions.userId: {NOTHING} sha265, did you mean sha256?",

@@ -558,7 +558,8 @@ class Start:
             for request in load.sandbox.requests
             if request.path == "/events" and request.query["page"] == "1"
         )
-        assert [session for session, times in requested.items() if times > 1] == []
+        late = load.sandbox.options.late_sessions  # a listing without rows may be a glitch
+        assert {session for session, times in requested.items() if times > 1} <= late
         for stream in PRIMARY_KEYS:
             assert output.repeated(stream) == [], f"{stream} twice"
         lookback = timedelta(days=asked.lookback)
