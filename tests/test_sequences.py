@@ -213,6 +213,12 @@ def claims_of_events(state: Row) -> dict[str, Claim]:
     return {name: claim for name, claim in claims.items() if claim is not None}
 
 
+def asked_again(state: Row | None) -> set[str]:
+    """Return the sessions whose events a state says came short or failed."""
+    events = (state or {}).get("bookmarks", {}).get("events", {})
+    return {*events.get("short", ()), *events.get("set_aside", ())}
+
+
 def serving(claims: Mapping[str, Claim], events_for: str) -> Claim | None:
     """Return what is complete for a value of ``events_for``: a wider one serves, too."""
     wider = (claims[name] for name in WIDER[events_for] if name in claims)
@@ -313,9 +319,12 @@ class Load:
             self.change(change)
         same = step.asked is None or step.asked == self.asked
         self.asked = step.asked or self.asked
-        with_events = sorted(one for one, events in self.project.events.items() if events)
-        late = {with_events[step.late % len(with_events)]} if step.late and with_events else set()
-        self.sandbox.options.late_sessions = late
+        # Twice in the same way would be believed.
+        events = self.project.events
+        may_be_late = sorted({one for one in events if events[one]} - asked_again(self.state))
+        is_late = step.late is not None and may_be_late
+        number = (step.late or 0) % max(1, len(may_be_late))
+        self.sandbox.options.late_sessions = {may_be_late[number]} if is_late else set()
         self.sandbox.options.late_events = step.late_events
         start = Start.of(self)
         self.sandbox.reset()
@@ -430,8 +439,7 @@ class Start:
     @property
     def asked_again(self) -> set[str]:
         """Sessions whose events came short in the run before, or failed."""
-        events = (self.load.state or {}).get("bookmarks", {}).get("events", {})
-        return {*events.get("short", ()), *events.get("set_aside", ())}
+        return asked_again(self.load.state)
 
     @property
     def events_claim(self) -> Claim | None:
@@ -521,8 +529,7 @@ class Start:
             for session in self.stale:
                 if not load.wants(session, events_for) or load.has_events(session):
                     continue
-                events = state["bookmarks"]["events"]
-                if session in {*events.get("short", ()), *events.get("set_aside", ())}:
+                if session in asked_again(state):
                     continue  # the next run asks for it
                 assert self.may_lack(
                     "sessions",
@@ -579,7 +586,8 @@ class Start:
                 claim.holds(stamp) and stamp < claim.end - lookback - SLACK for stamp in stamps
             ), f"events of {session} of {stamps[0]} again"
         if same:
-            again = {i for i in requested if load.fetched.get(i) == load.project.sessions[i]}
+            there = requested.keys() & load.project.sessions.keys()
+            again = {i for i in there if load.fetched.get(i) == load.project.sessions[i]}
             may_come = self.filed_elsewhere("sessions") | self.asked_again
             assert again <= may_come, "events were fetched before the state"
         if same and load.is_whole and self.moves_marks():
@@ -599,6 +607,9 @@ class Start:
             # Where the API's days begin before UTC's, the calls of the last run's day come
             # once more when it has turned; the decision records say why.
             stamps.append(load.ran)
+        if load.purges:
+            # Of a day that start_date or end_date cuts, any other number may hide a late call.
+            stamps += [edge for edge in (load.asked.start, load.asked.end) if edge]
         for row in output.rows("network"):
             when = load.listed("network", row["id"])
             # What lay in the future comes again until its time has come.
