@@ -378,4 +378,5 @@ class Events(BugsPulseStream):
             )
         for one in missing:
             if one.mark or self._worked or not there:
+                self.counts.vanished += one.id not in there
                 self._fetched(one, 0, is_short=not one.mark or one.id in there)
