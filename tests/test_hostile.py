@@ -463,6 +463,7 @@ def test_a_count_that_most_sessions_disagree_with_is_no_count_of_events(
     assert second.sessions == {}
 
 
+@pytest.mark.long
 def test_more_short_sessions_than_are_remembered_are_told(now: datetime, load_of: LoadOf) -> None:
     """The state stays small, and what it leaves out is loaded later, or said."""
     project = generate_once(

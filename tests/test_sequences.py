@@ -649,7 +649,7 @@ class Start:
         return end is None or not any(claim and end < claim.start for claim in claims)
 
 
-# 40 of the 60 that `make test` looks at otherwise, for each is some runs of the tap; the
+# 24 of the 36 that `make test` looks at otherwise, for each is some runs of the tap; the
 # long profile has 2,000 of them.
 @settings(max_examples=settings().max_examples * 2 // 3)
 @given(
