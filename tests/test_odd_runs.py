@@ -1,0 +1,335 @@
+"""Whole runs with odd settings, catalogs, states and logs, and against odd rows and faults."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import typing as t
+from collections import Counter
+from datetime import timedelta
+from functools import partial
+
+import pytest
+
+from tests import forks
+from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select
+from tests.sandbox import Options, Sandbox, generate_once
+from tests.tap_process import TapProcess, clock
+from tests.test_hostile import Run, assert_done, assert_whole, with_events
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from tests.running import Row
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+MINUTE = 0.02  # seconds that a minute of the tap takes
+MATCH = "row counts match the API"
+
+Load = t.Callable[..., Run]
+
+
+@pytest.fixture
+def sandbox(now: datetime) -> Iterator[Sandbox]:
+    """A small project whose clocks are right, so that no call lies in the future."""
+    project = generate_once(seed=126, sessions=60, days=20, until=now - HOUR, lying_clocks=False)
+    with Sandbox(project, Options(requests_per_minute=None)) as running:
+        yield running
+
+
+def load_at(  # noqa: PLR0913 - fixtures give all but two
+    folder: Path,
+    now: datetime,
+    numbers: Iterator[int],
+    sandbox: Sandbox,
+    state: Row | None = None,
+    *,
+    after: timedelta = timedelta(),
+    **settings: t.Any,
+) -> Run:
+    """Run the tap as a process so long after ``now``, and expect no traceback."""
+    sandbox.reset()
+    tap = TapProcess(
+        folder / str(next(numbers)),
+        sandbox,
+        now + after,
+        None if state is None else json.dumps(state),
+        **{"minute": MINUTE, **settings},
+    )
+    code = tap.end()
+    assert "Traceback" not in tap.log
+    return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
+
+
+@pytest.fixture
+def load_of(tmp_path: Path, now: datetime) -> Load:
+    """Run the tap against any sandbox, each time in a folder of its own."""
+    return partial(load_at, tmp_path, now, itertools.count(1))
+
+
+@pytest.fixture
+def load(sandbox: Sandbox, load_of: Load) -> Load:
+    """Run the tap against the small project."""
+    return partial(load_of, sandbox)
+
+
+def line_of(run: Run, stream: str) -> str:
+    """Return the line of the log that counts what a stream did."""
+    (line,) = (line for line in run.log if f" {stream}: rows " in line)
+    return line
+
+
+# --- Logs and output ----------------------------------------------------------------------
+
+
+def log_config(folder: Path, **more: object) -> dict[str, str]:
+    """Write the log configuration that Meltano gives a tap, with more; return its variable."""
+    console = {
+        "class": "logging.StreamHandler",
+        "formatter": "singer_formatter",
+        "stream": "ext://sys.stderr",
+    }
+    config: Row = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"singer_formatter": {"()": "singer_sdk.logging.StructuredFormatter"}},
+        "handlers": {"console": console},
+        "root": {"handlers": ["console"], "level": "INFO"},
+    }
+    for name, entries in more.items():
+        config[name] = config.get(name, {}) | entries
+    path = folder / "logging.json"
+    path.write_text(json.dumps(config))
+    return {"SINGER_SDK_LOG_CONFIG": str(path)}
+
+
+def test_metrics_go_where_a_log_configuration_sends_them(tmp_path: Path, load: Load) -> None:
+    """A file gets the SDK's metrics of each stream when it is told to at INFO."""
+    metrics = tmp_path / "metrics.log"
+    environment = log_config(
+        tmp_path,
+        handlers={"metrics": {"class": "logging.FileHandler", "filename": str(metrics)}},
+        loggers={
+            "singer_sdk.metrics": {"level": "INFO", "handlers": ["metrics"], "propagate": False}
+        },
+    )
+    run = load(environment=environment)
+    assert run.code == 0, run.log[-1]
+    lines = metrics.read_text().splitlines()
+    for stream in PRIMARY_KEYS:
+        assert [line for line in lines if "METRIC" in line and f'"{stream}"' in line], stream
+    assert not [line for line in run.log if "METRIC" in line]
+
+
+def test_metrics_stay_out_of_the_log_of_meltano(tmp_path: Path, load: Load) -> None:
+    """Its own configuration has a console and no word about metrics: there are none."""
+    run = load(environment=log_config(tmp_path))
+    assert run.code == 0, run.log[-1]
+    assert "summary status=complete" in run.log[-1]
+    assert not [line for line in run.log if "METRIC" in line or "metric_" in line]
+
+
+def test_an_output_that_was_never_open_is_one_line(
+    tmp_path: Path, sandbox: Sandbox, now: datetime
+) -> None:
+    """Started with `>&-`, the tap says so before it asks for anything."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"api_key": sandbox.api_key, "api_url": sandbox.url}))
+    program = [sys.executable, "-m", "tests.tap_process", clock(now, MINUTE)]
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *program, "--config", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=forks.ROOT,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "CRITICAL" in line
+    assert "the output is closed" in line
+    assert sandbox.requests == []
+
+
+# --- Catalogs, keys and dates -------------------------------------------------------------
+
+
+def test_a_catalog_without_a_stream_is_told(load: Load, sandbox: Sandbox) -> None:
+    """It loads nothing, and one warning says so."""
+    run = load(catalog={"streams": []})
+    assert run.code == 0, run.log[-1]
+    (told,) = run.warnings
+    assert "the catalog has no stream" in told
+    assert sandbox.requests == []
+    assert run.output.messages == [] or run.output.rows("sessions") == []
+
+
+@pytest.mark.parametrize(("stream", "key"), [("crashes", "lastSeenAt"), ("events", "timestamp")])
+def test_a_stream_that_cannot_be_incremental_is_loaded_as_usual(
+    sandbox: Sandbox, load: Load, now: datetime, stream: str, key: str
+) -> None:
+    """A catalog that asks for it brings one warning, all rows, and a second run like any."""
+    catalog = select(now, *PRIMARY_KEYS)
+    (entry,) = (one for one in catalog["streams"] if one["stream"] == stream)
+    entry |= {"replication_method": "INCREMENTAL", "replication_key": key}
+    first = load(catalog=catalog)
+    assert_done(first)
+    assert_whole(sandbox, first.output)
+    (told,) = first.warnings
+    assert f"{stream} cannot be INCREMENTAL" in told
+    second = load(first.output.state, after=HOUR, catalog=catalog)
+    assert_done(second)
+    assert second.output.table("crashes") == expected(sandbox.project, "crashes")
+    assert [second.output.rows(one) for one in ("events", "network", "sessions")] == [[], [], []]
+    assert second.sessions == {}
+
+
+def test_a_key_in_an_environment_that_is_not_read_ends_the_command(sandbox: Sandbox) -> None:
+    """Without --config=ENV the last line says what is missing, with nothing of the key."""
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment |= {"TAP_BUGSPULSE_API_KEY": "bp_secret", "TAP_BUGSPULSE_API_URL": sandbox.url}
+    done = forks.run(
+        "tests.tap_process",
+        '{"now": "2026-03-01", "minute": 1, "stopwatch": null}',
+        env=environment,
+    )
+    assert done.returncode == 1
+    assert "--config=ENV" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "bp_secret" not in done.stderr
+    assert sandbox.requests == []
+
+
+def test_a_later_start_date_for_one_run_loses_nothing_that_comes_late(
+    sandbox: Sandbox, load: Load, now: datetime
+) -> None:
+    """What came before that date is loaded by the next run without it, and nothing twice."""
+    project = sandbox.project
+    first = load()
+    late = [project.new_session(now - days * DAY) for days in (6, 4, 1)]
+    calls = [project.new_network(now - days * DAY - HOUR) for days in (6, 4, 1)]
+    second = load(first.output.state, after=HOUR, start_date=f"{now - 2 * DAY:%Y-%m-%d}")
+    late += [project.new_session(now - days * DAY + HOUR) for days in (5, 1)]
+    calls += [project.new_network(now - days * DAY - 2 * HOUR) for days in (5, 1)]
+    third = load(second.output.state, after=2 * HOUR)
+    runs = (first, second, third)
+    assert [run.code for run in runs] == [0, 0, 0]
+    assert_whole(sandbox, *(run.output for run in runs))
+    assert [run.output.repeated(one) for run in runs for one in PRIMARY_KEYS] == [[]] * 12
+    for stream in ("sessions", "events"):
+        keys = [key for run in runs for key in run.output.table(stream)]
+        assert len(keys) == len(set(keys)), stream
+    # Of a day that a call came late for, the calls come again: nothing tells which it is.
+    days = {project.network[one]["timestamp"][:10] for one in calls}
+    for before, run in itertools.pairwise(runs):
+        again = before.output.table("network").keys() & run.output.table("network").keys()
+        assert {project.network[one]["timestamp"][:10] for (one,) in again} <= days
+    asked = second.sessions + third.sessions
+    assert asked == Counter(one for one in late if project.events[one])
+    # A look at each day of the lookback, its ends for time zones included.
+    for run in (second, third):
+        paths = Counter(one.path for one in run.requests)
+        assert paths["/network"] <= 10, paths
+        assert paths["/sessions"] == 1, paths
+        assert paths["/crashes"] == 1
+
+
+# --- Endpoints that fail ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["crashes", "network", "sessions", "events"])
+@pytest.mark.parametrize("fault", ["500", "html"])
+def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
+    sandbox: Sandbox, load: Load, stream: str, fault: str
+) -> None:
+    """The run ends with 1, and its last line names the endpoint and the way out."""
+    sandbox.options.script = lambda one: fault if one.path == f"/{stream}" else None
+    run = load()
+    assert run.code == 1
+    missing = {stream} | ({"events"} if stream == "sessions" else set())
+    for one in PRIMARY_KEYS:
+        rows = {} if one in missing else expected(sandbox.project, one)
+        assert run.output.table(one) == rows, one
+    assert f"/{stream}" in run.log[-1]
+    if stream != "events":  # ten sessions that fail end the run at once
+        assert f"deselect {stream} to leave it out" in run.log[-1]
+        assert "summary status=incomplete" in run.log[-2]
+        assert MATCH not in line_of(run, stream)
+    sandbox.options.script = None
+    second = load(run.output.state, after=HOUR)
+    assert_done(second)
+    assert_whole(sandbox, run.output, second.output)
+
+
+def test_a_host_that_takes_requests_and_answers_none_ends_the_run(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """After the tries of one stream the others are not asked for."""
+    sandbox.options.script = lambda _: "timeout"
+    run = load(request_timeout=0.1, minute=0.2)
+    assert run.code == 1
+    assert "gave up on /crashes" in run.log[-1]
+    assert counted(sandbox).keys() == {"/crashes"}
+    assert run.output.rows("crashes") == []
+
+
+# --- What the lines of the summary say ----------------------------------------------------
+
+
+def test_row_counts_match_where_they_do(load: Load) -> None:
+    """An ordinary run says so of each stream."""
+    run = load()
+    assert_done(run)
+    for stream in PRIMARY_KEYS:
+        assert line_of(run, stream).endswith(MATCH)
+
+
+def test_a_session_that_comes_short_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
+    """The line of events counts it instead of a match, and the run is not complete."""
+    sandbox.options.late_sessions = {with_events(sandbox.project)[1]}
+    sandbox.options.late_events = "part"
+    run = load()
+    assert run.code == 0
+    assert line_of(run, "events").endswith("1 sessions short of events, asked for again")
+    assert line_of(run, "sessions").endswith(MATCH)
+    assert not run.is_complete
+    second = load(run.output.state, after=HOUR)  # the same answer twice is the truth
+    assert_done(second)
+    assert line_of(second, "events").endswith(MATCH)
+
+
+def test_a_session_that_is_set_aside_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
+    """The line of events names it instead of a match, in this run and the next."""
+    refused = with_events(sandbox.project)[1]
+    sandbox.options.script = lambda one: "409" if one.query.get("sessionId") == refused else None
+    run = load()
+    for _ in range(2):
+        assert run.code == 0
+        assert line_of(run, "events").endswith(f"set aside: {refused}")
+        run = load(run.output.state, after=HOUR)
+    sandbox.options.script = None
+    run = load(run.output.state, after=HOUR)
+    assert_done(run)
+    assert line_of(run, "events").endswith(MATCH)
+
+
+def test_a_listing_short_of_its_total_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
+    """Only its own stream is without a match."""
+
+    def two_more(envelope: Row) -> Row:
+        if envelope["data"] and "occurrenceCount" in envelope["data"][0]:
+            envelope["total"] += 2
+        return envelope
+
+    sandbox.options.envelope = two_more
+    run = load()
+    assert run.code == 0
+    assert line_of(run, "crashes").endswith("1 listings short of the API's total")
+    assert not run.is_complete
+    for stream in ("events", "network", "sessions"):
+        assert line_of(run, stream).endswith(MATCH)
