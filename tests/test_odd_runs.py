@@ -21,7 +21,7 @@ from tests.tap_process import TapProcess, clock
 from tests.test_hostile import Run, assert_done, assert_whole, with_events
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -333,3 +333,109 @@ def test_a_listing_short_of_its_total_is_in_the_line(sandbox: Sandbox, load: Loa
     assert not run.is_complete
     for stream in ("events", "network", "sessions"):
         assert line_of(run, stream).endswith(MATCH)
+
+
+# --- Values that no column holds ----------------------------------------------------------
+
+DEEP = b'{"a":' * 400 + b"7" + b"}" * 400
+
+
+def levels(value: object) -> int:
+    """Return how many objects lie around a 7, those in a text included."""
+    count = 0
+    while value != 7:
+        if isinstance(value, str):
+            value = json.loads(value)
+        else:
+            assert isinstance(value, dict)
+            (value,) = value.values()
+            count += 1
+    return count
+
+
+def raw(literals: dict[str, bytes]) -> Callable[[bytes], bytes]:
+    """Return what puts literals into a body in the place of texts like `@name@`."""
+
+    def spoil(body: bytes) -> bytes:
+        for name, literal in literals.items():
+            body = body.replace(b'"@%s@"' % name.encode(), literal)
+        # Inside of a text, and before all.
+        body = body.replace(b"@byte@", b"\xff")
+        return (b"\xef\xbb\xbf" + body) if b"@mark@" in body else body
+
+    return spoil
+
+
+def test_a_project_with_one_of_each_odd_value_is_loaded(sandbox: Sandbox, load: Load) -> None:
+    """What a column cannot hold is null there and raw in `_extra`; all else is unharmed."""
+    project = sandbox.project
+    whole = with_events(project, 3)
+    rows = [project.sessions[one] for one in whole]
+    calls = list(project.network.values())
+    event = project.events[whole[0]][0]
+    crash = next(iter(project.crashes.values()))
+    # Place, column, what the API sends, what the column and `_extra` have then.
+    odd: list[tuple[str, Row, str, bytes, object, object]] = [
+        ("sessions", rows[0], "duration", b"18446744073709551615", None, 18446744073709551615),
+        ("sessions", rows[1], "duration", b"1e300", None, 1e300),
+        ("sessions", rows[2], "duration", b"3e3", 3000, None),
+        ("sessions", rows[3], "duration", b"NaN", None, None),
+        ("sessions", rows[0], "hasCrash", b"0", False, None),
+        ("sessions", rows[1], "hasCrash", b"1", True, None),
+        ("crashes", crash, "occurrenceCount", b"9223372036854775808", None, 2**63),
+        ("network", calls[0], "duration", b"NaN", None, None),
+        ("network", calls[1], "duration", b"1e400", None, None),
+        ("network", calls[2], "duration", b"-9223372036854775809", None, -(2**63) - 1),
+        ("network", calls[3], "sessionId", b"4711", "4711", None),
+        ("network", calls[4], "method", b'"@byte@GET"', "\ufffdGET", None),
+        ("network", calls[5], "method", b'"@mark@GET"', "@mark@GET", None),
+        ("events", event, "sequenceNumber", b"1e300", None, 1e300),
+    ]
+    for row, text in zip(
+        rows[4:8],
+        [
+            "2026-W47-5T10:00:00Z",
+            "2026-11-20T10Z",
+            "2026-11-20T10:00:00,123Z",
+            "2026-11-20x10:00:00Z",
+        ],
+        strict=True,
+    ):
+        odd.append(("sessions", row, "endedAt", json.dumps(text).encode(), None, text))
+    valid = "2026-11-20T10:00:00.000Z"
+    odd.append(("sessions", rows[8], "endedAt", b'"2026-11-20t10:00:00z"', valid, None))
+    usual = {stream: expected(project, stream) for stream in PRIMARY_KEYS}
+    literals: dict[str, bytes] = {"deep": DEEP}
+    for number, (_, row, column, literal, _, _) in enumerate(odd):
+        literals[f"odd{number}"] = literal
+        row[column] = f"@odd{number}@"
+    event["data"] = "@deep@"
+    project.sessions[whole[9]]["nested"] = "@deep@"
+    sandbox.options.body = raw(literals)
+
+    run = load()
+
+    assert_done(run)
+    deep_event = (whole[0], event["id"])
+    changed: dict[str, set[tuple[str, ...]]] = {one: set() for one in PRIMARY_KEYS}
+    changed["events"].add(deep_event)
+    changed["sessions"].add((whole[9],))
+    for stream, row, column, _, value, extra in odd:
+        key = deep_event if stream == "events" else (row["id"],)
+        changed[stream].add(key)
+        loaded = run.output.table(stream)[key]
+        assert (loaded[column], type(loaded[column])) == (value, type(value)), (column, loaded)
+        assert (loaded["_extra"] or {}).get(column) == extra, (column, loaded)
+    for stream, rows_of in usual.items():
+        table = run.output.table(stream)
+        assert table.keys() == rows_of.keys()
+        others = rows_of.keys() - changed[stream]
+        assert {key: table[key] for key in others} == {key: rows_of[key] for key in others}
+        assert run.output.repeated(stream) == []
+        told = [one for one in run.warnings if stream in one and "did not fit" in one]
+        assert len(told) == 1, (stream, told)
+    assert levels(run.output.table("events")[deep_event]["data"]) == 400
+    assert levels(run.output.table("sessions")[(whole[9],)]["_extra"]["nested"]) == 400
+    second = load(run.output.state, after=HOUR)
+    assert_done(second)
+    assert [second.output.rows(one) for one in ("sessions", "network", "events")] == [[], [], []]
