@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import typing as t
@@ -26,6 +27,7 @@ if t.TYPE_CHECKING:
     from pathlib import Path
 
     from tests.running import Row
+    from tests.sandbox import Request
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MINUTE = 0.02  # seconds that a minute of the tap takes
@@ -439,3 +441,92 @@ def test_a_project_with_one_of_each_odd_value_is_loaded(sandbox: Sandbox, load: 
     second = load(run.output.state, after=HOUR)
     assert_done(second)
     assert [second.output.rows(one) for one in ("sessions", "network", "events")] == [[], [], []]
+
+
+# --- Everything at once -------------------------------------------------------------------
+
+FAULTS = {
+    "408": 0.01,
+    "429": 0.003,  # each stops all requests for a minute
+    "500": 0.013,
+    "502": 0.01,
+    "503": 0.014,
+    "reset": 0.01,
+    "cut": 0.01,
+    "html": 0.006,
+    "not_json": 0.006,
+    "no_data": 0.005,
+    "data_not_list": 0.005,
+    "row_not_object": 0.005,
+    "timeout": 0.0015,  # and these a while each
+    "drip": 0.0015,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("refused", ["crashes", "network"])
+def test_a_soak_of_all_faults_leaves_only_what_is_refused(
+    now: datetime, load_of: Load, refused: str
+) -> None:
+    """2,000 requests, a tenth of them faulty, lose nothing but what is refused or short."""
+    project = generate_once(
+        seed=5, sessions=1900, days=30, until=now - HOUR, events_per_session=3, lying_clocks=False
+    )
+    whole = with_events(project)
+    by_status = dict(zip(["400", "409", "422"], whole[3 :: len(whole) // 3], strict=True))
+    statuses = {session: status for status, session in by_status.items()}
+    short = {whole[10], whole[-10]}
+
+    def script(request: Request) -> str | None:
+        if request.path == f"/{refused}":
+            return "403"
+        return statuses.get(request.query.get("sessionId", ""))
+
+    options = Options(
+        requests_per_minute=None,
+        faults=FAULTS,
+        retry_after="none",
+        hang_seconds=2.0,
+        drip_seconds=0.01,
+        script=script,
+        late_sessions=short,
+        late_events="part",
+    )
+    with Sandbox(project, options) as sandbox:
+        first = load_of(sandbox, minute=0.5, request_timeout=0.4)
+        assert len(first.requests) >= 2000
+        hit = {one.fault for one in first.requests if one.fault} - {*statuses.values(), "403"}
+        assert hit == FAULTS.keys()
+        assert first.code == 1
+        assert f"403 Forbidden for /{refused}" in first.log[-1]
+        assert f"deselect {refused} to leave it out" in first.log[-1]
+        for session, status in statuses.items():
+            (told,) = (one for one in first.warnings if f"session {session} is set aside" in one)
+            assert status in told
+        line = line_of(first, "events")
+        assert "2 sessions short of events" in line
+        assert f"set aside: {', '.join(sorted(statuses))}" in line
+        state = first.output.state["bookmarks"]["events"]
+        assert (state["set_aside"].keys(), state["short"].keys()) == (statuses.keys(), short)
+        last_events = {(one, project.events[one][-1]["id"]) for one in short}
+        for stream in PRIMARY_KEYS:
+            rows = {} if stream == refused else expected(project, stream)
+            rows = {
+                key: row
+                for key, row in rows.items()
+                if stream != "events" or (key[0] not in statuses and key not in last_events)
+            }
+            assert first.output.table(stream) == rows, stream
+            assert first.output.repeated(stream) == []
+
+        options.faults, options.script, options.late_sessions = {}, None, set()
+        new = {project.new_session(now + minutes * HOUR / 60) for minutes in (5, 10, 15)}
+        second = load_of(sandbox, first.output.state, after=2 * HOUR)
+        assert_done(second)
+        assert_whole(sandbox, first.output, second.output)
+        due = {one for one in new if project.events[one]}
+        assert second.sessions == Counter({*statuses, *short} | due)
+        assert {row["id"] for row in second.output.rows("sessions")} == new
+        for stream in PRIMARY_KEYS:
+            assert second.output.repeated(stream) == []
+        assert not re.search(r"short|set aside", line_of(second, "events"))
