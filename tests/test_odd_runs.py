@@ -6,8 +6,10 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import typing as t
 from collections import Counter
 from datetime import timedelta
@@ -16,7 +18,7 @@ from functools import partial
 import pytest
 
 from tests import forks
-from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select
+from tests.running import KEPT, PRIMARY_KEYS, Output, counted, expected, select
 from tests.sandbox import Options, Sandbox, generate_once
 from tests.tap_process import TapProcess, clock
 from tests.test_hostile import Run, assert_done, assert_whole, with_events
@@ -128,6 +130,13 @@ def test_metrics_go_where_a_log_configuration_sends_them(tmp_path: Path, load: L
     assert not [line for line in run.log if "METRIC" in line]
 
 
+def test_a_level_for_metrics_is_enough(tmp_path: Path, load: Load) -> None:
+    """Where a log configuration names the logger at INFO, its lines go where all others do."""
+    run = load(environment=log_config(tmp_path, loggers={"singer_sdk.metrics": {"level": "INFO"}}))
+    assert run.code == 0, run.log[-1]
+    assert [line for line in run.log if "METRIC" in line]
+
+
 def test_metrics_stay_out_of_the_log_of_meltano(tmp_path: Path, load: Load) -> None:
     """Its own configuration has a console and no word about metrics: there are none."""
     run = load(environment=log_config(tmp_path))
@@ -156,6 +165,78 @@ def test_an_output_that_was_never_open_is_one_line(
     assert "CRITICAL" in line
     assert "the output is closed" in line
     assert sandbox.requests == []
+
+
+def stop_at(
+    words: str, signum: int, folder: Path, sandbox: Sandbox, now: datetime
+) -> tuple[int, list[str], Output]:
+    """Send a signal the moment a line with some words is read; return what comes after it."""
+    config = folder / "config.json"
+    pace = {"requests_per_minute": 1_000_000}
+    config.write_text(json.dumps({"api_key": sandbox.api_key, "api_url": sandbox.url} | pace))
+    reading, writing = os.pipe()
+    with (folder / "stdout").open("wb") as out:
+        process = forks.start(
+            "tests.tap_process",
+            clock(now, MINUTE),
+            "--config",
+            str(config),
+            env={name: os.environ[name] for name in KEPT if name in os.environ},
+            stdout=out.fileno(),
+            stderr=writing,
+            fresh=True,
+        )
+    os.close(writing)
+    rest: list[str] = []
+    too_late = threading.Timer(60, process.kill)
+    too_late.start()
+    with os.fdopen(reading) as log:
+        for line in log:
+            if words in line:
+                process.send_signal(signum)
+                rest = list(log)
+    code = process.wait(60)
+    too_late.cancel()
+    return code, rest, Output.read((folder / "stdout").read_text())
+
+
+SIGNALS = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+
+
+@pytest.mark.long
+@SIGNALS
+def test_a_signal_after_the_summary_finds_a_run_that_is_done(
+    tmp_path: Path, sandbox: Sandbox, now: datetime, signum: int
+) -> None:
+    """The run ends well and says nothing more, or as stopped and says that; six times."""
+    for _ in range(6):
+        code, rest, output = stop_at("summary status=", signum, tmp_path, sandbox, now)
+        assert (code, len(rest)) in {(0, 0), (128 + signum, 1)}, "".join(rest)
+        assert_whole(sandbox, output)
+        assert output.messages[-1]["type"] == "STATE"
+
+
+@pytest.mark.long
+@SIGNALS
+def test_a_signal_while_a_line_is_logged_ends_the_run(
+    tmp_path: Path, sandbox: Sandbox, now: datetime, signum: int
+) -> None:
+    """The log is being written when it comes: the run is stopped and says so; four times."""
+    is_over = threading.Event()
+
+    def hold(request: Request) -> None:
+        if request.path == "/events":
+            is_over.wait(3)
+
+    sandbox.options.hold = hold
+    try:
+        for _ in range(4):
+            code, rest, output = stop_at("need events", signum, tmp_path, sandbox, now)
+            assert (code, len(rest)) == (128 + signum, 1), "".join(rest)
+            assert "Stopped by SIG" in rest[0]
+            assert output.messages[-1]["type"] == "STATE"
+    finally:
+        is_over.set()
 
 
 # --- Catalogs, keys and dates -------------------------------------------------------------
@@ -318,6 +399,30 @@ def test_a_session_that_is_set_aside_is_in_the_line(sandbox: Sandbox, load: Load
     run = load(run.output.state, after=HOUR)
     assert_done(run)
     assert line_of(run, "events").endswith(MATCH)
+
+
+def test_a_session_that_is_deleted_after_it_was_listed_is_told(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """Its events did not come: no match is claimed, and the log has its name."""
+    gone = with_events(sandbox.project)[1]
+
+    def delete(request: Request, project: t.Any) -> None:
+        if request.query.get("sessionId") == gone and gone in project.sessions:
+            del project.sessions[gone]
+            del project.events[gone]
+            project.changed("sessions")
+
+    sandbox.options.on_request = delete
+    run = load()
+    assert run.code == 0
+    assert [line for line in run.log if gone in line and "not known" in line]
+    assert "short" not in line_of(run, "events")
+    assert "set aside" not in line_of(run, "events")
+    assert MATCH not in line_of(run, "events")
+    second = load(run.output.state, after=HOUR)
+    assert_done(second)
+    assert second.sessions == {}
 
 
 def test_a_listing_short_of_its_total_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
