@@ -341,7 +341,7 @@ class Events(BugsPulseStream):
             if failed >= MAX_IN_A_ROW and isinstance(error, RefusedError):
                 raise  # it is the endpoint
             if failed >= MAX_IN_A_ROW or self._newly_set_aside + failed > MAX_IN_A_ROW:
-                raise FatalAPIError(
+                raise RefusedError(
                     f"{self.path} fails for too many sessions, {session.id} the last of them: "
                     f"{error}"
                 ) from None

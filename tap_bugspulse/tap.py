@@ -13,6 +13,7 @@ import sys
 import typing as t
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -47,6 +48,7 @@ from tap_bugspulse.writer import WholeMessageWriter
 Row = dict[str, t.Any]
 
 STREAMS = {kind.name for kind in (Crashes, Events, Network, Sessions)}
+STOPPED = 128  # and the number of the signal are the exit code
 SDK_KEYS = {"replication_key", "replication_key_value"}
 
 
@@ -86,7 +88,12 @@ class TapBugsPulse(Tap):
             check_environment(known)
             raise
         super()._setup_signal_handlers()
-        if self.metrics_logger.level > logging.DEBUG and not self.metrics_logger.handlers:
+        # Meltano sets one, too, which does not name them.
+        log_config = os.environ.get("SINGER_SDK_LOG_CONFIG")
+        is_asked_for = log_config and self.metrics_logger.name in Path(log_config).read_text(
+            "utf-8"
+        )
+        if self.metrics_logger.level > logging.DEBUG and not is_asked_for:
             self.metrics_logger.setLevel(logging.WARNING)
         if self.input_catalog is not None and not self.input_catalog:
             self.logger.warning(
@@ -250,13 +257,12 @@ class TapBugsPulse(Tap):
             writer.after, writer.is_ending = None, True
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
-            self.logger.warning("Stopped by %s", signal.Signals(signum).name)
-            raise SystemExit(128 + signum)
+            raise SystemExit(STOPPED + signum)  # it may come while a line is logged: log none here
 
         writer = t.cast("WholeMessageWriter", self.message_writer)
         if writer.is_writing and (writer.is_ending or writer.after is not None):
             # A second one, while nobody reads what is written: its last line is cut.
-            os._exit(128 + signum)
+            os._exit(STOPPED + signum)
         elif writer.is_writing:
             writer.after = end
         else:
@@ -269,7 +275,7 @@ class TapBugsPulse(Tap):
         # after the line that tells why the run ends.
         logging.getLogger("asyncio").setLevel(logging.INFO)
         with errors_as_one_line(cls.logger):
-            end_on_signals(cls.logger)
+            end_on_signals()
             if sys.stdout is None:
                 raise ConfigurationError("the output is closed: send it to a target or a file")
             for name in ("state", "catalog"):
@@ -321,12 +327,11 @@ def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
     return io.StringIO(whole.decode())
 
 
-def end_on_signals(logger: logging.Logger) -> None:
+def end_on_signals() -> None:
     """End on a signal as long as there is no state to write yet."""
 
     def end(signum: int, _: FrameType | None) -> None:
-        logger.warning("Stopped by %s", signal.Signals(signum).name)
-        raise SystemExit(128 + signum)
+        raise SystemExit(STOPPED + signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, end)
@@ -350,6 +355,10 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
         if (line := map_error(exc)) is None:
             raise
         logger.critical("%s", line)
+    except SystemExit as exc:
+        if isinstance(exc.code, int) and exc.code > STOPPED:
+            logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
+        raise
     else:
         return
     sys.exit(1)
