@@ -62,11 +62,12 @@ class Events(BugsPulseStream):
         super().__init__(tap, run)
         self.parent = parent
         self.set_aside: dict[str, str] = {}  # with why they failed
-        self.short: dict[str, int] = {}  # with the number of events that came
+        self.short: dict[str, tuple[int, int]] = {}  # events that came, and ``eventCount``
         self._failed: dict[Candidate, Exception] = {}  # in a row, not set aside yet
         self._fewer: set[str] = set()  # sessions with fewer events than their eventCount
         self._worked = False  # whether /events has answered for any session
         self._missing: list[Candidate] = []  # sessions answered with 404
+        self._window = Window()  # of the sessions that are fetched
         self._newly_set_aside = self._in_a_row = self._done = self._left = self._since_state = 0
         self._state_at = run.clock.seconds()
 
@@ -97,6 +98,7 @@ class Events(BugsPulseStream):
             again = self._again(sorted(tried), first)
             for batch in itertools.chain(first[:1], again, first[1:], batches):
                 due = [one for one in batch.due if batch.is_again or one.id not in tried]
+                self._window = batch.window
                 yield from self._fetch(self._still_due(due), progress)
                 self._settle()
                 batch.done(batch.window)
@@ -198,8 +200,9 @@ class Events(BugsPulseStream):
         """Yield the sessions that failed or came short in an earlier run."""
         known = {one.id: one for batch in listed for one in batch.due}
         if tried and not self.run.is_over():
-            due = [known.get(one) or Candidate(one) for one in tried]
-            yield Batch(due, Window(None, None), lambda _: None, is_again=True)
+            counts = {one: count for one, (_, count) in self.short.items()}
+            due = [known.get(one) or Candidate(one, events=counts.get(one, 0)) for one in tried]
+            yield Batch(due, Window(), lambda _: None, is_again=True)
 
     def _still_due(self, due: list[Candidate]) -> list[Candidate]:
         """Return sessions newest first, without those that came in another window."""
@@ -290,7 +293,7 @@ class Events(BugsPulseStream):
         yield from itertools.chain.from_iterable(listing)
         self._worked, self._in_a_row = True, 0
         came = len(listing.reading.ids)
-        if came < session.events:
+        if 0 < came < session.events:
             self._fewer.add(session.id)
         self._fetched(
             session, came, is_short=came < session.events or not listing.reading.is_complete
@@ -299,10 +302,11 @@ class Events(BugsPulseStream):
     def _fetched(self, session: Candidate, came: int, *, is_short: bool) -> None:
         """Note that a session's events came; fewer than there are, and it is asked again once."""
         self.set_aside.pop(session.id, None)
-        # What comes short twice in the same way is believed.
-        is_short = self.short.pop(session.id, None) != came and is_short
+        # What comes short twice in the same way is believed, of a session that has not changed.
+        known = self.short.pop(session.id, None)
+        is_short = is_short and (known != (came, session.events) or bool(session.mark))
         if is_short and len(self.short) < MAX_SHORT:
-            self.short[session.id] = came
+            self.short[session.id] = (came, session.events)
         elif is_short:
             self.run.warn_once(
                 f"events: more than {MAX_SHORT:,} sessions came short; those beyond are not asked "
@@ -318,7 +322,7 @@ class Events(BugsPulseStream):
                 "events: most sessions have fewer events than their eventCount: it is taken to "
                 "count something else"
             )
-            self.short = {one: came for one, came in self.short.items() if one not in self._fewer}
+            self.short = {one: n for one, n in self.short.items() if one not in self._fewer}
 
     def _events_of(self, session: Candidate, call: Call) -> Iterator[Row]:
         """Yield a session's events; one that fails does not keep the others back."""
@@ -368,7 +372,11 @@ class Events(BugsPulseStream):
         missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
         there: set[str] = set()
         if days := [one.day for one in missing if one.mark]:
-            window = Window(min(days) - DAY, max(days) + 2 * DAY)
+            first, last, batch = min(days) - DAY, max(days) + 2 * DAY, self._window
+            window = Window(first, last)
+            if batch != Window():  # in which the API may list them by another instant
+                start, end = batch.start, batch.end
+                window = Window(start and min(first, start), end and max(last, end))
             listing = self.parent.listing(window.query())
             there = {row.id for rows in listing for row in rows} & {one.id for one in missing}
         if min(in_a_row, len(there)) >= MAX_IN_A_ROW:

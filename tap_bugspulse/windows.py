@@ -13,6 +13,7 @@ from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.http import RefusedError
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
@@ -98,19 +99,23 @@ class WindowedStream(BugsPulseStream):
             return False
         self._knows_dates = True
         ended = replace(window, end=window.end or FAR)
-        asked = (Window(EARLY, EARLY + DAY), Window(FAR, FAR + DAY), ended, window, Window())
-        calls = self.prefetch(self.fetch(one.query()) for one in asked)
-        early, late, bounded, whole, everything = (
-            page_of(self.take(call)).rows_in_all for call in calls
-        )
-        self.ignores_dates = early + late > 0
+        calls = self.prefetch(self.fetch(one.query()) for one in (ended, window, Window()))
+        bounded, whole, everything = (page_of(self.take(call)).rows_in_all for call in calls)
+        self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
         self._needs_end = not self.ignores_dates and bounded < whole == everything
         if self.ignores_dates:
             self.run.warn_once(
                 f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
-                "those that are known are left out"
+                "those before the lookback are left out"
             )
         return self.ignores_dates or self._needs_end
+
+    def _count(self, day: date) -> int:
+        """Return the number of rows that the API counts on a day in which there can be none."""
+        try:
+            return page_of(self.take(self.fetch(Window(day, day + DAY).query()))).rows_in_all
+        except RefusedError:
+            return 0
 
     # The SDK moves a bookmark with every record and promotes it when the stream ends, over
     # whatever a stopped or a backward reading has left out.
@@ -151,7 +156,7 @@ class WindowedStream(BugsPulseStream):
         for window, first, _ in self.windows(plan.forward, sync, lambda: True):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             # History begins where these windows end, or overlaps them.
-            if touching and (window.start or date.min) <= touching:
+            if self.ignores_dates or (touching and (window.start or date.min) <= touching):
                 ids |= sync.ids
             progress.forward_done(window)
             self.checkpoint(sync)
@@ -201,8 +206,9 @@ class WindowedStream(BugsPulseStream):
                 rows_in_all = page_of(first).rows_in_all
                 whole = whole or rows_in_all
                 is_day = window != days and window.size(self.today) == 1
+                is_same = is_day and whole == rows_in_all >= limit and self._count(EARLY) == whole
                 rest = cutter.rest
-                if rest and (self.ignores_dates or (is_day and whole == rows_in_all >= limit)):
+                if rest and (self.ignores_dates or is_same):
                     # Nothing is gained by other windows: each has all rows, or their number.
                     yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
                     return
