@@ -29,6 +29,7 @@ from tap_bugspulse.replication import (
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
+from tap_bugspulse.windows import PAGES_PER_WINDOW
 
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
 SESSIONS_PER_STATE = 100  # asked for again at most, those on their way included
@@ -186,7 +187,8 @@ class Events(BugsPulseStream):
         def is_wanted() -> bool:
             return not self.run.is_over() or progress.complete == before
 
-        cuts = self.parent.cut(days, is_wanted, newest_first=True, rows=SESSIONS_PER_WINDOW)
+        rows = min(SESSIONS_PER_WINDOW, PAGES_PER_WINDOW * self.run.settings.page_size)
+        cuts = self.parent.cut(days, is_wanted, newest_first=True, rows=rows)
         try:
             for cut in cuts:
                 due = self.parent.list_due(cut)

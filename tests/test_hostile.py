@@ -191,6 +191,9 @@ def test_a_day_that_ends_at_a_round_number_is_told(
     told = [line for line in run.warnings if "network" in line and f"{day:%Y-%m-%d}" in line]
     assert len(told) == 1
     assert re.search(r"\b100\b", told[0])
+    rows, loaded = expected(project, "network"), run.output.table("network")
+    missing = [rows[key]["timestamp"][:10] for key in rows.keys() - loaded.keys()]
+    assert set(missing) == {f"{day:%Y-%m-%d}"}  # nothing else can be had
 
 
 # --- Dates that are ignored ---------------------------------------------------------------
