@@ -4,6 +4,7 @@
 #   sh scripts/setup.sh tap       .venv           the tap, its tests, the emulated Snowflake
 #   sh scripts/setup.sh meltano   .venv-meltano   Meltano, and its plugins under .meltano/
 #   sh scripts/setup.sh airflow   .venv-airflow   Airflow, which one example is tested with
+#   sh scripts/setup.sh dbt       .venv-dbt       dbt, which builds the tables of transform/
 #
 # Uses uv where it is on the PATH, else the venv and pip of Python. PYTHON names a
 # certain Python. Nothing outside the checkout is written but the cache of pip or uv.
@@ -150,11 +151,23 @@ setup_airflow() {
     printf '%s\n' "$now" >.venv-airflow/.stamp
 }
 
+setup_dbt() {
+    now=$(stamp constraints/dbt.txt)
+    if [ "$(cat .venv-dbt/.stamp 2>/dev/null)" = "$now" ] && runs .venv-dbt/bin/python; then
+        return
+    fi
+    echo 'Setting up .venv-dbt: dbt for DuckDB, Postgres and Snowflake'
+    install_into .venv-dbt dbt-core dbt-duckdb dbt-postgres dbt-snowflake \
+        --constraint constraints/dbt.txt
+    printf '%s\n' "$now" >.venv-dbt/.stamp
+}
+
 for part in "$@"; do
     case $part in
     tap) setup_tap ;;
     meltano) setup_meltano ;;
     airflow) setup_airflow ;;
-    *) fail "unknown part: $part (tap, meltano or airflow)" ;;
+    dbt) setup_dbt ;;
+    *) fail "unknown part: $part (tap, meltano, airflow or dbt)" ;;
     esac
 done
