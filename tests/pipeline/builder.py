@@ -1,8 +1,8 @@
 """Run dbt, in an environment of its own: `.venv-dbt/bin/python -m tests.pipeline.builder`.
 
-For each line of JSON on standard input, the arguments of a dbt command, it prints a line:
-`{"success": …, "results": {node: status}, "problems": […]}`. One process does many commands,
-since the start of one takes longer than most of what they do.
+For each line of JSON on standard input, the arguments of a dbt command, it prints one that
+says what came of it. One process does many commands, since the start of one takes longer than
+most of what they do.
 """
 
 from __future__ import annotations
@@ -10,15 +10,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.cli.main import dbtRunner
 
+if TYPE_CHECKING:
+    from dbt_common.events.base_types import EventMsg
+
 
 def invoke(arguments: list[str]) -> dict[str, Any]:
     """Run one command of dbt and return what came of each node."""
-    done = dbtRunner().invoke(arguments)
+    warnings: list[str] = []
+
+    def listen(event: EventMsg) -> None:
+        if str(event.info.level) == "warn":
+            warnings.append(event.info.msg)
+
+    done = dbtRunner(callbacks=[listen]).invoke(arguments)
     # Else the file stays locked while this process is there.
     DuckDBConnectionManager.close_all_connections()
     results = list(getattr(done.result, "results", None) or [])
@@ -33,6 +42,7 @@ def invoke(arguments: list[str]) -> dict[str, Any]:
         "success": done.success,
         "results": {one.node.unique_id: str(one.status) for one in results},
         "problems": problems,
+        "warnings": warnings,
     }
 
 

@@ -96,9 +96,10 @@ class Dbt:
         command = [
             *("--log-path", self._folder / "logs", "--log-level", "none", *arguments),
             *("--project-dir", project, "--profiles-dir", self._folder, "--target", target),
-            *("--target-path", self._folder / f"target-{target}"),
             *("--vars", json.dumps(variables)),
         ]
+        if arguments[0] != "deps":
+            command += ["--target-path", self._folder / f"target-{target}"]
         asked = pipe(self._child.stdin)
         asked.write(json.dumps([str(part) for part in command]) + "\n")
         asked.flush()
