@@ -10,6 +10,7 @@ import pytest
 
 from tests.pipeline.children import serving
 from tests.pipeline.marts import FUNNEL, crashes_daily, marts
+from tests.pipeline.page import statements
 from tests.pipeline.transform import (
     SCHEMA,
     TRANSFORM,
@@ -187,6 +188,9 @@ def test_all_tables_are_true_and_equal_after_each_build(
         load(warehouses, second, tmp_path)
     build(dbt, warehouses, tmp_path)
     truth = expected(loads)
+    reports = [warehouse.query(*statements(SCHEMA)) for warehouse in warehouses]
+    assert all(reports[0])
+    assert reports[1:] == reports[:-1]
     for warehouse in warehouses:
         assert_true(warehouse, truth)
         # The files of target-jsonl have no time of load, so DuckDB builds all anew.

@@ -227,7 +227,7 @@ def versions(rows: Rows, days: list[str]) -> str:
         "Crash-free sessions by version",
         "The line is the share of each day's sessions that did not crash, from 0 % at the bottom "
         "to 100 % at the top. The bars below are the sessions; the hatched part crashed.",
-        "".join(blocks) + left_out,
+        rows_of(blocks) + left_out,
     )
 
 
@@ -310,7 +310,7 @@ def crashes(rows: Rows, by_day: Rows, days: list[str]) -> str:
         "Top crashes",
         "Groups of equal crashes that hit most devices. Bars are the sessions of each day that "
         "match the group by platform, version and message; the API does not name them.",
-        "".join(blocks) or "<p>No crashes.</p>",
+        rows_of(blocks) or "<p>No crashes.</p>",
     )
 
 
@@ -334,7 +334,7 @@ def endpoints(rows: Rows) -> str:
         "Slow and failing endpoints",
         "The long bar ends where 95 % of the calls of a usual day have been answered, the mark in "
         "it where half have. The hatched bar is the share that failed.",
-        "".join(blocks) or "<p>No calls.</p>",
+        rows_of(blocks) or "<p>No calls.</p>",
     )
 
 
@@ -355,7 +355,7 @@ def funnel(rows: Rows) -> str:
     return section(
         "Funnel",
         "Sessions that came to each screen after all screens before it.",
-        "".join(blocks) or "<p>No funnel: name its screens in bugspulse_funnel.</p>",
+        rows_of(blocks) or "<p>No funnel: name its screens in bugspulse_funnel.</p>",
     )
 
 
@@ -382,6 +382,11 @@ def timeline(rows: Rows) -> str:
         f"{escape(system or '')}, version {escape(version or '')}. Times are since its start.",
         f'<ol class="moments">{"".join(items)}</ol>',
     )
+
+
+def rows_of(blocks: list[str]) -> str:
+    """Return panels, two beside each other where there is room."""
+    return f'<div class="rows">{"".join(blocks)}</div>' if blocks else ""
 
 
 def section(title: str, words: str, content: str) -> str:
@@ -448,7 +453,9 @@ margin:.8rem 0}
 .tile{background:var(--panel);border:1px solid var(--rule);border-radius:.5rem;padding:.6rem .8rem}
 .tile b{display:block;font-size:1.5rem}.tile span{color:var(--soft);font-size:.9rem}
 .row{background:var(--panel);border:1px solid var(--rule);border-radius:.5rem;
-padding:.7rem .8rem;margin:.6rem 0}
+padding:.7rem .8rem}
+.rows{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(22rem,100%),1fr));gap:.6rem;
+margin:.6rem 0}
 svg{display:block;width:100%;height:3.2rem;margin:.35rem 0 0}svg.line{height:4rem}
 .grid{fill:none;stroke:var(--rule);stroke-width:1;vector-effect:non-scaling-stroke}
 polyline{fill:none;stroke:var(--all);stroke-width:2;vector-effect:non-scaling-stroke}

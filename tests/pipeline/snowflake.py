@@ -368,6 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.database_dir.mkdir(parents=True, exist_ok=True)
     shared_fs.db_path = str(options.database_dir.resolve())
     logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)
+    # What it makes of dbt's statements is not of interest; what it cannot run is an error.
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
     # fakesnow warns of its own use of DuckDB, on every query.
     warnings.filterwarnings("ignore", module="fakesnow")
     with (

@@ -20,7 +20,7 @@ import yaml  # type: ignore[import-untyped] # it has no types
 
 from tests.pipeline.children import CHECKOUT, ChildError, answer_of, environment, pipe, stop
 from tests.pipeline.connector import emulated_connection
-from tests.pipeline.meltano import DATABASE, emulated_account, snowflake_settings
+from tests.pipeline.meltano import DATABASE, NotSetUpError, emulated_account, snowflake_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,10 +80,16 @@ class Dbt:
         Returns:
             Whether it succeeded, the status of each node, and what there is to say of those
             that failed or warn.
+
+        Raises:
+            ChildError: It gave no answer in time.
+            NotSetUpError: dbt is not installed in the checkout.
         """
         if not self._child:
             python = CHECKOUT / ".venv-dbt" / "bin" / "python"
-            assert python.exists(), "dbt is not set up: sh scripts/setup.sh dbt"
+            if not python.exists():
+                msg = f"dbt is not set up, {python} is missing: run `sh scripts/setup.sh dbt`"
+                raise NotSetUpError(msg)
             self._child = subprocess.Popen(
                 [python, "-m", "tests.pipeline.builder"],
                 cwd=CHECKOUT,
