@@ -4,7 +4,7 @@
 #   sh scripts/setup.sh tap       .venv           the tap, its tests, the emulated Snowflake
 #   sh scripts/setup.sh meltano   .venv-meltano   Meltano, and its plugins under .meltano/
 #   sh scripts/setup.sh airflow   .venv-airflow   Airflow, which one example is tested with
-#   sh scripts/setup.sh dbt       .venv-dbt       dbt, which builds the tables of transform/
+#   sh scripts/setup.sh dbt       .venv-dbt       dbt, a plugin of Meltano's, for transform/
 #
 # Uses uv where it is on the PATH, else the venv and pip of Python. PYTHON names a
 # certain Python. Nothing outside the checkout is written but the cache of pip or uv.
@@ -111,6 +111,12 @@ setup_meltano() {
         return
     fi
     echo "Setting up .meltano: $plugins"
+    meltano_install $plugins
+    printf '%s\n' "$now" >.meltano/.stamp
+}
+
+# meltano_install PLUGIN...: have Meltano install some of its plugins.
+meltano_install() {
     mkdir -p .meltano
     # A subshell, since Meltano must see no setting of the person who runs this, be it from
     # the environment, an .env file or the home directory: it might name a real database.
@@ -133,12 +139,11 @@ setup_meltano() {
         [ ! -f "$config" ] || export UV_CONFIG_FILE="${UV_CONFIG_FILE:-$config}"
         [ ! -f "$netrc" ] || export NETRC="$netrc"
         mkdir -p "$HOME"
-        .venv-meltano/bin/meltano --env-file /dev/null --log-level warning install --clean $plugins
+        .venv-meltano/bin/meltano --env-file /dev/null --log-level warning install --clean "$@"
     ) >.meltano/setup.log 2>&1 || {
         cat .meltano/setup.log >&2
         fail 'Meltano could not install its plugins, see above.'
     }
-    printf '%s\n' "$now" >.meltano/.stamp
 }
 
 setup_airflow() {
@@ -152,13 +157,16 @@ setup_airflow() {
 }
 
 setup_dbt() {
-    now=$(stamp constraints/dbt.txt)
+    setup_meltano
+    now=$(stamp meltano.yml constraints/dbt.txt)
     if [ "$(cat .venv-dbt/.stamp 2>/dev/null)" = "$now" ] && runs .venv-dbt/bin/python; then
         return
     fi
     echo 'Setting up .venv-dbt: dbt for DuckDB, Postgres and Snowflake'
-    install_into .venv-dbt dbt-core dbt-duckdb dbt-postgres dbt-snowflake \
-        --constraint constraints/dbt.txt
+    rm -rf .venv-dbt
+    meltano_install dbt-bugspulse
+    # It is a plugin of Meltano's, which is used without it as well.
+    ln -s .meltano/utilities/dbt-bugspulse/venv .venv-dbt
     printf '%s\n' "$now" >.venv-dbt/.stamp
 }
 

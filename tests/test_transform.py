@@ -10,6 +10,7 @@ import pytest
 
 from tests.pipeline.children import serving
 from tests.pipeline.marts import FUNNEL, crashes_daily, marts
+from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.page import statements
 from tests.pipeline.transform import (
     SCHEMA,
@@ -23,7 +24,8 @@ from tests.pipeline.transform import (
     documented,
     tables,
 )
-from tests.pipeline.truth import Rows, held
+from tests.pipeline.truth import Rows, held, tap_settings
+from tests.pipeline.warehouse import emptied
 from tests.running import Output, Row, sync
 from tests.sandbox import Options, Project, Sandbox, generate
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.pipeline.connector import Connector
+    from tests.pipeline.warehouse import Snowflake as Account
 
 pytestmark = pytest.mark.dbt
 
@@ -365,3 +368,47 @@ def columns(warehouse: Warehouse) -> dict[str, list[str]]:
         found.setdefault(table.removeprefix("bugspulse__"), []).append(column)
     del found["crash_history"]
     return found
+
+
+@pytest.mark.parametrize(
+    "run",
+    [("bugspulse-to-snowflake-tables",), ("tap-bugspulse", "target-jsonl", "dbt-bugspulse:build")],
+    ids=["snowflake", "duckdb"],
+)
+def test_one_run_of_meltano_loads_and_builds(
+    run: tuple[str, ...],
+    emulated_snowflake: Account,
+    connector: Connector,
+    dbt: Dbt,
+    tmp_path: Path,
+) -> None:
+    """The job loads, then builds; DuckDB needs nothing but its name."""
+    meltano = MeltanoProject(tmp_path / "project")
+    (meltano.directory / "transform").symlink_to(TRANSFORM)
+    project = generate(5, 60, 5, NOW, crash_groups=6)
+    warehouse: Warehouse
+    with (
+        emptied(emulated_snowflake),
+        Sandbox(project, Options(requests_per_minute=None)) as sandbox,
+    ):
+        settings = tap_settings(sandbox)
+        if len(run) == 1:
+            port = emulated_snowflake.connection["port"]
+            assert isinstance(port, int)
+            warehouse = Snowflake(port, connector, tmp_path)
+            # Only the emulated one needs a profile of its own, which says where it listens.
+            dbt.add("snowflake", warehouse.output())
+            settings |= emulated_snowflake.settings | {
+                "DBT_BUGSPULSE_PROFILES_DIR": str(tmp_path / "dbt")
+            }
+        else:
+            warehouse = DuckDb(meltano.directory)
+            settings |= {"DBT_BUGSPULSE_TARGET": "duckdb", "DBT_BUGSPULSE_SCHEMA": SCHEMA}
+        assert meltano.run(*run, settings=settings) == 0
+
+        truth = marts(held(project), funnel=())
+        found = tables(warehouse, [*truth])
+    assert found == {name: by_key(name, rows) for name, rows in truth.items()}
+    assert found["session_timeline"]
+    assert not (TRANSFORM / "target").exists()
+    assert not (TRANSFORM / "logs").exists()
