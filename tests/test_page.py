@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,10 +11,9 @@ from datetime import UTC, datetime
 from html import unescape
 from typing import TYPE_CHECKING
 
-import duckdb
 import pytest
 
-from tests.pipeline.marts import Marts, marts
+from tests.pipeline.marts import Marts, marts, stored
 from tests.pipeline.page import QUESTIONS, Rows, main_days, number, page, share, statements
 from tests.pipeline.transform import readable
 from tests.pipeline.truth import held
@@ -40,15 +38,7 @@ def tables() -> Marts:
 @pytest.fixture(scope="module")
 def answers(tables: Marts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     """What the report asks of them."""
-    folder = tmp_path_factory.mktemp("tables")
-    with duckdb.connect() as connection:
-        for name, rows in tables.items():
-            file = folder / f"{name}.json"
-            file.write_text(json.dumps(rows), "utf-8")
-            connection.execute(
-                f"create table bugspulse__{name} as "
-                f"from read_json('{file}', format = 'array', sample_size = -1)"
-            )
+    with stored(tables, tmp_path_factory.mktemp("tables")) as connection:
         return {
             name: readable(connection.execute(one).fetchall())
             for name, one in zip(QUESTIONS, statements("main"), strict=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.documents import blocks
 from tests.pipeline.children import serving
 from tests.pipeline.marts import FUNNEL, crashes_daily, marts
 from tests.pipeline.meltano import MeltanoProject
@@ -194,6 +195,14 @@ def test_all_tables_are_true_and_equal_after_each_build(
     reports = [warehouse.query(*statements(SCHEMA)) for warehouse in warehouses]
     assert all(reports[0])
     assert reports[1:] == reports[:-1]
+    questions = [
+        block.text.replace("bugspulse__", f"{SCHEMA}.bugspulse__").rstrip().rstrip(";")
+        for block in blocks("docs/queries.md")
+        if block.text.startswith("-- tables\n")
+    ]
+    answers = [warehouse.query(*questions) for warehouse in warehouses]
+    assert sum(map(bool, answers[0])) > 5
+    assert answers[1:] == answers[:-1]
     for warehouse in warehouses:
         assert_true(warehouse, truth)
         # The files of target-jsonl have no time of load, so DuckDB builds all anew.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections import defaultdict
@@ -10,10 +11,13 @@ from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
 from tests.sandbox.world import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from tests.pipeline.truth import Rows
 
@@ -21,6 +25,19 @@ Row = dict[str, Any]
 Marts = dict[str, list[Row]]
 
 FUNNEL = ("Home", "Product", "Cart", "Checkout", "Confirmation")
+
+
+def stored(tables: Marts, folder: Path) -> duckdb.DuckDBPyConnection:
+    """Return a database in memory that holds tables under the names of the package."""
+    connection = duckdb.connect()
+    for name, rows in tables.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(rows), "utf-8")
+        connection.execute(
+            f"create table bugspulse__{name} as "
+            f"from read_json('{file}', format = 'array', sample_size = -1)"
+        )
+    return connection
 
 
 def half_up(value: float | Decimal, places: str = "1") -> float:
@@ -33,13 +50,13 @@ def percent(part: int, whole: int) -> float | None:
     return half_up(Decimal(100 * part) / whole, "0.01") if whole else None
 
 
-def percentile(values: list[int], share: float) -> float:
+def percentile(values: list[int], share: float) -> int:
     """Return a percentile, between two values where it falls between them."""
     ordered = sorted(values)
     position = share * (len(ordered) - 1)
     below, above = math.floor(position), math.ceil(position)
     part = (ordered[above] - ordered[below]) * (position - below)
-    return half_up(half_up(ordered[below] + part, "0.001"))
+    return int(half_up(half_up(ordered[below] + part, "0.001")))
 
 
 def instant(text: str | None) -> str | None:
