@@ -42,10 +42,10 @@ step_{{ loop.index }} as (
     select screens.project, screens.session_id, screens.day, min(screens.screen_number) as screen_number
     from screens
     {% if not loop.first %}
-    inner join step_{{ loop.index - 1 }} as before
-        on before.project = screens.project
-        and before.session_id = screens.session_id
-        and before.screen_number < screens.screen_number
+    inner join step_{{ loop.index - 1 }} as previous
+        on previous.project = screens.project
+        and previous.session_id = screens.session_id
+        and previous.screen_number < screens.screen_number
     {% endif %}
     where screens.screen = {{ name }}
     group by screens.project, screens.session_id, screens.day

@@ -15,7 +15,7 @@ counted as (
         project,
         cohort_week,
         week,
-        cast({{ dbt.datediff('cohort_week', 'week', 'day') }} / 7 as integer) as weeks_later,
+        cast({{ dbt.datediff('weeks.cohort_week', 'weeks.week', 'day') }} / 7 as integer) as weeks_later,
         count(*) as users
     from weeks
     group by project, cohort_week, week
