@@ -5,6 +5,7 @@
 #   sh scripts/setup.sh meltano   .venv-meltano   Meltano, and its plugins under .meltano/
 #   sh scripts/setup.sh airflow   .venv-airflow   Airflow, which one example is tested with
 #   sh scripts/setup.sh dbt       .venv-dbt       dbt, a plugin of Meltano's, for transform/
+#   sh scripts/setup.sh streamlit .venv-streamlit Streamlit, for examples/streamlit/
 #
 # Uses uv where it is on the PATH, else the venv and pip of Python. PYTHON names a
 # certain Python. Nothing outside the checkout is written but the cache of pip or uv.
@@ -170,12 +171,24 @@ setup_dbt() {
     printf '%s\n' "$now" >.venv-dbt/.stamp
 }
 
+setup_streamlit() {
+    now=$(stamp constraints/streamlit.txt)
+    if [ "$(cat .venv-streamlit/.stamp 2>/dev/null)" = "$now" ] && runs .venv-streamlit/bin/python; then
+        return
+    fi
+    echo 'Setting up .venv-streamlit: Streamlit'
+    install_into .venv-streamlit streamlit duckdb 'snowflake-connector-python[pandas]' \
+        --constraint constraints/streamlit.txt
+    printf '%s\n' "$now" >.venv-streamlit/.stamp
+}
+
 for part in "$@"; do
     case $part in
     tap) setup_tap ;;
     meltano) setup_meltano ;;
     airflow) setup_airflow ;;
     dbt) setup_dbt ;;
-    *) fail "unknown part: $part (tap, meltano, airflow or dbt)" ;;
+    streamlit) setup_streamlit ;;
+    *) fail "unknown part: $part (tap, meltano, airflow, dbt or streamlit)" ;;
     esac
 done

@@ -28,14 +28,15 @@ FUNNEL = ("Home", "Product", "Cart", "Checkout", "Confirmation")
 
 
 def stored(tables: Marts, folder: Path) -> duckdb.DuckDBPyConnection:
-    """Return a database in memory that holds tables under the names of the package."""
-    connection = duckdb.connect()
+    """Return a database in a folder that holds tables under the names of the package."""
+    connection = duckdb.connect(folder / "tables.duckdb")
     for name, rows in tables.items():
         file = folder / f"{name}.json"
         file.write_text(json.dumps(rows), "utf-8")
         connection.execute(
             f"create table bugspulse__{name} as "
-            f"from read_json('{file}', format = 'array', sample_size = -1)"
+            f"from read_json('{file}', format = 'array', sample_size = -1, "
+            "timestampformat = '%Y-%m-%dT%H:%M:%S.%g')"
         )
     return connection
 
