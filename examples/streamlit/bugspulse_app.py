@@ -5,7 +5,8 @@
 reads Snowflake through `st.connection("snowflake")`, whose account stands in
 `.streamlit/secrets.toml`; as a Streamlit app in Snowflake it has the account it runs in.
 With BUGSPULSE_DUCKDB it reads that DuckDB file instead. BUGSPULSE_SCHEMA is where the
-tables are, `bugspulse_marts` unless set. It needs Streamlit 1.47 or later.
+tables are, `bugspulse_marts` unless set; in Snowflake, write it below. It needs Streamlit 1.47
+or later.
 """
 
 from __future__ import annotations
