@@ -48,6 +48,8 @@ def shown(
     assert done.returncode == 0, done.stderr[-3000:]
     answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     assert [one["errors"] for one in answers] == [[]] * len(choices)
+    # Streamlit prints what stands alone in a line of code.
+    assert [one["texts"] for one in answers] == [[]] * len(choices)
     return answers
 
 

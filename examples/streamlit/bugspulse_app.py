@@ -20,8 +20,8 @@ import streamlit as st
 
 SCHEMA = os.environ.get("BUGSPULSE_SCHEMA", "bugspulse_marts")
 DUCKDB = os.environ.get("BUGSPULSE_DUCKDB")
+# How long an answer is kept. A comment, as Streamlit would print a text that stands alone.
 MINUTES = 10
-"""How long an answer is kept."""
 
 
 @st.cache_data(ttl=60 * MINUTES)
@@ -151,6 +151,10 @@ def versions(choice: Choice) -> None:
     ].astype(float)
     st.line_chart(answer.pivot_table(index="day", columns="app_version", values="crash_free"))
     whole = answer.groupby("app_version", as_index=False)[["sessions", "crashed_sessions"]].sum()
+    whole["crash_free_percent"] = [
+        share(sessions - crashed, sessions)
+        for sessions, crashed in zip(whole["sessions"], whole["crashed_sessions"], strict=True)
+    ]
     st.dataframe(whole, hide_index=True)
 
 

@@ -32,7 +32,7 @@ def shown(app: AppTest) -> dict[str, Any]:
     return {
         "errors": [one.message for one in app.exception],
         "metrics": {one.label: [one.value, one.help] for one in app.metric},
-        "headings": [one.value for one in app.subheader],
+        "texts": [one.value for one in app.markdown],
         "tables": [
             json.loads(one.value.to_json(orient="records", date_format="iso"))
             for one in app.dataframe
