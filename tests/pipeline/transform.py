@@ -214,6 +214,7 @@ class Postgres:
     def __init__(self, dsn: str, folder: Path) -> None:
         """Take a server."""
         self.dsn = dsn
+        self.settings: dict[str, object] = {}
         self._folder = folder
 
     def output(self) -> dict[str, object]:
@@ -234,7 +235,7 @@ class Postgres:
         """Merge the rows."""
         url = self.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
         settings = {"sqlalchemy_url": url, "default_target_schema": "bugspulse"}
-        load("target-postgres", messages, self._folder, settings)
+        load("target-postgres", messages, self._folder, settings | self.settings)
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
         """Run statements and return the rows of each."""
