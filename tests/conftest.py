@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: (
             not (
-                item.get_closest_marker("pipeline")
+                item.get_closest_marker("dbt")
+                or item.get_closest_marker("pipeline")
                 or item.get_closest_marker("long")
                 or item.path.stem in LONGEST
             )
