@@ -81,8 +81,8 @@ class PagePaginator(PageNumberPaginator):
         elif here:
             missing = page.total - self._arrived
             # ``total`` may be that of the page alone.
-            is_full = page.total == here >= (page.limit or (0 if page.pages else here + 1))
-            is_of_page = is_full and (page.pages or math.inf) > self.current_value
+            is_full = page.total == here >= (page.limit or 0)
+            is_of_page = is_full and (page.pages or 1) > self.current_value
             self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
         return here > 0 and self.current_value < self.last_page
 
