@@ -16,7 +16,9 @@ from tests.pipeline.warehouse import Snowflake, emulated
 from tests.sandbox import Options, Sandbox, generate_once
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from _pytest.mark.structures import ParameterSet
 
 # The same examples in each run; HYPOTHESIS_PROFILE=long looks at many others.
 slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -55,6 +57,12 @@ def sweep(
             for one in itertools.product(*values)
         ],
     )
+
+
+def tiered(cases: Sequence[tuple[object, ...]], quick: int) -> list[ParameterSet]:
+    """Return cases of which all but the first few are for the longer tests."""
+    marks = [() if number < quick else pytest.mark.long for number in range(len(cases))]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(cases, marks, strict=True)]
 
 
 @pytest.fixture(scope="session", autouse=True)

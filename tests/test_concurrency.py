@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.conftest import sweep
 from tests.running import PRIMARY_KEYS, Row, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import TapProcess
@@ -53,7 +54,7 @@ def test_rows_and_requests_are_the_same_as_one_at_a_time(slow: Sandbox, now: dat
     assert len(in_turn) > 100
 
 
-@pytest.mark.parametrize("concurrency", [1, MANY])
+@sweep("concurrency", [1, MANY], quick=[(MANY,)])
 def test_no_more_are_on_their_way_than_set(slow: Sandbox, now: datetime, concurrency: int) -> None:
     """As many requests as set are on their way at once, and never one more."""
     most = 0

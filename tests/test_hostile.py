@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from tests.conftest import sweep
 from tests.running import PRIMARY_KEYS, Output, expected
 from tests.sandbox import Options, Sandbox, generate_once
 from tests.tap_process import TapProcess
@@ -413,7 +414,9 @@ def test_events_that_never_come_are_told_and_tried_again(sandbox: Sandbox, load:
     assert third.sessions == {}
 
 
-@pytest.mark.parametrize("late_events", ["zero", "no-rows", "204", "part", "404"])
+@sweep(
+    "late_events", ["zero", "no-rows", "204", "part", "404"], quick=[("zero",), ("part",), ("404",)]
+)
 def test_events_that_come_an_hour_late_are_loaded(
     sandbox: Sandbox, load: Load, late_events: t.Literal["zero", "no-rows", "204", "part", "404"]
 ) -> None:
@@ -435,7 +438,9 @@ def test_events_that_come_an_hour_late_are_loaded(
     assert third.sessions == {}
 
 
-@pytest.mark.parametrize("late_events", ["zero", "no-rows", "204", "part", "404"])
+@sweep(
+    "late_events", ["zero", "no-rows", "204", "part", "404"], quick=[("zero",), ("part",), ("404",)]
+)
 def test_events_that_never_come_are_believed_the_second_time(
     sandbox: Sandbox, load: Load, late_events: t.Literal["zero", "no-rows", "204", "part", "404"]
 ) -> None:

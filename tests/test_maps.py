@@ -7,6 +7,7 @@ import typing as t
 
 import pytest
 
+from tests.conftest import tiered
 from tests.documents import ROOT
 from tests.running import PRIMARY_KEYS, Output, Row, counted, select, sync
 from tests.test_tap import run_tap
@@ -138,7 +139,7 @@ WRONG: list[tuple[Row, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("maps", "says"), WRONG, ids=[says for _, says in WRONG])
+@pytest.mark.parametrize(("maps", "says"), tiered(WRONG, 8), ids=[says for _, says in WRONG])
 def test_a_map_that_would_not_do_what_it_says_ends_the_run_first(
     sandbox: Sandbox, tmp_path: Path, maps: Row, says: str
 ) -> None:
@@ -228,7 +229,7 @@ RIGHT: dict[str, Row] = {
 }
 
 
-@pytest.mark.parametrize("maps", RIGHT.values(), ids=RIGHT)
+@pytest.mark.parametrize("maps", tiered([(one,) for one in RIGHT.values()], 4), ids=RIGHT)
 def test_what_the_sdk_can_do_is_allowed(sandbox: Sandbox, tmp_path: Path, maps: Row) -> None:
     """Such a run ends well, and no user is in what it wrote."""
     ended = run(sandbox, tmp_path, maps)
