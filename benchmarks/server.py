@@ -51,7 +51,7 @@ class Listing:
         self._bytes = memoryview(b"".join(written))
 
     def answer(self, query: Query) -> list[bytes | memoryview]:
-        """Give the page that a query asks for, as the pieces of a body."""
+        """Return the page that a query asks for, as the pieces of a body."""
         # Text is enough: "2026-01-15" sorts before every instant of that day.
         rows = len(self._instants)
         last = rows - bisect.bisect_left(self._instants, query.get("from", ""))
@@ -92,7 +92,7 @@ class Server:
         }
 
     def answer(self, target: str) -> tuple[float, list[bytes | memoryview]]:
-        """Give the seconds that an answer to a GET is kept back, and its bytes."""
+        """Return the seconds that an answer to a GET is kept back, and its bytes."""
         parts = urlsplit(target)
         query = dict(parse_qsl(parts.query))
         if parts.path == "/counts":

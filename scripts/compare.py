@@ -60,13 +60,13 @@ def run(
 
 
 def made_up(sessions: int) -> Project:
-    """Give a project of 30 days that is the same for both taps."""
+    """Return a project of 30 days that is the same for both taps."""
     until = NOW - timedelta(hours=2)
     return generate(seed=3, sessions=sessions, days=30, until=until, lying_clocks=False)
 
 
 def measure(module: str) -> list[str]:
-    """Give the cells of a tap, from top to bottom."""
+    """Return the cells of a tap, from top to bottom."""
     project = made_up(400)
     with Sandbox(project, UNLIMITED) as sandbox:
         _, first = run(module, sandbox)

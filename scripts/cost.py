@@ -91,17 +91,17 @@ def take_last_hour(project: Project) -> dict[str, dict[str, t.Any]]:
 
 
 def events(sessions: float, events_for: str) -> float:
-    """Give the events requests of so many sessions, each asked for once."""
+    """Return the events requests of so many sessions, each asked for once."""
     return sessions * SHARES[events_for]
 
 
 def first_load(sessions_a_day: int, listings: int, events_for: str) -> float:
-    """Give the minutes of a first load of 30 days."""
+    """Return the minutes of a first load of 30 days."""
     return (listings + events(sessions_a_day * DAYS, events_for)) / PER_MINUTE
 
 
 def hourly_run(sessions_a_day: int, listings: int, events_for: str) -> float:
-    """Give the minutes of an hourly run."""
+    """Return the minutes of an hourly run."""
     new = events(sessions_a_day / 24, events_for) * AGAIN
     return (listings + new) / PER_MINUTE
 
@@ -118,14 +118,14 @@ def say(minutes: float) -> str:
 
 
 def measured_table(found: t.Mapping[int, Counted]) -> list[list[str]]:
-    """Give the cells of the measured numbers."""
+    """Return the cells of the measured numbers."""
     return [
         [f"{size:,}", f"{counts.first:,}", f"{counts.hourly:,}"] for size, counts in found.items()
     ]
 
 
 def time_table(found: t.Mapping[int, Counted], *, hourly: bool) -> list[list[str]]:
-    """Give the cells of minutes by size and by ``events_for``."""
+    """Return the cells of minutes by size and by ``events_for``."""
     return [
         [
             f"{size:,}",
@@ -143,7 +143,7 @@ def time_table(found: t.Mapping[int, Counted], *, hourly: bool) -> list[list[str
 
 
 def ceiling_table(found: t.Mapping[int, Counted]) -> list[list[str]]:
-    """Give the cells of the most sessions a day, by ``events_for`` and runs a day."""
+    """Return the cells of the most sessions a day, by ``events_for`` and runs a day."""
     (few, a), (many, b) = list(found.items())[-2:]
     listed = (b.hourly - a.hourly) / (many - few)  # requests of a run to a session a day
     a_day = PER_MINUTE * 1440
@@ -157,7 +157,7 @@ def ceiling_table(found: t.Mapping[int, Counted]) -> list[list[str]]:
 
 
 def snowflake_table() -> list[list[str]]:
-    """Give the cells of what waking an XS warehouse costs, at 1 credit an hour."""
+    """Return the cells of what waking an XS warehouse costs, at 1 credit an hour."""
     rows = []
     for name, runs in (("5 minutes", 288), ("15 minutes", 96), ("hour", 24), ("6 hours", 4)):
         awake = runs * (BUSY + IDLE)

@@ -29,7 +29,7 @@ KINDS = {
 
 
 def setting(name: str, schema: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Give the hub's form of a setting."""
+    """Return the hub's form of a setting."""
     types = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     (json_type,) = (each for each in types if each != "null")
     found = {
@@ -51,7 +51,7 @@ def setting(name: str, schema: dict[str, t.Any]) -> dict[str, t.Any]:
 
 
 def definition(about: dict[str, t.Any], project: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Give the definition of the tap.
+    """Return the definition of the tap.
 
     Args:
         about: What ``tap-bugspulse --about --format=json`` prints.

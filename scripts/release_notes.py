@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def notes(tag: str, version: str, changelog: str) -> str:
-    """Give the section of a release.
+    """Return the section of a release.
 
     Args:
         tag: The tag, ``v`` and the version.

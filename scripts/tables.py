@@ -62,7 +62,7 @@ def column_type(column: dict[str, t.Any]) -> str:
 
 
 def page() -> str:
-    """Give the whole page."""
+    """Return the whole page."""
     lines = [HEAD]
     for stream, keys in KEYS.items():
         schema = json.loads((SCHEMAS / f"{stream}.json").read_text("utf-8"))

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def sweep(
     names: str, *values: Iterable[object], quick: Collection[tuple[object, ...]]
 ) -> pytest.MarkDecorator:
-    """Give a test each combination of some values; those that are not quick are long."""
+    """Return a test each combination of some values; those that are not quick are long."""
     return pytest.mark.parametrize(
         names.split(),
         [

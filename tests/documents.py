@@ -44,12 +44,12 @@ class Block:
 
 
 def text(document: str) -> str:
-    """Give a document's text."""
+    """Return a document's text."""
     return (ROOT / document).read_text("utf-8")
 
 
 def blocks(document: str) -> list[Block]:
-    """Give the fenced blocks of a document, in order."""
+    """Return the fenced blocks of a document, in order."""
     whole = text(document)
     return [
         Block(
@@ -63,12 +63,12 @@ def blocks(document: str) -> list[Block]:
 
 
 def prose(document: str) -> str:
-    """Give a document without its blocks."""
+    """Return a document without its blocks."""
     return FENCE.sub("", text(document))
 
 
 def anchors(document: str) -> set[str]:
-    """Give the anchors that GitHub makes of a document's headings."""
+    """Return the anchors that GitHub makes of a document's headings."""
     return {
         re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
         for title in HEADING.findall(prose(document))
@@ -76,12 +76,12 @@ def anchors(document: str) -> set[str]:
 
 
 def links(document: str) -> list[str]:
-    """Give the targets of a document's links."""
+    """Return the targets of a document's links."""
     return LINK.findall(prose(document))
 
 
 def table(document: str, heading: str) -> list[list[str]]:
-    """Give the cells of the first table below a heading, without its head."""
+    """Return the cells of the first table below a heading, without its head."""
     section = re.split(rf"^#+ {re.escape(heading)}$", text(document), flags=re.MULTILINE)[1]
     lines: list[str] = []
     for line in section.splitlines():

@@ -22,7 +22,7 @@ NAMES = {"msg", "message", "rule", "REASONS", "SIGNS", "UNTRUSTED", "UNREADABLE"
 
 
 def messages(package: Path = PACKAGE) -> set[str]:
-    """Give the warnings and errors in the source, with `…` for each value in them.
+    """Return the warnings and errors in the source, with `…` for each value in them.
 
     What is told in a line of INFO is left out. A message that is put together of parts
     comes as its parts.
@@ -35,7 +35,7 @@ def messages(package: Path = PACKAGE) -> set[str]:
 
 
 def _said(node: ast.AST) -> Iterator[ast.AST]:
-    """Give what a node of the source says, if it says anything."""
+    """Return what a node of the source says, if it says anything."""
     match node:
         case ast.Call(func=ast.Attribute(attr=method, value=holder), args=[first, *_]):
             if method in METHODS and OBJECTS.search(ast.unparse(holder)):
@@ -50,7 +50,7 @@ def _said(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _text(node: ast.AST) -> str:
-    """Give a text with `…` for its values; nothing for what is no text."""
+    """Return a text with `…` for its values; nothing for what is no text."""
     match node:
         case ast.Constant(value=str(value)):
             return re.sub(r"%[.\d]*[sdf]", GAP, value)

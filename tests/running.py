@@ -38,12 +38,12 @@ class TestClock(Clock):
         self._now = now
 
     def now(self) -> datetime:
-        """Give the set instant."""
+        """Return the set instant."""
         return self._now
 
 
 def tap_class(now: datetime, minute: float = 60.0) -> type[TapBugsPulse]:
-    """Give the tap with a clock that says ``now`` and a minute of some seconds."""
+    """Return the tap with a clock that says ``now`` and a minute of some seconds."""
 
     class TapAtAnInstant(TapBugsPulse):
         clock = TestClock(now)
@@ -65,7 +65,7 @@ class Output:
         return cls([json.loads(line) for line in lines])
 
     def rows(self, stream: str) -> list[Row]:
-        """Give a stream's records in the order they were emitted."""
+        """Return a stream's records in the order they were emitted."""
         return [
             message["record"]
             for message in self.messages
@@ -73,12 +73,12 @@ class Output:
         ]
 
     def table(self, stream: str) -> dict[tuple[str, ...], Row]:
-        """Give the latest record for each primary key, as an upsert leaves them."""
+        """Return the latest record for each primary key, as an upsert leaves them."""
         keys = PRIMARY_KEYS[stream]
         return {tuple(row[key] for key in keys): row for row in self.rows(stream)}
 
     def repeated(self, stream: str) -> list[tuple[str, ...]]:
-        """Give the primary keys that were emitted more than once."""
+        """Return the primary keys that were emitted more than once."""
         keys = PRIMARY_KEYS[stream]
         count = Counter(tuple(row[key] for key in keys) for row in self.rows(stream))
         return [key for key, times in count.items() if times > 1]
@@ -129,7 +129,7 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
 
 
 def select(now: datetime, *streams: str) -> Row:
-    """Give a catalog that selects only some streams."""
+    """Return a catalog that selects only some streams."""
     catalog = tap_class(now)(config={"api_key": "bp_x"}).catalog_dict
     for stream in catalog["streams"]:
         for entry in stream["metadata"]:
@@ -139,7 +139,7 @@ def select(now: datetime, *streams: str) -> Row:
 
 
 def expected(project: Project, stream: str, name: str | None = None) -> dict[tuple[str, ...], Row]:
-    """Give what a warehouse should hold of a project that has no misfits."""
+    """Return what a warehouse should hold of a project that has no misfits."""
     if stream == "events":
         rows: list[Mapping[str, t.Any]] = [
             {"sessionId": session, **event}
@@ -154,7 +154,7 @@ def expected(project: Project, stream: str, name: str | None = None) -> dict[tup
 
 
 def counted(sandbox: Sandbox) -> Counter[str]:
-    """Give how many requests a sandbox has had, by path."""
+    """Return how many requests a sandbox has had, by path."""
     return Counter(request.path for request in sandbox.requests)
 
 

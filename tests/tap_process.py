@@ -36,12 +36,12 @@ class StopwatchClock(TestClock):
         self._stopwatch = stopwatch
 
     def seconds(self) -> float:
-        """Give the size of the file."""
+        """Return the size of the file."""
         return float(self._stopwatch.stat().st_size)
 
 
 def clock(now: datetime, minute: float, stopwatch: Path | None = None) -> str:
-    """Give the first argument of this program."""
+    """Return the first argument of this program."""
     path = str(stopwatch) if stopwatch else None
     return json.dumps({"now": now.isoformat(), "minute": minute, "stopwatch": path})
 
@@ -135,7 +135,7 @@ class TapProcess:
             self.process.wait()
 
     def output(self) -> Output:
-        """Give the messages it wrote; a last line that was cut is left out."""
+        """Return the messages it wrote; a last line that was cut is left out."""
         return Output.read(self.written)
 
 

@@ -21,7 +21,7 @@ ORDERS: list[Order] = ["newest", "oldest", "arbitrary"]
 
 
 def asked_for_events(sandbox: Sandbox) -> list[str]:
-    """Give the sessions whose events were asked for, in order."""
+    """Return the sessions whose events were asked for, in order."""
     return [request.query["sessionId"] for request in sandbox.requests if request.path == "/events"]
 
 

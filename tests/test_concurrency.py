@@ -36,7 +36,7 @@ def slow(now: datetime) -> Iterator[Sandbox]:
 
 
 def asked(sandbox: Sandbox) -> list[tuple[tuple[str, str], ...]]:
-    """Give what was asked for, in an order of its own."""
+    """Return what was asked for, in an order of its own."""
     return sorted((("path", one.path), *sorted(one.query.items())) for one in sandbox.requests)
 
 

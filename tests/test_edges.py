@@ -19,7 +19,7 @@ if t.TYPE_CHECKING:
 
 
 def events_asked(sandbox: Sandbox) -> list[str]:
-    """Give the sessions whose events were asked for, in order."""
+    """Return the sessions whose events were asked for, in order."""
     return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
 
 
@@ -376,7 +376,7 @@ def test_what_was_fetched_before_an_error_is_not_fetched_again(
 
 
 def events_of_a_first_run(sandbox: Sandbox, now: datetime) -> list[str]:
-    """Give the sessions whose events a first run asks for, in its order."""
+    """Return the sessions whose events a first run asks for, in its order."""
     sync(sandbox, now, concurrency=1)
     asked = events_asked(sandbox)
     sandbox.reset()

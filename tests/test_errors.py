@@ -34,7 +34,7 @@ PAGE = b'{"data":[],"total":0,"page":1,"limit":1000,"pages":0}'
 
 
 def ok(body: bytes) -> bytes:
-    """Give a whole answer."""
+    """Return a whole answer."""
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 

@@ -36,7 +36,7 @@ sys.stdin.read()
 
 
 def settings(sandbox: Sandbox) -> dict[str, str]:
-    """Give what a tap needs, and what a fork must not have of whoever runs the tests."""
+    """Return what a tap needs, and what a fork must not have of whoever runs the tests."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return kept | {
         "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
@@ -138,7 +138,7 @@ def test_a_fork_ends_when_its_tests_are_killed(sandbox: Sandbox) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process goes on."""
+    """Return whether a process goes on."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text("ascii")
     except (FileNotFoundError, ProcessLookupError):

@@ -29,7 +29,7 @@ Telling = t.Literal["seconds", "date", "reset", "x-reset", "none"]
 
 
 def refused(sandbox: Sandbox) -> int:
-    """Give how many requests were answered with 429."""
+    """Return how many requests were answered with 429."""
     return [request.status for request in sandbox.requests].count(429)
 
 

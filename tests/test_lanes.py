@@ -26,13 +26,13 @@ FIELDS = ("userId", "duration", "hasCrash", "endedAt", "data", "type", "error", 
 
 
 def is_plain(**settings: object) -> set[bool]:
-    """Give whether the streams of a tap write structs."""
+    """Return whether the streams of a tap write structs."""
     tap = tap_class(NOW)(config={"api_key": "bp_x", **settings})
     return {t.cast("BugsPulseStream", one).is_plain for one in tap.streams.values()}
 
 
 def timeless(output: Output) -> list[Row]:
-    """Give the messages without the moment that a record was read at."""
+    """Return the messages without the moment that a record was read at."""
     for message in output.messages:
         if message["type"] == "RECORD":
             moment = datetime.fromisoformat(message.pop("time_extracted"))

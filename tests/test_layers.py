@@ -30,7 +30,7 @@ MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 50
 
 
 def imported(source: str) -> set[str]:
-    """Give the modules of the package that a source imports anywhere, also for types."""
+    """Return the modules of the package that a source imports anywhere, also for types."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

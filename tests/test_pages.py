@@ -78,7 +78,7 @@ as_documented = {
 
 
 def bodies(stream: str) -> st.SearchStrategy[bytes]:
-    """Give pages: as documented, with other values and columns, or with other rows."""
+    """Return pages: as documented, with other values and columns, or with other rows."""
     kinds = {}
     for name, column in STREAMS[stream].schema["properties"].items():
         kind = column["type"]
@@ -98,12 +98,12 @@ def bodies(stream: str) -> st.SearchStrategy[bytes]:
 
 
 def body(row: str) -> bytes:
-    """Give the page that has this row."""
+    """Return the page that has this row."""
     return f'{{"data": [{row}], "total": 1}}'.encode()
 
 
 def read(decode: t.Callable[[bytes], Page], content: bytes) -> tuple[Page, bytes] | None:
-    """Give a page and its rows as they are written, None where it is none."""
+    """Return a page and its rows as they are written, None where it is none."""
     try:
         page = decode(content)
     except ValueError:
@@ -112,12 +112,12 @@ def read(decode: t.Callable[[bytes], Page], content: bytes) -> tuple[Page, bytes
 
 
 def value_by_value(table: Table) -> t.Callable[[bytes], Page]:
-    """Give the slower way of a table to read a page."""
+    """Return the slower way of a table to read a page."""
     return table._decode_any  # noqa: SLF001 - what the fast way must agree with
 
 
 def row_of(stream: str, columns: str) -> tuple[Row, Row]:
-    """Give the one row that a page has, and what is in its `_extra`."""
+    """Return the one row that a page has, and what is in its `_extra`."""
     page = TABLES[stream].decode(body(f'{{"id": "x", {columns}}}'))
     assert page == value_by_value(TABLES[stream])(body(f'{{"id": "x", {columns}}}'))
     (row,) = json.loads(msgspec.json.encode(page.rows))
@@ -312,7 +312,7 @@ def test_data_may_be_as_deep_as_it_likes(depth: int, opens: str, closes: str) ->
 
 
 def answer(content: bytes, status: int = 200) -> requests.Response:
-    """Give an answer with a body."""
+    """Return an answer with a body."""
     response = requests.Response()
     response.status_code = status
     response._content = content  # noqa: SLF001 - there is no other way to make one

@@ -72,7 +72,7 @@ def test_the_lock_covers_what_the_project_asks_for() -> None:
 
 
 def described(settings: list[dict[str, t.Any]]) -> dict[str, t.Any]:
-    """Give what the hub and meltano.yml must say alike of each setting."""
+    """Return what the hub and meltano.yml must say alike of each setting."""
     return {
         setting["name"]: (
             setting["kind"],
@@ -230,7 +230,7 @@ def test_each_command_runs_the_tests_that_their_marks_say() -> None:
 
 
 def left_out(text: str) -> set[str]:
-    """Give the marks that a command of pytest leaves out."""
+    """Return the marks that a command of pytest leaves out."""
     (marks,) = re.findall(r"-m '?not \((.*?)\)", text)
     return set(marks.split(" or "))
 

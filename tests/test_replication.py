@@ -135,7 +135,7 @@ def test_what_is_asked_for_covers_a_span_in_every_time_zone(
 def cut(
     days: Window, limit: int, count: t.Callable[[Window], int], *, newest_first: bool
 ) -> tuple[list[tuple[Window, int]], int]:
-    """Give the windows that days are cut into, with their rows, and how many requests."""
+    """Return the windows that days are cut into, with their rows, and how many requests."""
     cutter = Cutter(days, limit, TODAY, newest_first=newest_first)
     windows, requests = [], 0
     while window := cutter.propose():
@@ -217,7 +217,7 @@ def test_the_beginning_of_time_is_reached_where_rows_lie_before_it(end: date) ->
 
 
 def ago(number: float) -> datetime:
-    """Give the instant some days before now."""
+    """Return the instant some days before now."""
     return NOW - number * DAY
 
 
@@ -266,7 +266,7 @@ def test_a_plan_is_what_is_requested_less_what_is_complete(
 
 
 def in_days(start: float | None, end: float) -> CompleteRange:
-    """Give a range by the days its ends lie before now."""
+    """Return a range by the days its ends lie before now."""
     return CompleteRange(None if start is None else ago(start), ago(end))
 
 
@@ -372,7 +372,7 @@ def holds(one: CompleteRange, other: CompleteRange) -> bool:
 
 
 def claimed(complete: CompleteRange | None, rows: list[datetime]) -> set[datetime]:
-    """Give the rows that lie in what is said to be complete."""
+    """Return the rows that lie in what is said to be complete."""
     if complete is None:
         return set()
     span = Span(complete.complete_from, complete.complete_to + JUST_BEFORE / 1000)
@@ -441,7 +441,7 @@ def test_a_bookmark_is_read_or_named_as_unreadable(value: object, key: str) -> N
 
 
 def again(ledger: Ledger) -> Ledger:
-    """Give a ledger as the next run reads it from a state."""
+    """Return a ledger as the next run reads it from a state."""
     return Ledger(Bookmark.read({"fingerprints": ledger.pack()}).fingerprints)
 
 

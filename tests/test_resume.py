@@ -44,14 +44,14 @@ def serve(project: Project) -> Sandbox:
 
 
 def medium() -> Project:
-    """Give a project whose run takes some 300 requests for events, 150 for the rest."""
+    """Return a project whose run takes some 300 requests for events, 150 for the rest."""
     return generate_once(
         seed=3, sessions=320, days=60, until=NOW - timedelta(hours=1), events_per_session=3
     )
 
 
 def together(outputs: Iterable[Output]) -> Output:
-    """Give what several runs wrote one after the other."""
+    """Return what several runs wrote one after the other."""
     return Output([message for output in outputs for message in output.messages])
 
 
@@ -62,7 +62,7 @@ def assert_whole(written: Output, project: Project) -> None:
 
 
 def sessions_asked(requests: Iterable[Request]) -> list[str]:
-    """Give the sessions whose events were asked for, in order."""
+    """Return the sessions whose events were asked for, in order."""
     return [request.query["sessionId"] for request in requests if request.path == "/events"]
 
 
@@ -77,7 +77,7 @@ def history_asked(requests: Iterable[Request]) -> Counter[str]:
 
 
 def assert_whole_lines(written: str) -> list[Row]:
-    """Give the messages of a run whose last line has to be whole, too."""
+    """Return the messages of a run whose last line has to be whole, too."""
     assert written.endswith("\n")
     return [json.loads(line) for line in written.splitlines()]
 
@@ -153,7 +153,7 @@ def assert_kills_lose_nothing(folder: Path, kills: Sequence[tuple[str | None, in
 
 
 def is_down_to(sandbox: Sandbox, connections: int) -> bool:
-    """Tell whether a sandbox has no more connections open than that."""
+    """Return whether a sandbox has no more connections open than that."""
     return sandbox.connections <= connections
 
 
@@ -600,7 +600,7 @@ Edit = t.Callable[["Row"], "Row | None"]
 
 
 def put(*path: str, value: object) -> Edit:
-    """Give what sets one value in a state, reached by keys below ``bookmarks``."""
+    """Return what sets one value in a state, reached by keys below ``bookmarks``."""
 
     def edit(state: Row) -> None:
         place = state["bookmarks"]
@@ -612,7 +612,7 @@ def put(*path: str, value: object) -> Edit:
 
 
 def drop(*path: str) -> Edit:
-    """Give what deletes one value from a state, reached by keys below ``bookmarks``."""
+    """Return what deletes one value from a state, reached by keys below ``bookmarks``."""
 
     def edit(state: Row) -> None:
         place = state["bookmarks"]
@@ -624,7 +624,7 @@ def drop(*path: str) -> Edit:
 
 
 def of_each_stream(value: object) -> Edit:
-    """Give what replaces every bookmark."""
+    """Return what replaces every bookmark."""
     return lambda _: {"bookmarks": dict.fromkeys(PRIMARY_KEYS, value)}
 
 
@@ -639,7 +639,7 @@ def of_another_tap(state: Row) -> None:
 
 
 def edited(state: Row, edit: Edit) -> Row:
-    """Give a copy of a state after an edit."""
+    """Return a copy of a state after an edit."""
     state = copy.deepcopy(state)
     result = edit(state)
     return state if result is None else result

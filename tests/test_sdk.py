@@ -95,19 +95,19 @@ class TinyTap(Tap):
 
 
 def tap_of(*streams: type[Stream], base: type[Tap] = TinyTap) -> type[Tap]:
-    """Give a tap with some streams; the first is the parent of the others."""
+    """Return a tap with some streams; the first is the parent of the others."""
     first, *others = streams
     family = [first, *(kind_with(kind, parent_stream_type=first) for kind in others)]
     return kind_with(base, kinds=family)
 
 
 def kind_with(kind: type[Kind], **members: object) -> type[Kind]:
-    """Give a subclass with other members."""
+    """Return a subclass with other members."""
     return type(kind.__name__, (kind,), members)
 
 
 def noting(kind: type[Kind], *names: str) -> tuple[type[Kind], list[Call]]:
-    """Give a subclass that does the same, and the list of its calls of some methods."""
+    """Return a subclass that does the same, and the list of its calls of some methods."""
     calls: list[Call] = []
 
     def method(name: str) -> object:
@@ -139,14 +139,14 @@ def run(
 
 
 def kinds(messages: list[Row]) -> list[tuple[str, str]]:
-    """Give the types and streams of messages, in order, without the states."""
+    """Return the types and streams of messages, in order, without the states."""
     return [
         (message["type"], message["stream"]) for message in messages if message["type"] != "STATE"
     ]
 
 
 def _function(member: object) -> Callable[..., object]:
-    """Give the function behind a method, a class method or a property."""
+    """Return the function behind a method, a class method or a property."""
     for name in ("fget", "func", "__func__"):
         member = getattr(member, name, member)
     return t.cast("Callable[..., object]", member)
@@ -346,7 +346,7 @@ def test_a_filter_in_a_stream_map_can_be_asked() -> None:
 
 
 def rest_stream(sandbox: Sandbox) -> type[RESTStream[int]]:
-    """Give a stock stream of the sandbox's crashes."""
+    """Return a stock stream of the sandbox's crashes."""
 
     class Stock(RESTStream[int]):
         name = "parents"

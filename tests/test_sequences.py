@@ -48,7 +48,7 @@ class Asked:
     page_size: int = 20
 
     def config(self) -> dict[str, t.Any]:
-        """Give the settings as the tap takes them."""
+        """Return the settings as the tap takes them."""
         config: dict[str, t.Any] = {
             "lookback_days": self.lookback,
             "events_for": self.events_for,
@@ -60,7 +60,7 @@ class Asked:
         return config
 
     def needs(self, instant: datetime) -> bool:
-        """Tell whether an instant lies from start_date to end_date."""
+        """Return whether an instant lies from start_date to end_date."""
         return (self.start is None or instant >= self.start) and (
             self.end is None or instant < self.end
         )
@@ -95,7 +95,7 @@ class Step:
 
 
 def instants(days: int) -> st.SearchStrategy[datetime]:
-    """Give instants of the last days, whole days or to the second."""
+    """Return instants of the last days, whole days or to the second."""
     return st.one_of(
         st.integers(0, days).map(lambda day: NOW.replace(hour=0) - day * DAY),
         st.integers(0, days * 86_400).map(lambda second: NOW - timedelta(seconds=second)),
@@ -104,7 +104,7 @@ def instants(days: int) -> st.SearchStrategy[datetime]:
 
 @st.composite
 def asked(draw: st.DrawFn) -> Asked:
-    """Give settings, dates within the life of the project and around it."""
+    """Return settings, dates within the life of the project and around it."""
     start = draw(st.none() | instants(40))
     end = draw(st.none() | st.none() | instants(35))
     if start is not None and end is not None and end <= start:
@@ -187,7 +187,7 @@ class Claim:
     end: datetime
 
     def holds(self, *instants: datetime) -> bool:
-        """Tell whether one of the instants lies in the claim."""
+        """Return whether one of the instants lies in the claim."""
         return any(self.start <= instant <= self.end for instant in instants)
 
 
@@ -256,11 +256,11 @@ class Load:
     # --- Instants of rows
 
     def when(self, stream: str, row_id: str) -> datetime:
-        """Give the instant of a row."""
+        """Return the instant of a row."""
         return datetime.fromisoformat(self.project.table(stream)[row_id][INSTANT[stream]])
 
     def listed(self, stream: str, row_id: str) -> datetime:
-        """Give the instant that ``from`` and ``to`` filter a row on."""
+        """Return the instant that ``from`` and ``to`` filter a row on."""
         on = self.sandbox.options.filter_on
         if on == "received":
             return datetime.fromisoformat(self.project.received[row_id])
@@ -364,16 +364,16 @@ class Load:
     # --- What is up to date
 
     def is_there(self, stream: str, row_id: str) -> bool:
-        """Tell whether the warehouse has a row."""
+        """Return whether the warehouse has a row."""
         return (row_id,) in self.tables[stream]
 
     def is_latest(self, stream: str, row_id: str) -> bool:
-        """Tell whether the warehouse has a row as the API shows it."""
+        """Return whether the warehouse has a row as the API shows it."""
         row = self.tables[stream].get((row_id,))
         return row == {**self.project.table(stream)[row_id], "_extra": None}
 
     def has_events(self, session: str) -> bool:
-        """Tell whether the warehouse has the events of a session as the API shows them."""
+        """Return whether the warehouse has the events of a session as the API shows them."""
         truth = {
             event["id"]: {"sessionId": session, **event, "_extra": None}
             for event in self.project.events[session]
@@ -381,7 +381,7 @@ class Load:
         return self.events.get(session, {}) == truth
 
     def wants(self, session: str, events_for: str) -> bool:
-        """Tell whether a session has events and ``events_for`` takes them."""
+        """Return whether a session has events and ``events_for`` takes them."""
         row = self.project.sessions[session]
         if row["eventCount"] == 0 and row["status"] != "active":
             return False
@@ -447,7 +447,7 @@ class Start:
         return serving(self.claims_of_events, self.load.asked.events_for)
 
     def owes(self, stream: str, row_id: str, claim: Claim | None) -> bool:
-        """Tell whether the run is to bring a row of sessions or network up to date.
+        """Return whether the run is to bring a row of sessions or network up to date.
 
         It is if the API can list it under the dates, and it lies outside of what was
         complete or inside the lookback. Where the API filters on another instant than
@@ -494,7 +494,7 @@ class Start:
             assert {key: load.tables["crashes"][key] for key in truth} == truth
 
     def is_near_a_purge(self, row_id: str) -> bool:
-        """Tell whether a call came late into a day of which retention has deleted calls.
+        """Return whether a call came late into a day of which retention has deleted calls.
 
         An insert and a purge that cancel exactly go unseen, as the design says.
         """
@@ -542,7 +542,7 @@ class Start:
     def may_lack(
         self, stream: str, row_id: str, claim: Claim, before: Claim | None, *, is_claimed: bool
     ) -> bool:
-        """Tell whether a state's claim goes with a row that is not there."""
+        """Return whether a state's claim goes with a row that is not there."""
         load, asked = self.load, self.load.asked
         stamps = {load.when(stream, row_id), load.listed(stream, row_id)}
         if not all(claim.holds(stamp) for stamp in stamps):
@@ -621,7 +621,7 @@ class Start:
             ), f"network {row['id']} of {when} did not change"
 
     def filed_elsewhere(self, stream: str) -> set[str]:
-        """Give the rows that the API lists under another day than that of their instant.
+        """Return the rows that the API lists under another day than that of their instant.
 
         The state forgets them by their instant, so they come once more when they are
         listed after that; README says so.
@@ -634,7 +634,7 @@ class Start:
         }
 
     def changed(self) -> set[str]:
-        """Give the sessions that are new or changed since the last run."""
+        """Return the sessions that are new or changed since the last run."""
         load = self.load
         return {
             session
@@ -643,7 +643,7 @@ class Start:
         }
 
     def moves_marks(self) -> bool:
-        """Tell whether the dates asked for do not end before what is complete."""
+        """Return whether the dates asked for do not end before what is complete."""
         end = self.load.asked.end
         claims = [*self.claims.values(), self.events_claim]
         return end is None or not any(claim and end < claim.start for claim in claims)

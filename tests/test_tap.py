@@ -211,7 +211,7 @@ def run_fresh_tap(*arguments: str, **environment: str) -> subprocess.CompletedPr
 
 
 def kept() -> dict[str, str]:
-    """Give the variables that the tap has of whoever runs the tests."""
+    """Return the variables that the tap has of whoever runs the tests."""
     return {name: os.environ[name] for name in KEPT if name in os.environ}
 
 
@@ -349,7 +349,7 @@ def test_variables_set_to_nothing_are_not_set(sandbox: Sandbox) -> None:
 
 
 def warnings_of(log: str) -> list[str]:
-    """Give what is warned of in a log."""
+    """Return what is warned of in a log."""
     return [line.split(" | ")[-1] for line in log.splitlines() if "| WARNING " in line]
 
 

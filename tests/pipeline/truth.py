@@ -81,5 +81,5 @@ def change(project: Project) -> set[str]:
 
 
 def events_asked(sandbox: Sandbox) -> list[str]:
-    """Give the sessions whose events a sandbox was asked for, in order."""
+    """Return the sessions whose events a sandbox was asked for, in order."""
     return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]

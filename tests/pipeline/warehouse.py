@@ -44,7 +44,7 @@ class Snowflake(NamedTuple):
         return self.connector.ask(self.connection, statements)
 
     def sent(self) -> list[str]:
-        """Give the statements since this was last called; none of a real account."""
+        """Return the statements since this was last called; none of a real account."""
         if not self.sql_log.exists():
             return []
         lines = self.sql_log.read_text("utf-8").splitlines()
@@ -73,7 +73,7 @@ class Snowflake(NamedTuple):
         }
 
     def types(self) -> dict[str, str]:
-        """Give the type of each column of the API's, by table and column."""
+        """Return the type of each column of the API's, by table and column."""
         of_schema = f"information_schema.columns where table_schema = '{self.schema}'"
         (columns,) = self.query(
             f"select table_name || '.' || column_name, data_type from {of_schema}"  # noqa: S608 - as above

@@ -90,7 +90,7 @@ class Project:
             self.revision.update(tables or tuple(TIME_FIELDS))
 
     def grow(self, session_id: str, events: int = 3) -> None:
-        """Give a session more events after its last; without an end it is active.
+        """Return a session more events after its last; without an end it is active.
 
         In a session that has ended they come before its end: it was uploaded in parts.
         """
@@ -368,7 +368,7 @@ def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defa
 
 
 def generate_once(**arguments: Any) -> Project:
-    """Give what `generate` does: a copy that takes a quarter of the time."""
+    """Return what `generate` does: a copy that takes a quarter of the time."""
     pickled = _generated(tuple(arguments.items()))
     project: Project = pickle.loads(pickled)  # noqa: S301 - it is our own
     return project
