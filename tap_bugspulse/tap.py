@@ -89,10 +89,8 @@ class TapBugsPulse(Tap):
             raise
         super()._setup_signal_handlers()
         # Meltano sets one, too, which does not name them.
-        log_config = os.environ.get("SINGER_SDK_LOG_CONFIG")
-        is_asked_for = log_config and self.metrics_logger.name in Path(log_config).read_text(
-            "utf-8"
-        )
+        config = os.environ.get("SINGER_SDK_LOG_CONFIG")
+        is_asked_for = config and self.metrics_logger.name in Path(config).read_text("utf-8")
         if self.metrics_logger.level > logging.DEBUG and not is_asked_for:
             self.metrics_logger.setLevel(logging.WARNING)
         if self.input_catalog is not None and not self.input_catalog:
@@ -232,7 +230,9 @@ class TapBugsPulse(Tap):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         known = self.config_jsonschema["properties"]
         for name in names_of_objects(known):
-            if not isinstance(self._config.get(name), dict | None):
+            if self._config.get(name) is None:
+                self._config.pop(name, None)  # the SDK's mapper takes null for a map
+            elif not isinstance(self._config[name], dict):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
         try:

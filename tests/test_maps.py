@@ -42,7 +42,7 @@ class Run(t.NamedTuple):
 def run(
     sandbox: Sandbox,
     folder: Path,
-    maps: Row,
+    maps: Row | None,
     *arguments: str,
     catalog: Row | None = None,
     **settings: object,
@@ -69,6 +69,13 @@ def run(
 def users(sandbox: Sandbox) -> set[str]:
     """Return the users that the sandbox's sessions name."""
     return {row["userId"] for row in sandbox.project.sessions.values() if row["userId"]}
+
+
+def test_no_map_may_be_null(sandbox: Sandbox, tmp_path: Path) -> None:
+    """`stream_maps: null` is none, as where the setting is not there."""
+    ended = run(sandbox, tmp_path, None)
+    assert ended.code == 0, ended.log
+    assert {row["userId"] for row in ended.output.rows("sessions")} - {None} == users(sandbox)
 
 
 # --- Before the first request
