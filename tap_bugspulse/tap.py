@@ -220,19 +220,18 @@ class TapBugsPulse(Tap):
         if not raise_errors:
             return []
         settings = Settings.from_config(self.config)
+        known = self.config_jsonschema["properties"]
+        # Environments give empty text for what is not set, and null is no stream map.
+        for name in [one for one in known if self._config.get(one) in (None, "")]:
+            self._config.pop(name, None)
         for name, setting in CONFIG_SCHEMA["properties"].items():
-            # Environments give text for numbers, and empty text for what is not set.
-            if self._config.get(name) == "":
-                del self._config[name]
-            elif "string" not in setting["type"] and isinstance(self._config.get(name), str):
+            # They give text for numbers, too.
+            if "string" not in setting["type"] and isinstance(self._config.get(name), str):
                 self._config[name] = getattr(settings, name)
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
-        known = self.config_jsonschema["properties"]
         for name in names_of_objects(known):
-            if self._config.get(name) is None:
-                self._config.pop(name, None)  # the SDK's mapper takes null for a map
-            elif not isinstance(self._config[name], dict):
+            if not isinstance(self._config.get(name, {}), dict):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
         try:
