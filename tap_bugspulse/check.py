@@ -1,6 +1,6 @@
-"""A check of the API: what a key may read, what loads cost, what the reference leaves open.
+"""A check of the API: what a key may read, what a load costs, what the reference leaves open.
 
-It asks at most 40 times and says nothing of any row: counts, forms and names of fields only.
+It tells nothing of any row but counts, forms and names of fields.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import math
 import re
 import sys
 import typing as t
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import date, datetime, timedelta
 from functools import cached_property
-from http import HTTPStatus
 
 import click
 import msgspec
@@ -27,751 +26,693 @@ from tap_bugspulse.http import RefusedError, reason
 from tap_bugspulse.pages import Page, Row, page_of
 from tap_bugspulse.replication import DAY, format_instant, midnight, parse_instant
 from tap_bugspulse.run import duration
-from tap_bugspulse.settings import EVENTS_FOR, NAME
+from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
 
-MAX_REQUESTS, MAX_REFUSED = 40, 70
-LIMIT = 1000  # "max 1,000"
-MAX_PAUSE = 61.0  # seconds; a key in use elsewhere is free again after a minute
-MAX_FAILED = 2  # requests that nobody answers rightly, or the first
+MAX_REQUESTS, MAX_PROVOKING = 40, 70
+MAX_FAILED, MAX_PAUSE = 2, 61.0  # requests without an answer; seconds that a 429 asks to wait
+LIMIT, MAX_PAGES, MAX_DATES = 1000, 5, 6  # rows of a page; what is read to learn what dates mean
 ENOUGH = 6  # rows that hardly stand in an order by chance
-MAX_PAGES, MAX_DATES = 5, 6  # that are asked for to learn what a date means
-SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
-NEVER = {"from": "2999-01-01", "to": "2999-01-02"}
+HOURLY = 50  # minutes of a run that leave room before the next
+SECOND, HALF_HOUR = timedelta(seconds=1), timedelta(minutes=30)
 COLUMNS = ("startedAt", "endedAt")
-OTHER = "neither startedAt nor endedAt"
-WIDEST = timedelta(hours=14)  # of a time zone
-HOURLY = 50
-UNTOLD = "could not tell"
+TWICE = {"limit": str(2 * LIMIT)}
+RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
+NEVER = {"from": "2999-01-01", "to": "2999-01-02"}
+EMPTY = {"from": NEVER, "from alone": {"from": NEVER["from"]}, "to": {"to": "1970-01-02"}}
+FAR = {"to": NEVER["to"]}
+UNTOLD, ANOTHER = "could not tell", "neither startedAt nor endedAt"
 TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
 LISTED = {
-    "sessions": {"status": {"active", "completed", "crashed"}},
-    "crashes": {"status": {"open", "acknowledged", "resolved", "ignored"}},
+    "sessions.status": {"active", "completed", "crashed"},
+    "crashes.status": {"open", "acknowledged", "resolved", "ignored"},
 }
-QUESTIONS = {
-    "order_sessions": "order of sessions",
-    "order_network": "order of network calls",
-    "order_crashes": "order of crashes",
-    "from_honoured": "from is honoured",
-    "to_honoured": "to is honoured",
-    "times_accepted": "from and to take a time of day",
-    "filter_field": "field that from and to filter sessions on",
-    "time_zone": "time zone of dates in from and to",
-    "to_includes_day": "a date as to includes that day",
-    "to_includes_instant": "an instant as to includes itself",
-    "largest_limit": "largest limit",
-    "page_honoured": "page is honoured",
-    "echo_true": "page and limit are echoed as used",
-    "total_true": "total is present and true",
-    "pages_true": "pages is present and true",
-    "cap": "a listing ends before its last row",
-    "past_end": "what a page past the last one is",
-    "empty_page": "what a page without rows holds",
-    "events_paged": "/events honours limit and page",
-    "events_limit": "limit that /events echoes is the one asked for",
-    "unknown_session": "what /events says of an unknown session",
-    "event_count": "eventCount is the number of events",
-    "event_ids_repeat": "ids of events repeat across sessions",
-    "rows_without_id": "rows without an id, or with one twice",
-    "unknown_fields": "fields that are not in the reference",
-    "missing_fields": "fields of the reference that never come",
-    "new_values": "values that the reference does not list",
-    "other_types": "values of another type",
-    "date_forms": "forms of dates",
-    "limit_headers": "headers that tell of the rate limit",
-    "refusal": "what a 429 carries",
-    "compressed": "answers are compressed",
-}
+INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
+
+Query = t.Mapping[str, str]
+
+
+class Untold(Exception):  # noqa: N818 - no error, but why a question stays open
+    """The answers do not tell."""
 
 
 class Finding(t.NamedTuple):
-    """What the API does: yes, no or a value; ``is_handled`` is whether the tap copes with it."""
+    """What the API does; ``is_handled`` is whether the tap loads everything all the same."""
 
     answer: str
     note: str = ""
     is_handled: bool = True
 
 
-@dataclass
-class Answer:
-    """One response, or why there is none."""
+class Answer(t.NamedTuple):
+    """One response, or why there is none; ``size`` counts all its rows."""
 
-    page: Page = field(default_factory=lambda: Page([]))
-    body: t.Mapping[str, t.Any] = field(default_factory=dict)
-    status: int = 0
+    page: Page
+    ids: tuple[str, ...] = ()
+    size: int = 0
+    body: t.Mapping[str, t.Any] = {}
     error: str = ""
 
-    @property
-    def ids(self) -> list[str]:
-        """The ids of its rows."""
-        return [row.id for row in self.page.rows]
-
-    @property
-    def size(self) -> int:
-        """The number of its rows."""
-        return len(self.page.rows) + self.page.without_key
-
-
-def at(row: Row, column: str) -> datetime | None:
-    """Return an instant of a row."""
-    return parse_instant(getattr(row, column))
-
-
-def rows_of(page: Page, size: int) -> int:
-    """Return how many rows a listing has; its total may be that of the page alone."""
-    is_of_page = page.total == size and (page.pages or 1) > 1
-    return size * (page.pages or 1) if is_of_page else page.rows_in_all
+    def of_empty(self) -> str:
+        """Return what it is that has no rows: an error, no body, or an envelope."""
+        if self.error or self.size:
+            return self.error[:3] or "rows"
+        numbers = [f"{one} {self.body.get(one, 'missing')}" for one in ("total", "pages")]
+        data = json.dumps(self.body.get("data"))
+        return ", ".join([f"data {data}", *numbers]) if self.body else "204 without a body"
 
 
 def start(session: Row) -> datetime:
-    """Return when a session started; those that do not say it are left out before."""
-    return t.cast("datetime", at(session, "startedAt"))
+    """Return when a session started; False where it does not say so is checked first."""
+    return t.cast("datetime", parse_instant(session.startedAt))
 
 
-def share(some: int, of: int) -> str:
-    """Return a part in percent."""
-    return f"{100 * some / max(1, of):.0f}%"
+class Api:
+    """Asks the API by the tap's own client; each question once."""
 
-
-class Check:
-    """Asks the API by the tap's own client, and keeps what it finds."""
-
-    def __init__(self, tap: TapBugsPulse) -> None:
+    def __init__(self, tap: TapBugsPulse, *, provokes: bool = False) -> None:
         self.run, self.streams = tap.run, t.cast("dict[str, t.Any]", tap.streams)
-        self.now = self.run.started
+        self.provokes = provokes
         self.sent = self.failed = 0
-        self.headers: Counter[str] = Counter()
-        self.found: dict[str, Finding] = {}
-        self._answers: dict[t.Any, Answer] = {}
+        self.headers: set[str] = set()
+        self.answers: dict[tuple[t.Any, ...], Answer] = {}
 
-    def say(self, question: str, answer: object, note: str = "", *, handled: bool = True) -> None:
-        """Keep what was found; True and False are yes and no, None could not be told."""
-        words = {True: "yes", False: "no", None: UNTOLD}
-        text = words[answer] if answer is None or isinstance(answer, bool) else str(answer)
-        self.found[question] = Finding(text, note, handled)
+    def ask(self, name: str, query: Query, number: int = 1, *, may_fail: bool = False) -> Answer:
+        """Return the answer to a query, or raise Untold if it is an error."""
+        key = (name, number, *sorted(query.items()))
+        if key not in self.answers:
+            self.answers[key] = self._send(name, {"limit": str(LIMIT), **query}, number)
+        if self.answers[key].error and not may_fail:
+            raise Untold(self.answers[key].error)
+        return self.answers[key]
 
-    def ask(self, stream: str, query: t.Mapping[str, str], number: int = 1) -> Answer:
-        """Return the answer to a query; each is sent once. Raises FatalAPIError without any."""
-        key = (stream, number, *sorted(query.items()))
-        if key not in self._answers:
-            self._answers[key] = self._send(stream, {"limit": str(LIMIT), **query}, number)
-        return self._answers[key]
-
-    def _send(self, name: str, query: t.Mapping[str, str], number: int) -> Answer:
-        stream, pacer, why = self.streams[name], self.run.http.pacer, ""
-        for _ in range(2):
-            if self.sent >= MAX_REQUESTS:
-                return Answer(error=f"the {MAX_REQUESTS} requests of a check are used up")
+    def _send(self, name: str, query: Query, number: int) -> Answer:
+        stream, why = self.streams[name], f"the {MAX_REQUESTS} requests of a check are used up"
+        for _ in range(min(2, MAX_REQUESTS - self.sent)):
             self.sent += 1
             try:
                 response = stream.take(stream.fetch(query, number, retries=False))
             except RefusedError as error:
-                return Answer(error=str(error), status=int(str(error)[:3]))
+                return Answer(Page([]), error=str(error))
             except (RetriableAPIError, requests.RequestException) as error:
-                why = reason(error)
-                if isinstance(error, requests.RequestException) or pacer.paused_for() > MAX_PAUSE:
-                    break
+                why, pause = reason(error), self.run.http.pacer.paused_for()
+                self.failed += 1
+                is_first = not self.answers and not isinstance(error, RetriableAPIError)
+                if is_first or pause > MAX_PAUSE or self.failed > MAX_FAILED:
+                    raise FatalAPIError(why) from None
             else:
-                return self._read(response)
-        self.failed += 1
-        if not self._answers or self.failed > MAX_FAILED or pacer.paused_for() > MAX_PAUSE:
-            raise FatalAPIError(why)
-        return Answer(error=why)
-
-    def _read(self, response: requests.Response) -> Answer:
-        self.headers.update(one.lower() for one in response.headers)
-        body: t.Any = None
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            body = msgspec.json.decode(response.content or b"{}")
-        body = body if isinstance(body, dict) else {}
-        return Answer(page_of(response), body, response.status_code)
+                self.headers.update(one.lower() for one in response.headers)
+                body, page = None, page_of(response)
+                with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    body = msgspec.json.decode(response.content)
+                ids = tuple(row.id for row in page.rows)
+                size = len(ids) + page.without_key
+                return Answer(page, ids, size, body if isinstance(body, dict) else {})
+        return Answer(Page([]), error=why)
 
     # --- What there is
 
     @cached_property
-    def sessions(self) -> Answer:
+    def first(self) -> Answer:
         """The first page of all sessions."""
-        return self.ask("sessions", {})
+        return self.ask("sessions", {}, may_fail=True)
+
+    @property
+    def total(self) -> int:
+        """The number of sessions."""
+        return self.count(self.first)
 
     def count(self, answer: Answer) -> int:
         """Return how many rows a listing has, by its first page."""
         page, size = answer.page, answer.size
-        is_whole = size < (self.sessions.size if self.sessions.size < self.total else LIMIT)
-        return size if is_whole else rows_of(page, size)
+        if page.total == size and (page.pages or 1) > 1:  # it is that of the page
+            return size * (page.pages or 1)
+        return size if size < self.first.size else page.rows_in_all
 
-    @property
-    def total(self) -> int:
-        """The number of sessions, as the API counts them."""
-        return rows_of(self.sessions.page, self.sessions.size)
-
-    @cached_property
-    def last(self) -> Answer:
-        """The last page of all sessions, which may be the first."""
-        return self.ask("sessions", {}, max(1, math.ceil(self.total / max(1, self.sessions.size))))
+    def all_of(self, query: Query) -> dict[str, Row]:
+        """Return the sessions of a listing, or raise Untold if there are many."""
+        first = self.ask("sessions", query)
+        if (pages := math.ceil(self.count(first) / max(1, first.size))) > MAX_PAGES:
+            raise Untold(f"more than {MAX_PAGES} pages of sessions in a week")
+        answers = [self.ask("sessions", query, number + 1) for number in range(pages)]
+        return {row.id: row for answer in answers for row in answer.page.rows if start(row)}
 
     @cached_property
     def seen(self) -> list[Row]:
-        """The sessions of the first and the last page, oldest first, whose start can be read."""
-        rows = {row.id: row for one in (self.sessions, self.last) for row in one.page.rows}
-        return sorted((one for one in rows.values() if start(one)), key=start)
+        """The sessions of the first page and of the last, oldest first."""
+        pages = math.ceil(self.total / max(1, self.first.size))
+        last = self.ask("sessions", {}, max(1, pages), may_fail=True)
+        rows = {row.id: row for row in (*self.first.page.rows, *last.page.rows) if start(row)}
+        return sorted(rows.values(), key=start)
 
     @cached_property
     def newest(self) -> datetime:
         """The start of the newest session that is not in the future."""
-        return max((one for row in self.seen if (one := start(row)) <= self.now), default=self.now)
+        now = self.run.started
+        return max((start(row) for row in self.seen if start(row) <= now), default=now)
 
     @cached_property
     def per_day(self) -> float:
-        """Sessions a day, over the week before the newest one."""
+        """Sessions a day in the week before the newest one."""
         begin = midnight(self.newest.date() - 7 * DAY)
-        days = (self.newest - max(begin, start(self.seen[0]) if self.seen else begin)) / DAY
-        count = sum(1 for row in self.seen if begin <= start(row) <= self.newest)
+        inside = [start(row) for row in self.seen if begin <= start(row) <= self.newest]
         if self.total > len(self.seen) and self.honours("from"):
-            days = (self.newest - begin) / DAY
             count = self.count(self.ask("sessions", self.since(begin.date())))
-        return count / max(1.0, days)
-
-    def since(self, day: date) -> dict[str, str]:
-        """Return the query for sessions from a day on."""
-        far = {} if self.honours("from-alone") else {"to": NEVER["to"]}
-        return {"from": day.isoformat(), **far}
+            return count / ((self.newest - begin) / DAY)
+        return len(inside) / max(1.0, (self.newest - min(inside)) / DAY) if inside else 0.0
 
     def honours(self, name: str) -> bool:
-        """Return whether sessions are filtered by ``from``, also without ``to``, or by ``to``."""
-        query = {
-            "from": NEVER,
-            "from-alone": {"from": NEVER["from"]},
-            "to": {"to": "1970-01-02"},
-        }[name]
-        answer = self.ask("sessions", query)
-        return not answer.error and answer.size == 0 < self.total
+        """Return whether dates that no session has bring none."""
+        answer = self.ask("sessions", EMPTY[name], may_fail=True)
+        return not answer.error and not answer.size and self.total > 0
 
-    @cached_property
-    def is_filtered(self) -> bool:
-        """Whether dates make a difference, so that their meaning can be told."""
-        return self.honours("from") and self.honours("to")
+    def since(self, day: date) -> dict[str, str]:
+        """Return the query for what is from a day on."""
+        return {"from": day.isoformat(), **({} if self.honours("from alone") else FAR)}
+
+    def rows(self) -> dict[str, int | None]:
+        """Return the number of rows of each endpoint, None where it cannot be read."""
+        asked = {name: self.ask(name, {}, may_fail=True) for name in TIMES}
+        found = {name: None if one.error else self.count(one) for name, one in asked.items()}
+        events = sum(row.eventCount or 0 for row in self.seen) * self.total
+        return {**found, "events": round(events / len(self.seen)) if self.seen else 0}
 
     def refused(self) -> dict[str, str]:
-        """Return the endpoints that the key may not read, and why."""
-        asked: dict[str, list[Answer]] = {name: [] for name in self.streams}
-        for key, answer in self._answers.items():
-            asked[key[0]].append(answer)
-        return {
-            name: answers[0].error
-            for name, answers in asked.items()
-            if answers and all(one.error for one in answers)
-        }
+        """Return the endpoints of which nothing could be read, and why."""
+        answers = [(key[0], one.error) for key, one in self.answers.items()]
+        read = {name for name, error in answers if not error}
+        return {name: error for name, error in answers if name not in read}
 
     def costs(self) -> dict[str, int]:
         """Return the requests of a first load for each events_for, and of an hourly run."""
-        settings, rows = self.run.settings, self.seen
-        counts = {name: self.rows(name) or 0 for name in TIMES}
+        settings, rows = self.run.settings, {k: n or 0 for k, n in self.rows().items()}
         if settings.start_date and self.honours("from"):
-            day = settings.start_date.date() - DAY
+            query = self.since(settings.start_date.date() - DAY)
             for name in ("sessions", "network"):
-                counts[name] = self.count(self.ask(name, self.since(day)))
-        pages = {one: max(1, math.ceil(n / settings.page_size)) for one, n in counts.items()}
+                rows[name] = self.count(self.ask(name, query, may_fail=True))
         days = settings.lookback_days + 2
-        due = [row for row in rows if row.eventCount != 0]
-        kinds = {
-            "all": due,
-            "errors": [row for row in due if row.hasCrash or row.hasNetworkErrors],
-            "crashed": [row for row in due if row.hasCrash],
+        listed = sum(math.ceil(rows[name] / settings.page_size) or 1 for name in TIMES) + days
+        due = [row for row in self.seen if row.eventCount != 0]
+        counts = {
+            "all": len(due),
+            "errors": sum(1 for row in due if row.hasCrash or row.hasNetworkErrors),
+            "crashed": sum(1 for row in due if row.hasCrash),
         }
-        part = {kind: len(kinds[kind]) / max(1, len(rows)) for kind in EVENTS_FOR}
-        listed = sum(pages.values()) + days
-        costs = {k: listed + math.ceil(one * counts["sessions"]) for k, one in part.items()}
-        recent = math.ceil(self.per_day * days / settings.page_size)
-        costs["hourly"] = recent + days + pages["crashes"]
-        costs["hourly"] += math.ceil(part[settings.events_for] * self.per_day / 24)
-        return costs
+        part = {kind: counts[kind] / max(1, len(self.seen)) for kind in EVENTS_FOR}
+        first = {kind: listed + math.ceil(one * rows["sessions"]) for kind, one in part.items()}
+        pages = math.ceil(max(self.per_day * days, 1) / settings.page_size)
+        pages += days + (math.ceil(rows["crashes"] / settings.page_size) or 1)
+        return {**first, "hourly": pages + math.ceil(part[settings.events_for] * self.per_day / 24)}
 
-    def rows(self, name: str) -> int | None:
-        """Return the number of rows of an endpoint, None where it may not be read."""
-        if name == "events":
-            known = [row.eventCount for row in self.seen if row.eventCount is not None]
-            return round(sum(known) * self.total / max(1, len(known)))
-        answer = self.ask(name, {})
-        return None if answer.error else self.count(answer)
 
-    # --- What the reference leaves open
+class Questions(Api):
+    """What the reference leaves open: each public method is a question, in this order."""
 
-    def look(self) -> None:
-        """Find out what can be found out, and say why the rest could not be."""
-        for looker in (
-            self._order,
-            self._filters,
-            self._dates,
-            self._limits,
-            self._totals,
-            self._cap,
-            self._events,
-            self._rows,
-            self._transport,
-        ):
-            looker()
+    def order_of_sessions(self) -> Finding:
+        """Order of sessions."""
+        return self._order("sessions")
 
-    def _order(self) -> None:
-        for name, column in TIMES.items():
-            instants = [one for row in self.ask(name, {}).page.rows if (one := at(row, column))]
-            steps = [b > a for a, b in zip(instants, instants[1:], strict=False) if a != b]
-            rising, question = sum(steps), f"order_{name}"
-            if len(steps) < ENOUGH - 1:
-                self.say(question, None, f"fewer than {ENOUGH} rows")
-            elif rising in {0, len(steps)}:
-                self.say(question, f"{'oldest' if rising else 'newest'} first by {column}")
-            else:
-                falling = share(len(steps) - rising, len(steps))
-                self.say(question, f"not by {column}", f"{falling} of neighbours are newest first")
+    def order_of_network(self) -> Finding:
+        """Order of network calls."""
+        return self._order("network")
 
-    def _filters(self) -> None:
-        if not self.total:
-            for name in ("from", "to"):
-                self.say(f"{name}_honoured", None, "no sessions")
-            return
-        note = "the tap lists all rows in each run"
-        for name in ("from", "to"):
-            honoured = self.honours(name)
-            self.say(f"{name}_honoured", honoured, "" if honoured else note)
-        if self.honours("from") and self.honours("to") and not self.honours("from-alone"):
-            self.say("from_honoured", "only with a to")
+    def order_of_crashes(self) -> Finding:
+        """Order of crashes."""
+        return self._order("crashes")
+
+    def _order(self, name: str) -> Finding:
+        rows = self.ask(name, {}).page.rows
+        instants = [one for row in rows if (one := parse_instant(getattr(row, TIMES[name])))]
+        rises = [b > a for a, b in zip(instants, instants[1:], strict=False) if a != b]
+        if len(rises) < ENOUGH - 1:
+            raise Untold(f"fewer than {ENOUGH} rows")
+        if sum(rises) in {0, len(rises)}:
+            return Finding(f"{'oldest' if rises[0] else 'newest'} first by {TIMES[name]}")
+        falls = f"{100 - 100 * sum(rises) / len(rises):.0f}% of neighbours are newest first"
+        return Finding(f"not by {TIMES[name]}", falls)
+
+    def _need(self, rows: int = ENOUGH) -> None:
+        if self.total < rows:
+            raise Untold(self.first.error or f"fewer than {rows} sessions")
+
+    def from_is_honoured(self) -> Finding | bool | str:
+        """From is honoured."""
+        self._need(1)
+        if not self.honours("from"):
+            return Finding("no", "the tap lists all rows in each run")
+        return self.honours("from alone") or "only with a to"
+
+    def to_is_honoured(self) -> Finding | bool:
+        """To is honoured."""
+        self._need(1)
+        return self.honours("to") or Finding("no", "the tap lists all rows in each run")
+
+    # --- What dates mean
 
     @cached_property
-    def base(self) -> dict[str, str]:
-        """The dates of a listing of at most 5,000 sessions, or none if there are so few."""
-        if self.total <= self.sessions.size:
-            return {} if self.honours("from-alone") else {"to": NEVER["to"]}
+    def _base(self) -> dict[str, str]:
+        """The dates of a listing of some hundred sessions, no dates if there are few."""
+        self._need(1)
+        if not (self.honours("from") and self.honours("to")):
+            raise Untold("from or to is ignored")
+        if self.total <= self.first.size:
+            return {} if self.honours("from alone") else FAR
         days = min(60, max(6, math.ceil(LIMIT / 2 / max(1.0, self.per_day))))
-        first, last = (self.newest.date() - n * DAY for n in (days, 1))
+        first, last = (self.newest.date() - number * DAY for number in (days, 1))
         return {"from": first.isoformat(), "to": last.isoformat()}
 
     @cached_property
-    def known(self) -> list[Row]:
-        """All sessions of that listing whose start can be read, none if there are too many."""
-        first = self.ask("sessions", self.base)
-        pages = math.ceil(self.count(first) / max(1, first.size))
-        if pages > MAX_PAGES:
-            return []
-        answers = [self.ask("sessions", self.base, n + 1) for n in range(pages)]
-        return [row for one in answers for row in one.page.rows if start(row)]
+    def _known(self) -> dict[str, Row]:
+        return self.all_of(self._base)
 
-    def ids(self, query: t.Mapping[str, str]) -> set[str] | None:
-        """Return the sessions that a query within the base brings, None if it is refused."""
-        query = {**self.base, **query}
-        first = self.ask("sessions", query)
-        if first.error:
-            return None
-        pages = math.ceil(self.count(first) / max(1, first.size))
-        answers = [self.ask("sessions", query, n + 1) for n in range(min(pages, MAX_PAGES))]
-        return {one for answer in (first, *answers) for one in answer.ids}
-
-    def _dates(self) -> None:
-        questions = ("times_accepted", "filter_field", "time_zone", "to_includes_day")
-        why = "" if self.known else f"more than {MAX_PAGES} pages of sessions in a week"
-        why = why if self.is_filtered else "from or to is ignored"
-        why = why if self.total else "no sessions"
-        for question in (*questions, "to_includes_instant"):
-            self.say(question, None, why)
-        if not why:
-            column = self._times()
-            self._zone(column)
-
-    def _times(self) -> str:
-        """Look for the field that is filtered on, by instants; return it, empty if unknown."""
-        ended = [
-            (a, b, row)
-            for row in self.known
-            if (a := start(row)) and (b := at(row, "endedAt")) and b - a > 2 * SECOND
-        ]
-        if not ended:
-            why = "no session that has ended"
-            self.say("times_accepted", None, why)
-            self.say("filter_field", None, why)
-            return ""
-        begin, end, row = sorted(ended, key=lambda one: one[0])[len(ended) // 2]
-        middle = begin + (end - begin) / 2
-
-        def is_in(low: datetime, high: datetime) -> bool | None:
-            found = self.ids({"from": format_instant(low), "to": format_instant(high)})
-            return None if found is None else row.id in found
-
-        inside = is_in(begin - SECOND, middle)
-        if inside is None:
-            self.say("times_accepted", False)
-            return ""
-        evening = midnight(begin.date() + DAY) - SECOND
-        if is_in(begin - 2 * SECOND, begin - SECOND) or is_in(evening, self.now + DAY):
-            self.say("times_accepted", True, "but the time of day seems to be ignored")
-            return ""
-        self.say("times_accepted", True)
-        if inside:
-            column, last = "startedAt", begin
-        elif is_in(middle, end + SECOND / 100):
-            column, last = "endedAt", end
-        else:
-            self.say("filter_field", OTHER, "such as the time of arrival")
-            return OTHER
-        self.say("filter_field", column)
-        self.say("to_includes_instant", is_in(last - SECOND, last))
-        return column
-
-    def _edges(self, column: str, asked: t.Mapping[date, set[str]]) -> tuple[timedelta, timedelta]:
-        """Return between which times of the UTC day the days of the API can begin."""
-        low, high = -WIDEST, WIDEST
-        for row in self.known:
-            for day, inside in asked.items():
-                if instant := at(row, column):
-                    after = instant - midnight(day)
-                    high = min(high, after) if row.id in inside else high
-                    low = low if row.id in inside else max(low, after)
-        return low, high
-
+    @cached_property
     def _days(self) -> list[date]:
-        """Return the days whose sessions are all known."""
-        days = sorted({start(row).date() + n * DAY for row in self.known for n in (0, 1)})
-        first, last = (self.base.get(name) for name in ("from", "to"))
-        low = date.fromisoformat(first) + 2 * DAY if first else days[0]
-        high = date.fromisoformat(last or NEVER["to"]) - 2 * DAY
-        return [one for one in days if low <= one <= high][-400:]
+        """The days around which all sessions are known."""
+        low = date.fromisoformat(self._base.get("from", "1970-01-01")) + 2 * DAY
+        high = date.fromisoformat(self._base.get("to", NEVER["to"])) - 2 * DAY
+        starts = {start(row).date() + n * DAY for row in self._known.values() for n in (0, 1)}
+        return [day for day in sorted(starts) if low <= day <= high][-200:]
 
-    def _zone(self, column: str) -> None:
-        """Find where the days of the API begin, and whether a date as ``to`` includes its day."""
-        columns = [column] if column in COLUMNS else [*COLUMNS]
-        asked: dict[date, set[str]] = {}
-        low, high = -WIDEST, WIDEST
-        while len(asked) < MAX_DATES and low < high:
-            instants = sorted(filter(None, (at(row, columns[0]) for row in self.known)))
-            choices = {day: _piece(instants, midnight(day), low, high) for day in self._days()}
-            choices = {day: one for day, one in choices.items() if day not in asked}
-            day = min(choices, key=choices.__getitem__, default=None)
-            if day is None or choices[day] >= high - low or len(_zones(low, high)) == 1:
-                break
-            asked[day] = self.ids({"from": day.isoformat()}) or set()
-            fits = [one for one in columns if self._edges(one, asked) < self._edges(one, asked)[::-1]]
-            columns = fits or columns
-            low, high = self._edges(columns[0], asked)
-        is_clear = low < high and column != OTHER
-        zones = _zones(low, high) if is_clear else []
-        if not column:
-            is_one = is_clear and len(columns) == 1
-            self.say("filter_field", columns[0] if is_one else None, "" if is_one else "by dates alone")
-        note = f"from {zones[0]} to {zones[-1]}: too few sessions" if zones else "the days differ"
-        self.say("time_zone", zones[0] if len(zones) == 1 else None, "" if len(zones) == 1 else note)
-        low, high = (low, high) if is_clear else (timedelta(), timedelta())
-        self._to(columns[0], low, high)
+    def _is_in(self, row: Row, low: datetime, high: datetime) -> bool:
+        query = {"from": format_instant(low), "to": format_instant(high)}
+        return row.id in self.all_of({**self._base, **query})
 
-    def _to(self, column: str, low: timedelta, high: timedelta) -> None:
-        rows = {
-            day: [
-                row.id
-                for row in self.known
-                if (one := at(row, column)) and high <= one - midnight(day) < low + DAY
-            ]
-            for day in self._days()
+    @cached_property
+    def _ended(self) -> tuple[Row, datetime, datetime]:
+        """A session that has ended, in the middle of those that are known."""
+        times = [(row, start(row), parse_instant(row.endedAt)) for row in self._known.values()]
+        ended = [(row, a, b) for row, a, b in times if b and b - a > 2 * SECOND]
+        if not ended:
+            raise Untold("no session that has ended")
+        return sorted(ended, key=lambda one: one[1])[len(ended) // 2]
+
+    def times_are_accepted(self) -> Finding | bool:
+        """From and to take a time of day."""
+        row, begin, _ = self._ended
+        query = {"from": format_instant(begin - 2 * SECOND), "to": format_instant(begin - SECOND)}
+        if self.ask("sessions", {**self._base, **query}, may_fail=True).error:
+            return False
+        evening = midnight(begin.date() + DAY) - SECOND
+        if self._is_in(row, begin - 2 * SECOND, begin - SECOND) or self._is_in(
+            row, evening, self.run.started + DAY
+        ):
+            return Finding("yes", "but the time of day seems to be ignored")
+        return True
+
+    @cached_property
+    def _column(self) -> str:
+        """The field that instants filter on, empty where only dates can tell."""
+        if self.times_are_accepted() is not True:
+            return ""
+        row, begin, end = self._ended
+        middle = begin + (end - begin) / 2
+        if self._is_in(row, begin - SECOND, middle):
+            return "startedAt"
+        return "endedAt" if self._is_in(row, middle, end + SECOND / 100) else ANOTHER
+
+    @cached_property
+    def _zones(self) -> list[tuple[str, float]]:
+        """The columns, and when in the UTC day their days can begin, that explain what comes."""
+        columns = [self._column] if self._column in COLUMNS else [*COLUMNS]
+        times = {
+            column: sorted(
+                (instant, row.id)
+                for row in self._known.values()
+                if (instant := parse_instant(getattr(row, column)))
+            )
+            for column in columns
         }
+
+        def place(one: tuple[str, float], day: date) -> int:
+            return bisect_left(times[one[0]], (midnight(day) + one[1] * HALF_HOUR, ""))
+
+        alive = [(column, float(number)) for column in columns for number in range(-28, 28)]
+        asked: dict[date, set[str]] = {}
+
+        def left(day: date) -> int:
+            """Return how many may be left when a day is asked for; UTC is the likeliest."""
+            places = Counter((one[0], place(one, day)) for one in alive)
+            return max(
+                [places[one[0], place(one, day)] for one in alive if not one[1]] or places.values()
+            )
+
+        while len(alive) > 1 and len(asked) < MAX_DATES:
+            day = min((one for one in self._days if one not in asked), key=left, default=None)
+            if day is None or left(day) == len(alive):
+                break
+            asked[day] = {*self.all_of({**self._base, "from": day.isoformat()})}
+            alive = [
+                one
+                for one in alive
+                if {id_ for _, id_ in times[one[0]][place(one, day) :]}
+                == asked[day] & {id_ for _, id_ in times[one[0]]}
+            ]
+        return alive
+
+    def filter_field(self) -> str:
+        """Field that from and to filter sessions on."""
+        if self._column:
+            return self._column
+        columns = {column for column, _ in self._zones}
+        if len(columns) > 1:
+            raise Untold("by dates alone, without a session that runs past midnight")
+        return columns.pop() if columns else ANOTHER
+
+    def time_zone(self) -> str:
+        """Time zone of dates in from and to."""
+        if self._column == ANOTHER:
+            raise Untold("the field is not among those of a session")
+        zones = [f"UTC{-n / 2:+g}" if n else "UTC" for n in sorted({n for _, n in self._zones})]
+        if len(zones) > 1:
+            raise Untold(f"from {zones[-1]} to {zones[0]}: too few sessions")
+        if not zones:
+            raise Untold("no zone explains what comes")
+        return zones[0]
+
+    def to_includes_its_day(self) -> bool:
+        """A date as to includes that day."""
+        zones = self._zones if self._column != ANOTHER else []
+        column = zones[0][0] if zones else "startedAt"
+        shifts = [number * HALF_HOUR for _, number in zones] or [timedelta()]
+        rows: dict[date, set[str]] = {day: set() for day in self._days}
+        for row in self._known.values():
+            instant = parse_instant(getattr(row, column))
+            for day in (start(row).date() + n * DAY for n in (-1, 0, 1) if instant):
+                after = t.cast("datetime", instant) - midnight(day)
+                if day in rows and max(shifts) <= after < min(shifts) + DAY - HALF_HOUR:
+                    rows[day].add(row.id)
         day = max(rows, key=lambda one: len(rows[one]), default=None)
         if day is None or not rows[day]:
-            self.say("to_includes_day", None, "too few sessions")
-            return
-        inside = self.ids({"to": day.isoformat()}) or set()
-        hits = len(inside & {*rows[day]})
-        is_all = hits > len(rows[day]) / 2
-        self.say("to_includes_day", is_all if hits in {0, len(rows[day])} or is_all else None)
+            raise Untold("too few sessions")
+        hits = len(rows[day] & {*self.all_of({**self._base, "to": day.isoformat()})})
+        if 0 < hits <= len(rows[day]) / 2:
+            raise Untold("it includes some of it")
+        return hits > 0
 
-    def _limits(self) -> None:
-        larger = self.ask("sessions", {"limit": str(2 * LIMIT)})
-        few = max(1, min(10, self.total // 3))
-        first, second, beyond = (
-            self.ask("sessions", {"limit": str(few)}, n)
-            for n in (1, 2, math.ceil(self.total / few) + 1)
+    def to_includes_its_instant(self) -> bool:
+        """An instant as to includes itself."""
+        if self._column not in COLUMNS:
+            raise Untold("no instant of a field is known to be compared")
+        row, begin, end = self._ended
+        last = begin if self._column == "startedAt" else end
+        return self._is_in(row, last - SECOND, last)
+
+    # --- Pages and counts
+
+    def _small(self, number: int = 1) -> Answer:
+        self._need()
+        return self.ask("sessions", {"limit": str(min(10, self.total // 3))}, number)
+
+    def largest_limit(self) -> Finding:
+        """Largest limit."""
+        self._need(1)
+        larger = self.ask("sessions", TWICE)
+        if self.total > larger.size:
+            return Finding(str(larger.size))
+        if (larger.page.limit or 2 * LIMIT) >= 2 * LIMIT:
+            raise Untold("all sessions fit on a page")
+        return Finding(str(larger.page.limit), "as it is echoed")
+
+    def page_is_honoured(self) -> Finding | bool:
+        """Page is honoured."""
+        is_same = {*self._small().ids} & {*self._small(2).ids}
+        return (
+            Finding("no", "only first pages can be loaded", is_handled=False) if is_same else True
         )
-        echo = larger.page.limit
-        if larger.error:
-            self.say("largest_limit", None, f"{2 * LIMIT} is refused")
-        elif self.total > larger.size:
-            self.say("largest_limit", larger.size)
-        elif echo is not None and echo < 2 * LIMIT:
-            self.say("largest_limit", echo, "as it is echoed")
-        else:
-            self.say("largest_limit", None, "all sessions fit on a page")
-        if self.total < ENOUGH or first.error or second.error:
-            for question in ("page_honoured", "past_end"):
-                self.say(question, None, f"fewer than {ENOUGH} sessions")
-        else:
-            is_paged = not {*first.ids} & {*second.ids}
-            note = "" if is_paged else "rows beyond the first page cannot be loaded"
-            self.say("page_honoured", is_paged, note, handled=is_paged)
-            self.say("past_end", beyond.status if beyond.error else _shape(beyond))
+
+    def echo_is_true(self) -> Finding | bool:
+        """Page and limit are echoed as used."""
+        asked = [(self._small(n), n, min(10, self.total // 3)) for n in (1, 2)]
+        wrong = set()
+        for one, number, limit in [*asked, (self.ask("sessions", TWICE), 1, 2 * LIMIT)]:
+            most = one.size if one.size < self.total else limit
+            is_wrong = {
+                "page": one.body.get("page") != number,
+                "limit": not one.size <= (one.page.limit or 0) <= most,
+            }
+            wrong |= {name for name in is_wrong if is_wrong[name]}
+        return Finding("no", f"not {' and '.join(sorted(wrong))}") if wrong else True
+
+    def total_is_true(self) -> Finding | bool:
+        """Total is present and true."""
+        few, never = self._small(), self.ask("sessions", NEVER)
         wrong = {
-            name
-            for answer, number, limit in ((first, 1, few), (second, 2, few), (larger, 1, 2 * LIMIT))
-            for name, least, most in (
-                ("page", number, number),
-                ("limit", answer.size, answer.size if self.total > answer.size else limit),
-            )
-            if not answer.error and name in answer.body
-            if not least <= (_number(answer.body[name]) or 0) <= most
+            "it is missing": self.first.page.total is None,
+            "it is that of the page": few.page.total == few.size,
+            "it counts all rows, whatever the dates": not never.size and never.page.total,
+            "it differs from page to page": few.page.total != self.first.page.total,
         }
-        self.say("echo_true", not wrong if self.total else None, ", ".join(sorted(wrong)))
-        empty = self.ask("sessions", NEVER)
-        is_empty = not empty.error and not empty.size
-        self.say("empty_page", _shape(empty) if is_empty else None, "" if is_empty else "none came")
+        return next((Finding("no", why) for why, is_wrong in wrong.items() if is_wrong), True)
 
-    def _totals(self) -> None:
-        few = self.ask("sessions", {"limit": str(max(1, min(10, self.total // 3)))})
-        never, whole = self.ask("sessions", NEVER).page, self.sessions
-        if self.total < ENOUGH:
-            self.say("total_true", None, f"fewer than {ENOUGH} sessions")
-            self.say("pages_true", None, f"fewer than {ENOUGH} sessions")
-            return
-        wrong = ""
-        if whole.page.total is None:
-            wrong = "it is missing"
-        elif few.page.total == few.size < self.total:
-            wrong = "it is that of the page"
-        elif not never.rows and never.total:
-            wrong = "it counts all rows, whatever the dates"
-        elif whole.page.total != few.page.total:
-            wrong = "it differs from page to page"
-        self.say("total_true", not wrong, wrong)
-        wrong = "it is missing" if whole.page.pages is None else ""
-        for answer in (few, whole, self.ask("sessions", {"limit": str(2 * LIMIT)})):
-            right = math.ceil(self.total / max(1, answer.size))
-            if not wrong and not answer.error and answer.page.pages != right:
-                wrong = "it is that of another page size"
-        self.say("pages_true", not wrong, wrong)
+    def pages_is_true(self) -> Finding | bool:
+        """Pages is present and true."""
+        if self.first.page.pages is None:
+            return Finding("no", "it is missing")
+        for one in (self._small(), self.first, self.ask("sessions", TWICE)):
+            if one.page.pages != math.ceil(self.total / one.size):
+                return Finding("no", "it is that of another page size")
+        return True
 
-    def _cap(self) -> None:
-        total, note = self.total, "rows beyond it are not loaded unless a day has fewer"
-        if self.last.error:
-            self.say("cap", True, note, handled=False)
-            return
-        days = self._days() if self.is_filtered and self.known else []
-        if total < ENOUGH or not days:
-            self.say("cap", None, "too few sessions, or from and to say nothing")
-            return
-        day = start(self.seen[len(self.seen) // 2]).date()
-        parts = ({"to": day.isoformat()}, self.since(day + 2 * DAY))
-        is_cut = sum(self.count(self.ask("sessions", one)) for one in parts) > total
-        is_handled = not is_cut or total >= 10 * LIMIT
-        self.say("cap", is_cut, note if is_cut else f"not within {total:,}", handled=is_handled)
+    def listings_are_capped(self) -> Finding | bool:
+        """A listing ends before its last row."""
+        self._need()
+        pages = math.ceil(self.total / self.first.size)
+        is_cut = bool(self.ask("sessions", {}, pages, may_fail=True).error)
+        if not is_cut and self._days:
+            day = start(self.seen[len(self.seen) // 2]).date()
+            parts = ({"to": day.isoformat()}, self.since(day + 2 * DAY))
+            is_cut = sum(self.count(self.ask("sessions", one)) for one in parts) > self.total
+        note = f"at {self.total:,}; what lies beyond is not loaded"
+        return Finding("yes", note, self.total >= 10 * LIMIT) if is_cut else False
 
-    def _events(self) -> None:
-        counted = [row for row in self.seen if row.eventCount and row.eventCount <= LIMIT]
-        best = sorted(counted, key=lambda row: (row.endedAt is not None, row.eventCount))[:-3:-1]
-        answers = [(row, self.ask("events", {"sessionId": row.id})) for row in best]
-        read = [(row, one) for row, one in answers if not one.error]
-        names = ("events_paged", "events_limit", "event_count", "event_ids_repeat")
-        for name in (*names, "unknown_session"):
-            self.say(name, None, next((one.error for _, one in answers), "no session with events"))
+    def answers_without_rows(self) -> str:
+        """Answers without rows."""
+        small = (
+            math.ceil(self.total / max(1, self._small().size)) + 1 if self.total >= ENOUGH else 2
+        )
+        beyond = self.ask(
+            "sessions", {"limit": str(min(10, self.total // 3))}, small, may_fail=True
+        )
+        unknown = self.ask("events", {"sessionId": "sess_0_unknown"}, may_fail=True)
+        never = self.ask("sessions", NEVER, may_fail=True)
+        return "; ".join(
+            f"{what}: {one.of_empty()}"
+            for what, one in (("dates", never), ("page", beyond), ("session", unknown))
+        )
+
+    # --- Events
+
+    @cached_property
+    def _journeys(self) -> list[tuple[Row, Answer]]:
+        """The events of the two sessions that have most of them."""
+        rows = sorted(self.seen, key=lambda row: (bool(row.endedAt), row.eventCount or 0))[:-3:-1]
+        asked = [(row, self.ask("events", {"sessionId": row.id}, may_fail=True)) for row in rows]
+        read = [one for one in asked if one[1].size]
         if not read:
-            return
-        row, whole = read[0]
+            raise Untold((asked and asked[0][1].error) or "no session with events")
+        return read
+
+    def events_are_paged(self) -> Finding | bool:
+        """/events honours limit and page."""
+        row, whole = self._journeys[0]
         one, two = (self.ask("events", {"sessionId": row.id, "limit": "2"}, n) for n in (1, 2))
         if whole.size <= 2:
-            self.say("events_paged", None, "too few events")
-        elif one.size > 2:
-            self.say("events_paged", False, "all events come at once")
-        elif two.size and not {*one.ids} & {*two.ids}:
-            self.say("events_paged", True)
-        else:
-            note = "events of a session beyond its first page cannot be loaded"
-            self.say("events_paged", "limit alone", note, handled=False)
-        echo = whole.page.limit
-        is_total = echo == whole.size != LIMIT
-        self.say("events_limit", echo == LIMIT, "it is the number of events" if is_total else "")
-        unknown = self.ask("events", {"sessionId": "sess_0_unknown"})
-        self.say("unknown_session", unknown.status if unknown.error else _shape(unknown))
-        ended = [(row, one) for row, one in read if row.endedAt]
-        if ended:
-            self.say("event_count", all(row.eventCount == one.size for row, one in ended))
-        if len(read) > 1:
-            self.say("event_ids_repeat", bool({*whole.ids} & {*read[1][1].ids}))
-        else:
-            self.say("event_ids_repeat", None, "no other session with events")
+            raise Untold("too few events")
+        if one.size > 2:
+            return Finding("no", "all events come at once")
+        if two.size and not {*one.ids} & {*two.ids}:
+            return True
+        return Finding("limit, not page", "only first pages can be loaded", is_handled=False)
 
-    def _rows(self) -> None:
-        unknown: set[str] = set()
-        missing: set[str] = set()
-        others: Counter[str] = Counter()
-        values: Counter[str] = Counter()
-        forms: Counter[str] = Counter()
-        bad = 0
-        for name, stream in self.streams.items():
-            answers = [one for key, one in self._answers.items() if key[0] == name]
-            raw = [row for one in answers for row in one.body.get("data") or () if isinstance(row, dict)]
-            columns = stream.schema_file["properties"]
-            known = {one for one in columns if not (name == "events" and one == "sessionId")}
-            for answer in answers:
-                unknown |= {f"{name}.{one}" for one in answer.page.unknown}
-                others.update({f"{name}.{one}": n for one, n in answer.page.misfits.items()})
-                bad += answer.page.without_key + len(answer.ids) - len(set(answer.ids))
-            if len(raw) >= ENOUGH:
-                missing |= {f"{name}.{one}" for one in known - {"_extra"} - set().union(*raw)}
-            for column, listed in LISTED.get(name, {}).items():
-                new = {str(row[column]) for row in raw if row.get(column)} - listed
-                values.update({f"{name}.{column}": len(new)} if new else {})
-            dates = [one for one in known if columns[one].get("format") == "date-time"]
-            forms.update(_form(row[one]) for row in raw for one in dates if row.get(one))
-        self.say("rows_without_id", bad or False, handled=not bad)
-        self.say("unknown_fields", _names(unknown), "kept in _extra" if unknown else "")
-        self.say("missing_fields", _names(missing))
-        self.say("new_values", ", ".join(f"{n} in {one}" for one, n in values.items()) or False)
-        self.say("other_types", _names(others), "kept in _extra" if others else "")
-        self.say("date_forms", ", ".join(sorted(forms)) or None, "" if forms else "no rows")
+    def limit_of_events_is_echoed(self) -> Finding | bool:
+        """Limit that /events echoes is the one asked for."""
+        whole = self._journeys[0][1]
+        is_count = whole.page.limit == whole.size != LIMIT
+        return (
+            Finding("no", "it is the number of events") if is_count else whole.page.limit == LIMIT
+        )
 
-    def _transport(self) -> None:
-        names = sorted(one for one in self.headers if "ratelimit" in one.replace("-", "") or "retry" in one)
-        self.say("limit_headers", ", ".join(names) or False)
-        self.say("compressed", "content-encoding" in self.headers)
-        self.say("refusal", None, "--provoke-429 asks for one")
+    def event_count_is_true(self) -> bool:
+        """The field eventCount is the number of events."""
+        return all(row.eventCount == one.size for row, one in self._journeys if row.endedAt)
 
+    def event_ids_repeat(self) -> bool:
+        """Ids of events repeat across sessions."""
+        if len(self._journeys) == 1:
+            raise Untold("no other session with events")
+        (_, one), (_, other) = self._journeys
+        return bool({*one.ids} & {*other.ids})
 
-def _number(value: object) -> float | None:
-    with suppress(TypeError, ValueError):
-        return float(t.cast("float", value))
-    return None
+    # --- Rows
 
+    def _raw(self) -> t.Iterator[tuple[str, dict[str, t.Any]]]:
+        for (name, *_), answer in self.answers.items():
+            for row in answer.body.get("data") or ():
+                if isinstance(row, dict):
+                    yield name, row
 
-def _piece(
-    instants: list[datetime], day: datetime, low: timedelta, high: timedelta
-) -> timedelta:
-    """Return how much is open of where a day begins once it is asked for.
+    def rows_lack_ids(self) -> Finding | bool:
+        """Rows without an id, or with one twice on a page."""
+        bad = sum(one.size - len({*one.ids}) for one in self.answers.values())
+        return Finding("yes", f"{bad} rows", is_handled=False) if bad else False
 
-    The next instants before and after it tell: those around midnight as long as that is open.
-    """
-    inner = instants[bisect_right(instants, day + low) : bisect_left(instants, day + high)]
-    marks = [low, *(one - day for one in inner), high]
-    pieces = list(zip(marks, marks[1:], strict=False))
-    zero = [b - a for a, b in pieces if a < timedelta() <= b]
-    return max(zero or [b - a for a, b in pieces])
+    def unknown_fields(self) -> str | bool:
+        """Fields that are not in the reference."""
+        return _names(
+            f"{key[0]}.{one}" for key, a in self.answers.items() for one in a.page.unknown
+        )
 
+    def other_types(self) -> str | bool:
+        """Values of another type than in the reference."""
+        return _names(
+            f"{key[0]}.{one}" for key, a in self.answers.items() for one in a.page.misfits
+        )
 
-def _zones(low: timedelta, high: timedelta) -> list[str]:
-    """Return the time zones, of half hours, whose midnight lies in a part of the UTC day."""
-    halves = [n * HOUR / 2 for n in range(-28, 29)]
-    east = [-one for one in halves if low < one <= high][::-1]
-    return [f"UTC{one / HOUR:+g}" if one else "UTC" for one in east]
+    def new_values(self) -> str | bool:
+        """Values that the reference does not list."""
+        found: dict[str, set[str]] = {name: set() for name in LISTED}
+        for name, row in self._raw():
+            if f"{name}.status" in found and row.get("status"):
+                found[f"{name}.status"].add(str(row["status"]))
+        new = {name: len(values - LISTED[name]) for name, values in found.items()}
+        return ", ".join(f"{count} of {name}" for name, count in new.items() if count) or False
 
+    def forms_of_dates(self) -> str:
+        """Forms of dates."""
+        forms = set()
+        for _, row in self._raw():
+            for name in ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt"):
+                if row.get(name):
+                    match = INSTANT.fullmatch(str(row[name]))
+                    zone = match and {None: "", "Z": "Z"}.get(match[2], "+hh:mm")
+                    digits = match and re.sub(r"\d", "s", match[1] or "")
+                    forms.add(f"YYYY-MM-DDThh:mm:ss{digits}{zone}" if match else "another")
+        if not forms:
+            raise Untold("no rows")
+        return ", ".join(sorted(forms))
 
-def _shape(answer: Answer) -> str:
-    """Return what a page without rows holds."""
-    if answer.size:
-        return "rows"
-    if answer.status == HTTPStatus.NO_CONTENT:
-        return "204 without a body"
-    kept = {one: answer.body[one] for one in ("total", "pages") if one in answer.body}
-    data = json.dumps(answer.body.get("data"))
-    return ", ".join([f"data {data}", *(f"{name} {_word(one)}" for name, one in kept.items())])
+    # --- Transport
 
+    def headers_of_the_limit(self) -> str | bool:
+        """Headers that tell of the rate limit."""
+        return ", ".join(
+            sorted(one for one in self.headers if "ratelimit" in one or "retry" in one)
+        )
 
-def _word(value: object) -> str:
-    return str(value) if _number(value) is not None else type(value).__name__
+    def answers_are_compressed(self) -> bool:
+        """Answers are compressed."""
+        return "content-encoding" in self.headers
 
+    def a_429_carries(self) -> str:
+        """What a 429 carries."""
+        if not self.provokes:
+            raise Untold("--provoke-429 asks for one")
+        stream = self.streams["crashes"]
+        stream.run = replace(self.run, config={**self.run.config, "requests_per_minute": 60_000})
+        for _ in range(MAX_PROVOKING):
+            self.sent += 1
+            try:
+                stream.take(stream.fetch({"limit": "1"}, retries=False))
+            except RetriableAPIError as error:
+                given = error.response.headers if error.response is not None else {}
+                found = [one for one in RESETS if one in given]
+                is_number = found and given[found[0]].strip().isdigit()
+                return (
+                    f"{found[0]}, {'a number' if is_number else 'a date'}" if found else "nothing"
+                )
+        raise Untold(f"{MAX_PROVOKING} requests in a row were answered")
 
-def _form(text: object) -> str:
-    """Return the form of an instant, without its digits."""
-    match = re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?", str(text))
-    if not match:
-        return "other"
-    zone = {None: "", "Z": "Z"}.get(match[2], "+hh:mm")
-    return "YYYY-MM-DDThh:mm:ss" + re.sub(r"\d", "s", match[1] or "") + zone
+    def look(self) -> dict[str, Finding]:
+        """Return what is found out of each question."""
+        found: dict[str, Finding] = {}
+        for name, question in vars(Questions).items():
+            if not name.startswith("_") and name != "look":
+                try:
+                    answer = question(self)
+                except Untold as why:
+                    answer = Finding(UNTOLD, str(why))
+                words = (
+                    {True: "yes", False: "no"}.get(answer, answer)
+                    if not isinstance(answer, Finding)
+                    else answer
+                )
+                found[name] = words if isinstance(words, Finding) else Finding(words)
+        return found
 
 
 def _names(names: t.Iterable[str]) -> str | bool:
     """Return names of fields; those that may be no names are counted."""
-    plain = sorted(one for one in names if re.fullmatch(r"\w+\.[A-Za-z_]\w{0,39}", one))
-    strange = len([*names]) - len(plain)
-    more = [f"{strange} with other characters"] if strange else []
-    return ", ".join([*plain[:20], *more]) or False
+    found = {one if re.fullmatch(r"\w+\.[A-Za-z_]\w{0,39}", one) else "others" for one in names}
+    return ", ".join(sorted(found)) or False
 
 
-# --- The page
-
-
-def report(check: Check) -> dict[str, t.Any]:
-    """Return all that a check finds, as it is printed with --json."""
-    began = check.run.clock.seconds()
-    check.look()
-    rows = {name: check.rows(name) for name in ("sessions", "crashes", "network", "events")}
-    refused = check.refused()
-    usable = len(refused) < len(rows)
-    costs, run, seen = check.costs(), check.run, check.seen
-    minutes = {name: round(run.minutes_for(one), 1) for name, one in costs.items()}
+def report(check: Questions) -> dict[str, t.Any]:
+    """Return all that is found, as --json prints it."""
+    seconds = check.run.clock.seconds
+    began = seconds()
+    api = {name: one._asdict() for name, one in check.look().items()}
+    costs, refused, seen = check.costs(), check.refused(), check.seen
     settings = {}
-    if minutes["all"] > HOURLY:
-        settings["max_runtime_minutes"] = str(HOURLY)
+    if check.run.minutes_for(costs[check.run.settings.events_for]) > HOURLY:
+        settings["TAP_BUGSPULSE_MAX_RUNTIME_MINUTES"] = str(HOURLY)
+    if check.run.minutes_for(costs["hourly"]) > HOURLY:
+        settings["TAP_BUGSPULSE_EVENTS_FOR"] = "crashed"
+    if refused:
+        settings["TAP_BUGSPULSE__SELECT"] = json.dumps(["*.*", *(f"!{one}.*" for one in refused)])
     return {
-        "usable": usable,
+        "usable": len(refused) < len(check.streams),
         "requests": check.sent,
-        "seconds": round(run.clock.seconds() - began, 1),
-        "rows": rows,
+        "seconds": round(seconds() - began, 1),
+        "rows": {name: rows for name, rows in check.rows().items() if name not in refused},
         "refused": refused,
         "oldest_session": start(seen[0]).date().isoformat() if seen else None,
         "newest_session": check.newest.date().isoformat() if seen else None,
-        "sessions_in_the_future": sum(1 for row in seen if start(row) > check.now),
         "sessions_a_day": round(check.per_day, 1),
-        "cost_in_requests": costs,
-        "cost_in_minutes": minutes,
+        "requests_of": costs,
+        "minutes_of": {name: check.run.minutes_for(one) for name, one in costs.items()},
         "settings": settings,
-        "api": {
-            name: {"answer": one.answer, "note": one.note, "is_handled": one.is_handled}
-            for name, one in check.found.items()
-        },
+        "api": api,
     }
 
 
 def page(found: dict[str, t.Any]) -> str:
-    """Return what a check finds, for a person."""
-    lines = [
-        f"{NAME} check: the key works. {found['requests']} requests, {found['seconds']:.0f} s",
-        "",
-        "What is there",
-    ]
-    for name, rows in found["rows"].items():
-        what = "refused" if name in found["refused"] or rows is None else f"{rows:,}"
-        lines.append(f"  {name:<28}{what}")
-    for name in ("oldest_session", "newest_session", "sessions_in_the_future", "sessions_a_day"):
-        lines.append(f"  {name.replace('_', ' '):<28}{found[name] if found[name] is not None else 'none'}")
+    """Return what is found, for a person."""
+    if "api" not in found:
+        return f"Not usable: {found['why']}"
+    lines = [f"{found['requests']} requests, {found['seconds']:.0f} s", "", "What there is"]
+    lines += [f"  {name:<16}{rows:>9,} rows" for name, rows in found["rows"].items()]
+    lines += [f"  {name:<16}not readable: {why}" for name, why in found["refused"].items()]
+    for name in ("oldest_session", "newest_session", "sessions_a_day"):
+        lines.append(f"  {name.replace('_', ' '):<16}{found[name] or 'none':>9}")
     lines += ["", "What a load costs"]
-    for name, cost in found["cost_in_requests"].items():
-        what = "an hourly run" if name == "hourly" else f"first load, events_for {name}"
-        lines.append(f"  {what:<34}{cost:>9,} requests, about {duration(found['cost_in_minutes'][name])}")
-    if found["refused"]:
-        lines += ["", "What the key may not read"]
-        lines += [f"  {name}: {why}" for name, why in found["refused"].items()]
-    lines += ["", "Settings that follow"]
-    lines += [f"  {one}" for one in found["settings"] or ["none: the defaults do"]]
-    lines += ["", "What the API does where its reference says nothing"]
+    for name, cost in found["requests_of"].items():
+        what = "an hourly run" if name == "hourly" else f"a first load, events_for {name}"
+        lines.append(f"  {what:<34}{cost:>9,} requests, {duration(found['minutes_of'][name])}")
+    settings = [f"  export {name}='{value}'" for name, value in found["settings"].items()]
+    lines += ["", "Settings that follow", *(settings or ["  none"]), "", "What the API does"]
     for name, one in found["api"].items():
-        note = f" ({one['note']})" if one["note"] and one["answer"] != UNTOLD else ""
-        note = f": {one['note']}" if one["answer"] == UNTOLD else note
-        bad = "" if one["is_handled"] else ". THE TAP DOES NOT HANDLE THIS: please open an issue"
-        lines.append(f"  {QUESTIONS[name]:<46}{one['answer']}{note}{bad}")
+        title = getattr(Questions, name).__doc__.rstrip(".")
+        note = f": {one['note']}" if one["note"] else ""
+        bad = "" if one["is_handled"] else ". The tap does not handle this"
+        lines.append(f"  {title:<46}{one['answer']}{note}{bad}")
     return "\n".join(lines)
 
 
-def run(is_json: bool, config: t.Any, provoke_429: bool = False) -> None:
-    logger = TapBugsPulse.logger
-    with errors_as_one_line(logger):
-        end_on_signals(logger)
+@click.command()
+@click.option("--config", multiple=True, callback=TapBugsPulse.cb_config, help="A file, or ENV.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same for machines.")
+@click.option("--provoke-429", "provokes", is_flag=True, help="Also exceed the rate limit.")
+def main(config: t.Any, *, as_json: bool, provokes: bool) -> None:
+    """Ask the API what this key may read, what a load costs, and how the API behaves."""
+    with errors_as_one_line(TapBugsPulse.logger):
+        end_on_signals(TapBugsPulse.logger)
         tap = TapBugsPulse(config=config.config, parse_env_config=config.parse_env)
         try:
-            found = report(Check(tap))
+            found = report(Questions(tap, provokes=provokes))
         except FatalAPIError as error:
             found = {"usable": False, "why": str(error)}
-        if is_json:
-            print(json.dumps(found, indent=2))
-        else:
-            print(page(found) if "api" in found else f"not usable: {found['why']}")
-        sys.exit(0 if found["usable"] else 1)
-
-
-@click.command()
-@click.option("--config", multiple=True, callback=TapBugsPulse.cb_config)
-@click.option("--json", "is_json", is_flag=True)
-def main(config, is_json):
-    run(is_json, config)
+        click.echo(json.dumps(found, indent=2) if as_json else page(found))
+        sys.exit(not found["usable"])
 
 
 if __name__ == "__main__":
