@@ -24,11 +24,13 @@ from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
 
 MAX_PROVOKING = 70
 ENOUGH = 6  # rows that hardly stand in an order by chance
+IGNORED = {"from", "to", "from and to"}
 HOURLY = 50  # minutes of a run that leave room before the next
 FEW = 2  # events of a page
 LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
 RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
+OF_PAGE = "that of the page"
 LOST = "THE TAP DOES NOT HANDLE THIS: "
 QUESTIONS = {
     "order": "order_of_sessions order_of_network order_of_crashes",
@@ -74,7 +76,7 @@ class Check(Probe):
             yield "dates_are_honoured", f"no, {self.ignored} ignored", "the tap copes, at a cost"
         else:
             yield "dates_are_honoured", True
-        if self.ignored in {"from", "to", "from and to"}:
+        if self.ignored in IGNORED:
             raise Untold(f"{self.ignored} ignored")
         alive = self.readings()
         yield "times_are_accepted", self.takes_times, *([] if alive else ["maybe not honoured"])
@@ -105,7 +107,8 @@ class Check(Probe):
         twice = self.ask("sessions", {"limit": str(2 * LIMIT)})
         is_echo = twice.size == total and (twice.page.limit or 2 * LIMIT) < 2 * LIMIT
         largest = twice.size if twice.size < total else twice.page.limit if is_echo else None
-        why = Untold("all sessions fit on a page")
+        why: t.Any = Untold("all sessions fit on a page")
+        why = f"{twice.size} or more" if LIMIT < twice.size == total else why
         yield "largest_limit", largest or why, "as it is echoed" if is_echo else ""
         is_same = bool({*one.ids} & {*two.ids})
         yield "page_is_honoured", not is_same, f"{LOST}pages after the first" if is_same else ""
@@ -118,30 +121,35 @@ class Check(Probe):
             )
             if not is_right
         }
-        yield "page_and_limit_are_echoed_as_used", not wrong, ", ".join(sorted(wrong))
+        is_open = twice.size == total and twice.page.limit == 2 * LIMIT and not wrong
+        why = Untold("no limit was lowered") if is_open else not wrong
+        yield "page_and_limit_are_echoed_as_used", why, ", ".join(sorted(wrong))
         never = self.ask("sessions", NEVER, strict=False)
         problems = {
             "missing": self.first.page.total is None,
-            "that of the page": one.page.total == one.size,
+            OF_PAGE: one.page.total == one.size,
             "all rows, whatever the dates": not never.size and never.page.total,
             "another on each page": one.page.total != self.first.page.total,
         }
         found = next((why for why, is_so in problems.items() if is_so), "")
-        yield "total_is_true", not found, found
+        second = self.ask("sessions", {}, 2, strict=False) if found == OF_PAGE else None
+        is_lost = second and total == self.first.size and {*second.ids} - {*self.first.ids}
+        yield "total_is_true", not found, f"{LOST * bool(is_lost)}{found}"
         right = [a.page.pages == math.ceil(total / a.size) for a in (one, self.first, twice)]
         note = "missing" if one.page.pages is None else "that of another page size"
         yield "pages_is_true", all(right), "" if all(right) else note
-        beyond = self.ask("sessions", {"limit": str(small)}, pages + 1, strict=False)
-        yield "a_page_past_the_last", beyond.form
+        past = self.ask("sessions", {"limit": str(small)}, pages + 1, strict=False)
+        yield "a_page_past_the_last", past.form
         yield "a_page_without_rows", Untold("dates ignored") if never.size else never.form
         last = self.ask("sessions", {}, math.ceil(total / self.first.size), strict=False)
+        beyond = "the last page is refused" if last.error else f"what lies beyond {total:,} rows"
         is_cut = bool(last.error)
-        if not is_cut and not self.ignored:
+        if not is_cut and self.ignored not in IGNORED:
             day = self.starts[len(self.starts) // 2]
             parts = ({"to": day.date().isoformat()}, self.since(day + 2 * DAY))
-            is_cut = sum(self.count(self.ask("sessions", part)) for part in parts) > total
-        note = f"{LOST * (total < 10 * LIMIT)}what lies beyond {total:,}" if is_cut else ""
-        yield "listings_are_capped", is_cut, note
+            is_cut = sum(self.count("sessions", part) for part in parts) > total
+        note = f"{LOST * (total < 10 * LIMIT)}{beyond}" if is_cut else ""
+        yield "listings_are_capped", is_cut or Untold(f"not seen in {total:,} rows"), note
 
     def events(self) -> Found:
         """Yield what is special of events."""

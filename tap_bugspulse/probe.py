@@ -135,20 +135,22 @@ class Probe:
     @property
     def total(self) -> int:
         """The number of sessions."""
-        return self.count(self.first)
+        return self.count("sessions", {})
 
-    def count(self, answer: Answer) -> int:
-        """Return how many rows a listing has, by its first page."""
-        page, size = answer.page, answer.size
-        if page.total == size and (page.pages or 1) > 1:  # it is that of the page
-            return size * (page.pages or 1)
+    def count(self, name: str, query: Query) -> int:
+        """Return how many rows a listing has, 0 where it is refused."""
+        first = self.ask(name, query, strict=False)
+        page, size, pages = first.page, first.size, first.page.pages or 1
+        if pages > 1 and page.total == size >= (page.limit or 0):  # it is that of the page
+            return (pages - 1) * size + self.ask(name, query, pages, strict=False).size
         return size if size < self.first.size else page.rows_in_all
 
     def all_of(self, query: Query) -> dict[str, Row]:
         """Return the sessions of a listing, or raise Untold if there are too many."""
         first = self.ask("sessions", query)
-        if (pages := math.ceil(self.count(first) / max(1, first.size))) > MAX_PAGES:
-            raise Untold("too many sessions in a week")
+        count = self.count("sessions", query)
+        if (pages := math.ceil(count / max(1, first.size))) > MAX_PAGES:
+            raise Untold(f"more than {MAX_PAGES} pages of sessions in a week")
         answers = [self.ask("sessions", query, number + 1) for number in range(pages)]
         return {row.id: row for one in answers for row in one.page.rows if row.startedAt}
 
@@ -172,8 +174,7 @@ class Probe:
         begin = midnight(newest.date() - 7 * DAY)
         inside = [one for one in self.starts if one >= begin]
         if self.total > len(self.seen) and self.ignored != "from":
-            begun = self.ask("sessions", self.since(begin), strict=False)
-            return self.count(begun) / ((newest - begin) / DAY)
+            return self.count("sessions", self.since(begin)) / ((newest - begin) / DAY)
         return len(inside) / max(1.0, (newest - inside[0]) / DAY) if inside else 0.0
 
     @cached_property
@@ -191,23 +192,16 @@ class Probe:
 
     def rows(self) -> dict[str, int]:
         """Return the number of rows of each endpoint that can be read."""
-        answers = {name: self.ask(name, {}, strict=False) for name in TIMES}
-        rows = {name: self.count(one) for name, one in answers.items() if not one.error}
+        rows = {n: self.count(n, {}) for n in TIMES if not self.ask(n, {}, strict=False).error}
         events = sum(row.eventCount or 0 for row in self.seen) * self.total
         return {**rows, "events": round(events / max(1, len(self.seen)))}
 
     def costs(self) -> dict[str, int]:
         """Return the requests of a first load for each events_for, and of an hourly run."""
         settings, rows = self.run.settings, Counter(self.rows())
-        if settings.start_date and rows["sessions"] and not self.ignored:
+        if settings.start_date and not self.ignored:
             query = self.since(settings.start_date - DAY)
-            rows.update(
-                {
-                    n: self.count(self.ask(n, query)) - rows[n]
-                    for n in rows
-                    if n in ("sessions", "network")
-                }
-            )
+            rows |= {name: self.count(name, query) for name in ("sessions", "network")}
         days, size = settings.lookback_days + 2, settings.page_size
         pages = {name: math.ceil(rows[name] / size) or 1 for name in TIMES}
         due = [row for row in self.seen if row.eventCount != 0]
