@@ -17,7 +17,7 @@ from dataclasses import replace
 import click
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.probe import LIMIT, NEVER, TIMES, UNKNOWN, Probe, Untold
+from tap_bugspulse.probe import LIMIT, NEVER, TIMES, UNKNOWN, Answer, Probe, Untold
 from tap_bugspulse.replication import DAY, parse_instant
 from tap_bugspulse.run import duration
 from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
@@ -27,6 +27,7 @@ ENOUGH = 6  # rows that hardly stand in an order by chance
 IGNORED = {"from", "to", "from and to"}
 HOURLY = 50  # minutes of a run that leave room before the next
 FEW = 2  # events of a page
+TWICE = {"limit": str(2 * LIMIT)}
 LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
 RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
@@ -36,8 +37,9 @@ QUESTIONS = {
     "order": "order_of_sessions order_of_network order_of_crashes",
     "dates": "dates_are_honoured times_are_accepted filter_field time_zone to_includes_its_day "
     "to_includes_its_instant",
-    "counts": "largest_limit page_is_honoured page_and_limit_are_echoed_as_used total_is_true "
-    "pages_is_true a_page_past_the_last a_page_without_rows listings_are_capped",
+    "pages": "largest_limit page_is_honoured page_and_limit_are_echoed_as_used",
+    "counts": "total_is_true pages_is_true a_page_past_the_last a_page_without_rows "
+    "listings_are_capped",
     "events": "an_unknown_session events_are_paged events_echo_the_limit event_count_is_true "
     "event_ids_repeat",
     "fields": "rows_without_an_id fields_not_in_the_reference values_of_another_type "
@@ -97,14 +99,16 @@ class Check(Probe):
             is_near = value == "endedAt" and not self.takes_times
             yield name, "endedAt, or soon after it" if is_near else value
 
-    def counts(self) -> Found:
-        """Yield how pages are cut and counted."""
+    def small(self, number: int = 1) -> Answer:
+        """Return a page of few sessions, or raise Untold if there are not enough."""
         if self.total < ENOUGH:
             raise Untold(self.first.error or f"fewer than {ENOUGH} sessions")
-        small, total = min(10, self.total // 3), self.total
-        one, two = (self.ask("sessions", {"limit": str(small)}, n) for n in (1, 2))
-        pages = math.ceil(total / one.size)
-        twice = self.ask("sessions", {"limit": str(2 * LIMIT)})
+        return self.ask("sessions", {"limit": str(min(10, self.total // 3))}, number, strict=False)
+
+    def pages(self) -> Found:
+        """Yield how pages are cut."""
+        one, two, total = self.small(), self.small(2), self.total
+        small, twice = min(10, total // 3), self.ask("sessions", TWICE)
         is_echo = twice.size == total and (twice.page.limit or 2 * LIMIT) < 2 * LIMIT
         largest = twice.size if twice.size < total else twice.page.limit if is_echo else None
         why: t.Any = Untold("all sessions fit on a page")
@@ -124,30 +128,44 @@ class Check(Probe):
         is_open = twice.size == total and twice.page.limit == 2 * LIMIT and not wrong
         why = Untold("no limit was lowered") if is_open else not wrong
         yield "page_and_limit_are_echoed_as_used", why, ", ".join(sorted(wrong))
+
+    def counts(self) -> Found:
+        """Yield what the API counts, and where its counts end."""
+        one, twice, total, size = (
+            self.small(),
+            self.ask("sessions", TWICE),
+            self.total,
+            self.first.size,
+        )
         never = self.ask("sessions", NEVER, strict=False)
+        day = self.starts[len(self.starts) // 2] if self.starts else self.run.started
+        half = self.ask("sessions", {"to": day.date().isoformat()}, strict=False)
         problems = {
             "missing": self.first.page.total is None,
             OF_PAGE: one.page.total == one.size,
-            "all rows, whatever the dates": not never.size and never.page.total,
+            "all rows, whatever the dates": (not never.size and never.page.total)
+            or (half.size < min(size, half.page.total or 0)),
             "another on each page": one.page.total != self.first.page.total,
         }
-        found = next((why for why, is_so in problems.items() if is_so), "")
-        second = self.ask("sessions", {}, 2, strict=False) if found == OF_PAGE else None
-        is_lost = second and total == self.first.size and {*second.ids} - {*self.first.ids}
-        yield "total_is_true", not found, f"{LOST * bool(is_lost)}{found}"
+        wrong = next((why for why, is_so in problems.items() if is_so), "")
+        is_sure = never.page.total == 0 != len(never.body) or half.size == half.page.total < total
+        second = self.ask("sessions", {}, 2, strict=False) if wrong == OF_PAGE else None
+        is_lost = second and total == size and {*second.ids} - {*self.first.ids}
+        note = f"{LOST * bool(is_lost)}{wrong}"
+        yield "total_is_true", False if wrong else is_sure or Untold("no page without rows"), note
         right = [a.page.pages == math.ceil(total / a.size) for a in (one, self.first, twice)]
         note = "missing" if one.page.pages is None else "that of another page size"
-        yield "pages_is_true", all(right), "" if all(right) else note
-        past = self.ask("sessions", {"limit": str(small)}, pages + 1, strict=False)
+        why = Untold("total is wrong") if is_lost else all(right)
+        yield "pages_is_true", why, "" if all(right) else note
+        past = self.small(math.ceil(total / one.size) + 1)
         yield "a_page_past_the_last", past.form
         yield "a_page_without_rows", Untold("dates ignored") if never.size else never.form
-        last = self.ask("sessions", {}, math.ceil(total / self.first.size), strict=False)
+        last = self.ask("sessions", {}, math.ceil(total / size), strict=False)
         beyond = "the last page is refused" if last.error else f"what lies beyond {total:,} rows"
         is_cut = bool(last.error)
-        if not is_cut and self.ignored not in IGNORED:
-            day = self.starts[len(self.starts) // 2]
-            parts = ({"to": day.date().isoformat()}, self.since(day + 2 * DAY))
-            is_cut = sum(self.count("sessions", part) for part in parts) > total
+        if not is_cut and is_sure and not wrong and self.ignored not in IGNORED:
+            count = self.count("sessions", self.since(day + 2 * DAY))
+            is_cut = self.count("sessions", {"to": day.date().isoformat()}) + count > total
         note = f"{LOST * (total < 10 * LIMIT)}{beyond}" if is_cut else ""
         yield "listings_are_capped", is_cut or Untold(f"not seen in {total:,} rows"), note
 

@@ -49,9 +49,7 @@ def serving(
     now: datetime, sessions: int = 70, days: float = 20, seed: int = 126, **options: t.Any
 ) -> Iterator[Sandbox]:
     """Serve a project with some options."""
-    project = generate_once(
-        seed=seed, sessions=sessions, days=days, until=now - timedelta(hours=1)
-    )
+    project = generate_once(seed=seed, sessions=sessions, days=days, until=now - timedelta(hours=1))
     with Sandbox(project, Options(requests_per_minute=None, **options)) as running:
         yield running
 
@@ -72,7 +70,8 @@ def truth(options: Mapping[str, t.Any]) -> dict[str, str]:
     zone = of("utc_offset_hours")
     is_lowered = of("max_limit") < 70
     field = "endedAt, or soon after it" if of("dates_only") else of("filter_on")
-    total = {"page-total", "unfiltered"}
+    # Where nothing is filtered, that of all rows is right.
+    total = {"page-total", "unfiltered"} if of("ignored") != "both" else {"page-total"}
     is_paged = of("counts") in {"one-page", "default-limit"}
     is_paged = is_paged or (of("counts") == "asked-limit" and is_lowered)
     return {
@@ -91,7 +90,9 @@ def truth(options: Mapping[str, t.Any]) -> dict[str, str]:
         "pages_is_true": yes_no[not of("omit_pages") and not is_paged],
         "listings_are_capped": yes_no[of("row_cap") is not None],
         "events_are_paged": yes_no[of("events_paging") == "pages"],
-        "events_echo_the_limit": yes_no[of("events_paging") != "all" and not is_lowered],
+        "events_echo_the_limit": yes_no[
+            of("echo") == "asked" or (of("events_paging") != "all" and not is_lowered)
+        ],
         "event_ids_repeat": "yes",
         "values_of_another_type": "no",
         "answers_are_compressed": "no",
