@@ -131,12 +131,8 @@ class Check(Probe):
 
     def counts(self) -> Found:
         """Yield what the API counts, and where its counts end."""
-        one, twice, total, size = (
-            self.small(),
-            self.ask("sessions", TWICE),
-            self.total,
-            self.first.size,
-        )
+        one, twice = self.small(), self.ask("sessions", TWICE)
+        total, size = self.total, self.first.size
         never = self.ask("sessions", NEVER, strict=False)
         day = self.starts[len(self.starts) // 2] if self.starts else self.run.started
         half = self.ask("sessions", {"to": day.date().isoformat()}, strict=False)
@@ -148,7 +144,8 @@ class Check(Probe):
             "another on each page": one.page.total != self.first.page.total,
         }
         wrong = next((why for why, is_so in problems.items() if is_so), "")
-        is_sure = never.page.total == 0 != len(never.body) or half.size == half.page.total < total
+        is_sure = half.size == half.page.total and half.size < total
+        is_sure = is_sure or (never.page.total == 0 and bool(never.body))
         second = self.ask("sessions", {}, 2, strict=False) if wrong == OF_PAGE else None
         is_lost = second and total == size and {*second.ids} - {*self.first.ids}
         note = f"{LOST * bool(is_lost)}{wrong}"
@@ -249,6 +246,8 @@ class Check(Probe):
                 kind = "a number" if given.get(name, "").isdigit() else "a date"
                 yield "a_429_carries", f"{name}, {kind}" if name else "nothing"
                 return
+            except FatalAPIError as error:
+                raise Untold(str(error)) from None
         raise Untold(f"{MAX_PROVOKING} requests in a row were answered")
 
     def look(self) -> dict[str, dict[str, str]]:
@@ -274,7 +273,11 @@ def report(check: Check) -> dict[str, t.Any]:
     began = check.run.clock.seconds()
     rows, api, costs = check.rows(), check.look(), check.costs()
     no_answer = ("events", 1, *UNKNOWN.items())  # 404 is the right one
-    answers = [(key[0], one.error) for key, one in check.answers.items() if key != no_answer]
+    answers = [
+        (key[0], one.error)
+        for key, one in check.answers.items()
+        if key != no_answer or one.error[:3] not in {"", "404"}
+    ]
     read = {name for name, error in answers if not error}
     refused = {name: error for name, error in answers[::-1] if name not in read}
     minutes = {name: check.run.minutes_for(one) for name, one in costs.items()}
@@ -287,7 +290,7 @@ def report(check: Check) -> dict[str, t.Any]:
         settings["TAP_BUGSPULSE__SELECT"] = json.dumps(["*.*", *(f"!{one}.*" for one in refused)])
     starts = [one.date().isoformat() for one in check.starts]
     return {
-        "usable": len(refused) < len(check.streams),
+        "usable": bool(read),
         "requests": check.sent,
         "seconds": round(check.run.clock.seconds() - began, 1),
         "rows": {name: count for name, count in rows.items() if name not in refused},

@@ -6,23 +6,22 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 import time
 import typing as t
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tap_bugspulse.check import LOST, UNTOLD, Check, page, report
-from tests.conftest import sweep
 from tests.pipeline.children import CHECKOUT, environment
-from tests.running import expected, tap_class
+from tests.running import PRIMARY_KEYS, expected, sync, tap_class
 from tests.sandbox import Options, Sandbox, generate_once
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
     from pathlib import Path
 
     from tests.running import Row
@@ -30,7 +29,7 @@ if t.TYPE_CHECKING:
 
 ROWS = "data [], total 0, pages 0"
 SETTINGS: dict[str, t.Any] = {"requests_per_minute": 60_000}
-LONG = 5  # letters; shorter values are words of many texts
+LONG = 6  # letters; shorter values are words of many texts
 # Words of the tap's own that are also values of rows.
 OWN = {"crashed", "sessions", "events"}
 
@@ -72,7 +71,7 @@ def truth(options: Mapping[str, t.Any]) -> dict[str, str]:
     field = "endedAt, or soon after it" if of("dates_only") else of("filter_on")
     # Where nothing is filtered, that of all rows is right.
     total = {"page-total", "unfiltered"} if of("ignored") != "both" else {"page-total"}
-    is_paged = of("counts") in {"one-page", "default-limit"}
+    is_paged = of("repeat_page") or of("counts") in {"one-page", "default-limit"}
     is_paged = is_paged or (of("counts") == "asked-limit" and is_lowered)
     return {
         "order_of_sessions": f"{order} startedAt",
@@ -195,3 +194,223 @@ def test_options_are_found_beside_others(now: datetime, options: dict[str, t.Any
     with serving(now, **options) as sandbox:
         found = found_in(sandbox, now)
     assert_true(found, options)
+
+
+# --- What is told of a key, and what it ends with
+
+
+class Ended(t.NamedTuple):
+    """The check as a person runs it, after its end."""
+
+    code: int
+    text: str
+    log: str
+
+
+def run(url: str, key: str, folder: Path, *arguments: str) -> Ended:
+    """Run the command with settings in the environment."""
+    settings = {
+        "TAP_BUGSPULSE_API_URL": url,
+        "TAP_BUGSPULSE_API_KEY": key,
+        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tap_bugspulse.check", "--config=ENV", *arguments],
+        env=environment(folder / "home", settings) | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def values(row: object) -> Iterator[str]:
+    """Yield all texts and numbers that a row holds, at any depth."""
+    if isinstance(row, dict):
+        row = list(row.values())
+    if isinstance(row, list):
+        for one in row:
+            yield from values(one)
+    elif row is not None and not isinstance(row, bool):
+        yield str(row)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["text", "json"])
+def test_nothing_of_what_the_api_holds_is_told(
+    sandbox: Sandbox, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """No value of a row, no id, no address and no key is in what a user would paste."""
+    sandbox.options.misfits = True
+    done = run(sandbox.url, sandbox.api_key, tmp_path, *arguments)
+    assert done.code == 0
+    held = [row for stream in PRIMARY_KEYS for row in expected(sandbox.project, stream).values()]
+    secret = {one for row in held for one in values(row) if len(one) >= LONG} - OWN
+    assert len(secret) > 1000
+    told = done.text + done.log
+    assert [one for one in secret if one in told] == []
+    for one in (sandbox.api_key, sandbox.url, "127.0.0.1", "http"):
+        assert one not in told
+
+
+def test_a_user_learns_what_there_is_and_what_it_costs(sandbox: Sandbox, now: datetime) -> None:
+    """Rows, the oldest and newest session and the requests of a first load are the true ones."""
+    found, project = found_in(sandbox, now), sandbox.project
+    assert found["usable"]
+    assert found["refused"] == {}
+    assert found["rows"] == {
+        "sessions": len(project.sessions),
+        "network": len(project.network),
+        "crashes": len(project.crashes),
+        "events": sum(map(len, project.events.values())),
+    }
+    starts = sorted(row["startedAt"][:10] for row in project.sessions.values())
+    assert (found["oldest_session"], found["newest_session"]) == (starts[0], starts[-1])
+    assert found["sessions_a_day"] == pytest.approx(70 / 20, abs=1.5)
+    for kind, cost in found["load"].items():
+        if kind != "hourly":
+            sandbox.reset()
+            sync(sandbox, now, events_for=kind)
+            assert cost["requests"] == pytest.approx(len(sandbox.requests), abs=4)
+    assert found["settings"] == {}
+
+
+def test_settings_follow_from_what_there_is(now: datetime) -> None:
+    """A first load that takes hours is given a time limit."""
+    with serving(now, sessions=4000) as sandbox:
+        found = found_in(sandbox, now)
+        assert found["load"]["all"]["minutes"] < 1
+        tap = tap_class(now)(config={"api_url": sandbox.url, "api_key": sandbox.api_key})
+        slow = report(Check(tap))
+    assert slow["settings"] == {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "50"}
+    assert "export TAP_BUGSPULSE_MAX_RUNTIME_MINUTES='50'" in page(slow)
+
+
+@pytest.mark.parametrize("sessions", [0, 1])
+def test_a_project_with_next_to_nothing_has_a_page(now: datetime, sessions: int) -> None:
+    """Each question has an answer or a reason where there are no rows, or one."""
+    with serving(now, sessions=sessions) as sandbox:
+        found = found_in(sandbox, now)
+    assert found["usable"]
+    assert found["refused"] == {}
+    assert found["rows"]["sessions"] == sessions
+    assert_true(found, {})
+    open_ = [one for one in found["api"].values() if one["answer"] == UNTOLD]
+    assert len(open_) > 5
+    assert all(one["note"] for one in open_)
+    assert all(f"{name.replace('_', ' ')} " in page(found) for name in found["api"])
+
+
+def test_a_key_without_events_can_be_used(sandbox: Sandbox, now: datetime) -> None:
+    """The endpoint is named with its status, and the setting that leaves it out."""
+    sandbox.options.script = lambda request: "403" if request.path == "/events" else None
+    found = found_in(sandbox, now)
+    assert found["usable"]
+    assert found["refused"] == {"events": "403 Forbidden for /events"}
+    assert found["settings"] == {"TAP_BUGSPULSE__SELECT": '["*.*", "!events.*"]'}
+    assert re.search("events +not readable: 403", page(found))
+    assert found["api"]["events_are_paged"]["note"] == "403 Forbidden for /events"
+
+
+def test_a_key_that_may_read_nothing_is_of_no_use(sandbox: Sandbox, now: datetime) -> None:
+    """Where each endpoint refuses, each is named."""
+    sandbox.options.script = lambda _: "403"
+    found = found_in(sandbox, now)
+    assert not found["usable"]
+    assert {*found["refused"]} == {*PRIMARY_KEYS}
+
+
+def test_an_api_that_ignores_dates_has_a_page(sandbox: Sandbox, tmp_path: Path) -> None:
+    """It can be used, and the page says at what cost."""
+    sandbox.options.ignored = "both"
+    done = run(sandbox.url, sandbox.api_key, tmp_path)
+    assert done.code == 0
+    assert "dates are honoured                  no, from and to ignored: the tap" in done.text
+
+
+def test_a_wrong_key_ends_with_one_line(sandbox: Sandbox, tmp_path: Path) -> None:
+    """One request is enough, and the line says what to do."""
+    done = run(sandbox.url, "bp_other", tmp_path)
+    assert done.code == 1
+    assert done.text.startswith("Not usable: 401 Unauthorized for /sessions: the API does not")
+    assert done.text.count("\n") == 1
+    assert "Traceback" not in done.log
+    assert len(sandbox.requests) == 1
+    as_json = run(sandbox.url, "bp_other", tmp_path, "--json")
+    assert as_json.code == 1
+    assert json.loads(as_json.text)["usable"] is False
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:9", "the host does not answer: check api_url and the network"),
+        ("https://bugspulse.invalid", "the host's name is not known: check api_url"),
+    ],
+)
+def test_a_dead_host_ends_within_seconds(tmp_path: Path, url: str, why: str) -> None:
+    """Nothing is tried again, and the line says what it is."""
+    began = time.monotonic()
+    done = run(url, "bp_key", tmp_path)
+    assert done.code == 1
+    assert done.text == f"Not usable: {why}\n"
+    assert time.monotonic() - began < 20
+
+
+def test_wrong_settings_are_told_as_the_tap_does(tmp_path: Path) -> None:
+    """A setting that breaks its rule ends the check before its first request."""
+    done = run("ftp://somewhere", "bp_key", tmp_path)
+    assert done.code == 1
+    assert "api_url must be an https URL" in done.log
+    assert "Traceback" not in done.log
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "told"),
+    [
+        ("seconds", "Retry-After, a number"),
+        ("date", "Retry-After, a date"),
+        ("reset", "RateLimit-Reset, a number"),
+        ("x-reset", "X-RateLimit-Reset, a number"),
+        ("none", "nothing"),
+    ],
+)
+def test_what_a_429_carries_is_found_where_one_is_asked_for(
+    sandbox: Sandbox, retry_after: t.Any, told: str
+) -> None:
+    """The limit is exceeded at the end, and only with --provoke-429."""
+    now = datetime.now(UTC)  # that of the sandbox
+    sandbox.options.requests_per_minute = 60
+    sandbox.options.retry_after = retry_after
+    assert found_in(sandbox, now)["api"]["a_429_carries"]["answer"] == UNTOLD
+    sandbox.reset()
+    found = found_in(sandbox, now, provokes=True)
+    assert found["api"]["a_429_carries"]["answer"] == told
+
+
+def test_an_error_now_and_then_costs_one_answer(sandbox: Sandbox, now: datetime) -> None:
+    """A request that fails is tried once more; one that fails again leaves its question open."""
+
+    def fails(request: Request) -> str | None:
+        return "503" if request.query.get("sessionId") == "sess_0_unknown" else None
+
+    sandbox.options.script = fails
+    found = found_in(sandbox, now)
+    assert found["usable"]
+    assert found["api"]["events_are_paged"]["answer"] == "no"
+    sandbox.reset()
+    sandbox.options.script = lambda request: "503" if request.number == 1 else None
+    assert found_in(sandbox, now)["usable"]
+
+
+@pytest.mark.parametrize(
+    "option", [{"events_paging": "first"}, {"repeat_page": True}, {"row_cap": 30}]
+)
+def test_what_the_tap_does_not_handle_is_called_out(
+    now: datetime, option: dict[str, t.Any]
+) -> None:
+    """A reading in which rows would be lost stands out."""
+    with serving(now, **option) as sandbox:
+        found = found_in(sandbox, now)
+    assert [one for one in found["api"].values() if one["note"].startswith(LOST)]
+    assert LOST in page(found)
