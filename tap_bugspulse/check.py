@@ -25,8 +25,7 @@ from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
 MAX_PROVOKING = 70
 ENOUGH = 6  # rows that hardly stand in an order by chance
 IGNORED = {"from", "to", "from and to"}
-HOURLY = 50  # minutes of a run that leave room before the next
-FEW = 2  # events of a page
+HOURLY, FEW = 50, 2  # minutes of a run that leave room before the next; events of a page
 TWICE = {"limit": str(2 * LIMIT)}
 LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
 RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
@@ -46,6 +45,7 @@ QUESTIONS = {
     "values_that_are_not_listed forms_of_dates",
     "transport": "headers_of_the_limit answers_are_compressed a_429_carries",
 }
+OPEN = "What the API does where its reference says nothing"
 UNTOLD = "could not tell"
 
 Found = Iterator[tuple[t.Any, ...]]  # a question, its answer, and what there is to say of that
@@ -311,7 +311,8 @@ def page(found: t.Mapping[str, t.Any]) -> str:
     """Return what is found, for a person."""
     if "api" not in found:
         return f"Not usable: {found['why']}"
-    lines = [f"{found['requests']} requests, {found['seconds']:.0f} s", "", "What there is"]
+    works = f"The key works: {found['requests']} requests, {found['seconds']:.0f} s"
+    lines = [works if found["usable"] else "Not usable: nothing can be read", "", "What there is"]
     lines += [f"  {name:<16}{rows:>10,} rows" for name, rows in found["rows"].items()]
     lines += [f"  {name:<16}not readable: {why}" for name, why in found["refused"].items()]
     for name in ("oldest_session", "newest_session", "sessions_a_day"):
@@ -321,7 +322,7 @@ def page(found: t.Mapping[str, t.Any]) -> str:
         what = "an hourly run" if name == "hourly" else f"a first load, events_for {name}"
         lines.append(f"  {what:<32}{cost['requests']:>9,} requests, {duration(cost['minutes'])}")
     settings = [f"  export {name}='{value}'" for name, value in found["settings"].items()]
-    lines += ["", "Settings that follow", *(settings or ["  none"]), "", "What the API does"]
+    lines += ["", "Settings that follow", *(settings or ["  none"]), "", OPEN]
     for name, one in found["api"].items():
         note = f": {one['note']}" if one["note"] else ""
         lines.append(f"  {name.replace('_', ' '):<36}{one['answer']}{note}")
