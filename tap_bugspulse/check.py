@@ -17,15 +17,14 @@ from dataclasses import replace
 import click
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.probe import LIMIT, NEVER, TIMES, UNKNOWN, Answer, Probe, Untold
+from tap_bugspulse.probe import ENOUGH, LIMIT, NEVER, TIMES, UNKNOWN, Probe, Untold
 from tap_bugspulse.replication import DAY, parse_instant
 from tap_bugspulse.run import duration
 from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
 
-MAX_PROVOKING = 70
-ENOUGH = 6  # rows that hardly stand in an order by chance
 IGNORED = {"from", "to", "from and to"}
-HOURLY, FEW = 50, 2  # minutes of a run that leave room before the next; events of a page
+MAX_PROVOKING, FEW = 70, 2  # requests to get a 429; events of a page
+HOURLY = 50  # minutes of a run that leave room before the next
 TWICE = {"limit": str(2 * LIMIT)}
 LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
 RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
@@ -34,27 +33,25 @@ OF_PAGE = "that of the page"
 LOST = "THE TAP DOES NOT HANDLE THIS: "
 QUESTIONS = {
     "order": "order_of_sessions order_of_network order_of_crashes",
-    "dates": "dates_are_honoured times_are_accepted filter_field time_zone to_includes_its_day "
-    "to_includes_its_instant",
     "pages": "largest_limit page_is_honoured page_and_limit_are_echoed_as_used",
     "counts": "total_is_true pages_is_true a_page_past_the_last a_page_without_rows "
     "listings_are_capped",
     "events": "an_unknown_session events_are_paged events_echo_the_limit event_count_is_true "
     "event_ids_repeat",
+    # Last of those that ask, since it takes most requests.
+    "dates": "dates_are_honoured times_are_accepted filter_field time_zone to_includes_its_day "
+    "to_includes_its_instant",
     "fields": "rows_without_an_id fields_not_in_the_reference values_of_another_type "
     "values_that_are_not_listed forms_of_dates",
     "transport": "headers_of_the_limit answers_are_compressed a_429_carries",
 }
-OPEN = "What the API does where its reference says nothing"
-UNTOLD = "could not tell"
+OPEN, UNTOLD = "What the API does where its reference says nothing", "could not tell"
 
 Found = Iterator[tuple[t.Any, ...]]  # a question, its answer, and what there is to say of that
 
 
 class Check(Probe):
     """What the reference leaves open: each method asks for some of it."""
-
-    # --- What the reference leaves open
 
     def order(self) -> Found:
         """Yield in which order rows come."""
@@ -72,7 +69,7 @@ class Check(Probe):
 
     def dates(self) -> Found:
         """Yield what dates in a query mean."""
-        if not self.total:
+        if not self.starts:
             raise Untold(self.first.error or "no sessions")
         if self.ignored:
             yield "dates_are_honoured", f"no, {self.ignored} ignored", "the tap copes, at a cost"
@@ -82,7 +79,11 @@ class Check(Probe):
             raise Untold(f"{self.ignored} ignored")
         alive = self.readings()
         yield "times_are_accepted", self.takes_times, *([] if alive else ["maybe not honoured"])
-        why = "too few sessions" if alive else "neither startedAt nor endedAt explains what comes"
+        why = (
+            "too few sessions"
+            if alive
+            else "no reading of startedAt or endedAt explains what comes"
+        )
         zones: list[object] = [
             f"UTC{-one / 2:+g}" if one else "UTC" for one in sorted({r.zone for r in alive})
         ]
@@ -98,12 +99,6 @@ class Check(Probe):
             value = next(iter(found)) if len(found) == 1 else Untold(why)
             is_near = value == "endedAt" and not self.takes_times
             yield name, "endedAt, or soon after it" if is_near else value
-
-    def small(self, number: int = 1) -> Answer:
-        """Return a page of few sessions, or raise Untold if there are not enough."""
-        if self.total < ENOUGH:
-            raise Untold(self.first.error or f"fewer than {ENOUGH} sessions")
-        return self.ask("sessions", {"limit": str(min(10, self.total // 3))}, number, strict=False)
 
     def pages(self) -> Found:
         """Yield how pages are cut."""
@@ -203,7 +198,10 @@ class Check(Probe):
             found["unknown"] |= {f"{name}.{one}" for one in answer.page.unknown}
             found["misfits"] |= {f"{name}.{one}" for one in answer.page.misfits}
             for row in answer.raw:
-                if name in LISTED and str(row.get("status") or "active") not in LISTED[name]:
+                if (
+                    name in LISTED
+                    and str(row.get("status") or "active") not in LISTED[name].split()
+                ):
                     found["new"].add(f"{name}.status")
                 for column in ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt"):
                     if row.get(column):
@@ -280,6 +278,8 @@ def report(check: Check) -> dict[str, t.Any]:
     ]
     read = {name for name, error in answers if not error}
     refused = {name: error for name, error in answers[::-1] if name not in read}
+    if "sessions" in refused:
+        refused.setdefault("events", "they are found by /sessions")
     minutes = {name: check.run.minutes_for(one) for name, one in costs.items()}
     settings = {}
     if minutes[check.run.settings.events_for] > HOURLY:

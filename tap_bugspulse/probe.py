@@ -23,9 +23,10 @@ from tap_bugspulse.replication import AFTER, DAY, LONG_AGO, format_instant, midn
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.tap import TapBugsPulse
 
-MAX_REQUESTS, MAX_DATES, MAX_PAGES = 40, 8, 5
-MAX_FAILED, MAX_PAUSE = 2, 61.0  # requests without an answer; seconds that a 429 asks to wait
-LIMIT = 1000  # rows of a page
+MAX_REQUESTS, MAX_DATES, MAX_PAGES = 40, 8, 2  # those for dates, of these pages each
+MAX_FAILED, UNANSWERED = 6, 3  # bad answers; one that does not come counts for some
+MAX_PAUSE = 61.0  # seconds that a 429 may ask to wait
+LIMIT, ENOUGH = 1000, 6  # rows of a page; rows that hardly stand in an order by chance
 HALF_HOUR, SECOND = timedelta(minutes=30), timedelta(seconds=1)
 NEVER, BEFORE = {"from": "2999-01-01", "to": "2999-01-02"}, {"to": "1970-01-02"}
 UNKNOWN = {"sessionId": "sess_0_unknown"}
@@ -108,11 +109,13 @@ class Probe:
             try:
                 response = stream.take(stream.fetch(query, number, retries=False))
             except RefusedError as error:
-                return Answer(Page([]), error=str(error))
+                # Without the dates, which may be those of a row.
+                return Answer(Page([]), error=str(error).partition(" from ")[0])
             except (RetriableAPIError, RequestException) as error:
                 why, pause = reason(error), self.run.http.pacer.paused_for()
-                self.failed += 1
-                is_dead = not self.answers and isinstance(error, RequestException)
+                is_lost = isinstance(error, RequestException)
+                self.failed += UNANSWERED if is_lost else 1
+                is_dead = is_lost and not self.answers
                 if is_dead or pause > MAX_PAUSE or self.failed > MAX_FAILED:
                     raise FatalAPIError(why) from None
             else:
@@ -150,9 +153,15 @@ class Probe:
         first = self.ask("sessions", query)
         count = self.count("sessions", query)
         if (pages := math.ceil(count / max(1, first.size))) > MAX_PAGES:
-            raise Untold(f"more than {MAX_PAGES} pages of sessions in a week")
+            raise Untold(f"more than {MAX_PAGES} pages of sessions in some days")
         answers = [self.ask("sessions", query, number + 1) for number in range(pages)]
         return {row.id: row for one in answers for row in one.page.rows if row.startedAt}
+
+    def small(self, number: int = 1) -> Answer:
+        """Return a page of few sessions, or raise Untold if there are not enough."""
+        if self.total < ENOUGH:
+            raise Untold(self.first.error or f"fewer than {ENOUGH} sessions")
+        return self.ask("sessions", {"limit": str(min(10, self.total // 3))}, number, strict=False)
 
     @cached_property
     def seen(self) -> list[Row]:
@@ -173,7 +182,8 @@ class Probe:
         newest = self.starts[-1] if self.starts else self.run.started
         begin = midnight(newest.date() - 7 * DAY)
         inside = [one for one in self.starts if one >= begin]
-        if self.total > len(self.seen) and self.ignored != "from":
+        is_filtered = self.ignored not in {"from", "from and to"}
+        if self.total > len(self.seen) and is_filtered:
             return self.count("sessions", self.since(begin)) / ((newest - begin) / DAY)
         return len(inside) / max(1.0, (newest - inside[0]) / DAY) if inside else 0.0
 
@@ -198,7 +208,7 @@ class Probe:
 
     def costs(self) -> dict[str, int]:
         """Return the requests of a first load for each events_for, and of an hourly run."""
-        settings, rows = self.run.settings, Counter(self.rows())
+        settings, rows = self.run.settings, dict.fromkeys(TIMES, 0) | self.rows()
         if settings.start_date and not self.ignored:
             query = self.since(settings.start_date - DAY)
             rows |= {name: self.count(name, query) for name in ("sessions", "network")}
@@ -222,7 +232,7 @@ class Probe:
         """The dates of a listing of some hundred sessions; none if there are few in all."""
         if self.total <= self.first.size:
             return FAR if self.ignored else {}
-        days = min(60, max(6, LIMIT / 2 / max(1.0, self.per_day)))
+        days = min(60, max(3, LIMIT / 2 / max(1.0, self.per_day)))
         first, last = (self.starts[-1] - number * DAY for number in (days, 1))
         return {"from": first.date().isoformat(), "to": last.date().isoformat()}
 

@@ -14,6 +14,7 @@ import typing as t
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from singer_sdk.exceptions import FatalAPIError
 
 from tap_bugspulse.check import LOST, UNTOLD, Check, page, report
 from tests.pipeline.children import CHECKOUT, environment
@@ -414,3 +415,75 @@ def test_what_the_tap_does_not_handle_is_called_out(
         found = found_in(sandbox, now)
     assert [one for one in found["api"].values() if one["note"].startswith(LOST)]
     assert LOST in page(found)
+
+
+def test_what_rows_hold_beyond_the_reference_is_named(sandbox: Sandbox, now: datetime) -> None:
+    """Fields have their names, values and dates only their number and form."""
+
+    def changed(envelope: dict[str, t.Any]) -> dict[str, t.Any]:
+        rows = [{**row, "plan": "gold", "my secret": 1} for row in envelope["data"]]
+        for row in rows[:1]:
+            row["startedAt"] = row.get("startedAt", "").replace(".000Z", "+00:00")
+            row["status"] = "act"
+            row["duration"] = "long"
+        return {**envelope, "data": rows}
+
+    sandbox.options.envelope = changed
+    found = found_in(sandbox, now)["api"]
+    names = found["fields_not_in_the_reference"]["answer"].split(", ")
+    assert {"sessions.plan", "events.plan", "others"} <= {*names}
+    assert found["values_that_are_not_listed"]["answer"] == "crashes.status, sessions.status"
+    assert "sessions.duration" in found["values_of_another_type"]["answer"]
+    assert "YYYY-MM-DDThh:mm:ss.sssZ" in found["forms_of_dates"]["answer"]
+
+
+def test_a_start_date_makes_a_load_shorter(sandbox: Sandbox, now: datetime) -> None:
+    """The first load is that of the settings, with the sessions from that day on."""
+    config = {"api_url": sandbox.url, "api_key": sandbox.api_key, "start_date": "2026-02-20"}
+    cost = report(Check(tap_class(now)(config={**SETTINGS, **config})))["load"]["all"]["requests"]
+    sandbox.reset()
+    sync(sandbox, now, start_date="2026-02-20")
+    assert cost == pytest.approx(len(sandbox.requests), abs=6)
+    assert cost < 60 < found_in_all(sandbox, now)
+
+
+def found_in_all(sandbox: Sandbox, now: datetime) -> int:
+    """Return the requests of a first load of everything."""
+    sandbox.reset()
+    return int(found_in(sandbox, now)["load"]["all"]["requests"])
+
+
+@pytest.mark.parametrize("order", ["newest", "arbitrary"])
+def test_a_busy_project_is_checked_within_the_same_requests(now: datetime, order: str) -> None:
+    """With hundreds of sessions a day, the requests suffice, and what dates mean is found."""
+    options: dict[str, t.Any] = {"order": order, "to_means": "end", "utc_offset_hours": -3}
+    with serving(now, sessions=3000, days=8, **options) as sandbox:
+        found = found_in(sandbox, now)
+    assert_true(found, options)
+    assert found["rows"]["sessions"] == 3000
+    assert found["sessions_a_day"] == pytest.approx(375, rel=0.1)
+    for question in ("time_zone", "to_includes_its_day", "filter_field"):
+        assert found["api"][question]["answer"] == truth(options)[question]
+    assert not [one for one in found["api"].values() if "used up" in one["note"]]
+
+
+def test_a_key_that_is_used_elsewhere_waits_for_its_turn(sandbox: Sandbox, now: datetime) -> None:
+    """A 429 that asks for a second is waited for, one that asks for an hour ends the check."""
+    sandbox.options.requests_per_minute, sandbox.options.minute = 60, 1.0
+    sandbox.spend(60)
+    assert found_in(sandbox, now)["usable"]
+    sandbox.options.minute = 3600.0
+    sandbox.spend(60)
+    with pytest.raises(FatalAPIError, match="429 Too Many Requests for /sessions"):
+        found_in(sandbox, now)
+
+
+def test_an_endpoint_that_is_broken_is_told_beside_the_others(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """Where one endpoint fails again and again, the others are looked at."""
+    sandbox.options.script = lambda one: "500" if one.path == "/crashes" else None
+    found = found_in(sandbox, now)
+    assert found["usable"]
+    assert found["refused"] == {"crashes": "500 Internal Server Error for /crashes"}
+    assert found["api"]["filter_field"]["answer"] == "startedAt"
