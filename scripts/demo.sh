@@ -3,13 +3,13 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-if [ ! -f .venv/.stamp ] || [ ! -f .venv-meltano/.stamp ] || [ ! -f .meltano/.stamp ]; then
+if [ ! -f .venv/.stamp ] || [ ! -f .venv-meltano/.stamp ] || [ ! -f .meltano/.stamp ] || [ ! -f .venv-dbt/.stamp ]; then
     cat <<'END'
 The first run installs, inside this checkout: the tap and an emulated Snowflake (.venv),
-Meltano (.venv-meltano), and Meltano's plugins (.meltano). That is about 1.3 GB and takes
-one to five minutes, depending on the network. `make clean` removes it all.
+Meltano (.venv-meltano), Meltano's plugins (.meltano), and dbt (.venv-dbt). That is about
+1.5 GB and takes one to five minutes, depending on the network. `make clean` removes it all.
 
 END
 fi
-sh scripts/setup.sh tap meltano
+sh scripts/setup.sh tap meltano dbt
 exec .venv/bin/python -m tests.pipeline.demo

@@ -4,6 +4,8 @@
 #   sh scripts/setup.sh tap       .venv           the tap, its tests, the emulated Snowflake
 #   sh scripts/setup.sh meltano   .venv-meltano   Meltano, and its plugins under .meltano/
 #   sh scripts/setup.sh airflow   .venv-airflow   Airflow, which one example is tested with
+#   sh scripts/setup.sh dbt       .venv-dbt       dbt, a plugin of Meltano's, for transform/
+#   sh scripts/setup.sh streamlit .venv-streamlit Streamlit, for examples/streamlit/
 #
 # Uses uv where it is on the PATH, else the venv and pip of Python. PYTHON names a
 # certain Python. Nothing outside the checkout is written but the cache of pip or uv.
@@ -110,6 +112,12 @@ setup_meltano() {
         return
     fi
     echo "Setting up .meltano: $plugins"
+    meltano_install $plugins
+    printf '%s\n' "$now" >.meltano/.stamp
+}
+
+# meltano_install PLUGIN...: have Meltano install some of its plugins.
+meltano_install() {
     mkdir -p .meltano
     # A subshell, since Meltano must see no setting of the person who runs this, be it from
     # the environment, an .env file or the home directory: it might name a real database.
@@ -132,12 +140,11 @@ setup_meltano() {
         [ ! -f "$config" ] || export UV_CONFIG_FILE="${UV_CONFIG_FILE:-$config}"
         [ ! -f "$netrc" ] || export NETRC="$netrc"
         mkdir -p "$HOME"
-        .venv-meltano/bin/meltano --env-file /dev/null --log-level warning install --clean $plugins
+        .venv-meltano/bin/meltano --env-file /dev/null --log-level warning install --clean "$@"
     ) >.meltano/setup.log 2>&1 || {
         cat .meltano/setup.log >&2
         fail 'Meltano could not install its plugins, see above.'
     }
-    printf '%s\n' "$now" >.meltano/.stamp
 }
 
 setup_airflow() {
@@ -150,11 +157,38 @@ setup_airflow() {
     printf '%s\n' "$now" >.venv-airflow/.stamp
 }
 
+setup_dbt() {
+    setup_meltano
+    now=$(stamp meltano.yml constraints/dbt.txt)
+    if [ "$(cat .venv-dbt/.stamp 2>/dev/null)" = "$now" ] && runs .venv-dbt/bin/python; then
+        return
+    fi
+    echo 'Setting up .venv-dbt: dbt for DuckDB, Postgres and Snowflake'
+    rm -rf .venv-dbt
+    meltano_install dbt-bugspulse
+    # It is a plugin of Meltano's, which is used without it as well.
+    ln -s .meltano/utilities/dbt-bugspulse/venv .venv-dbt
+    printf '%s\n' "$now" >.venv-dbt/.stamp
+}
+
+setup_streamlit() {
+    now=$(stamp constraints/streamlit.txt)
+    if [ "$(cat .venv-streamlit/.stamp 2>/dev/null)" = "$now" ] && runs .venv-streamlit/bin/python; then
+        return
+    fi
+    echo 'Setting up .venv-streamlit: Streamlit'
+    install_into .venv-streamlit streamlit duckdb 'snowflake-connector-python[pandas]' \
+        --constraint constraints/streamlit.txt
+    printf '%s\n' "$now" >.venv-streamlit/.stamp
+}
+
 for part in "$@"; do
     case $part in
     tap) setup_tap ;;
     meltano) setup_meltano ;;
     airflow) setup_airflow ;;
-    *) fail "unknown part: $part (tap, meltano or airflow)" ;;
+    dbt) setup_dbt ;;
+    streamlit) setup_streamlit ;;
+    *) fail "unknown part: $part (tap, meltano, airflow, dbt or streamlit)" ;;
     esac
 done

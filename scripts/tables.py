@@ -42,8 +42,8 @@ ABOUT = {
     """,
     "crashes": """
         All rows come in every run, since triage moves no date. They carry no session id,
-        so they cannot be joined to sessions. The counts are those of now: keep their
-        history yourself, see [queries](queries.md).
+        so they cannot be joined to sessions. The counts are those of now: the
+        [dbt package](../transform/README.md) keeps their history.
     """,
     "network": """
         A row comes once, since calls never change; now and then a day's rows come again,

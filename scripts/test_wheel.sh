@@ -35,4 +35,4 @@ cd "$copy"
     --constraint constraints/dev.txt
 .venv/bin/python -c 'import sys, tap_bugspulse as t; print(sys.version.split()[0], t.__file__)'
 .venv/bin/python -m pytest -n 2 --dist loadgroup \
-    -m 'not (sources or pipeline or slow or long or airflow or account)' "$@"
+    -m 'not (sources or pipeline or slow or long or airflow or dbt or streamlit or account)' "$@"

@@ -336,7 +336,7 @@ def page(found: t.Mapping[str, t.Any]) -> str:
 def main(config: t.Any, *, as_json: bool, provokes: bool) -> None:
     """Ask the API what this key may read, what a load costs, and how the API behaves."""
     with errors_as_one_line(TapBugsPulse.logger):
-        end_on_signals(TapBugsPulse.logger)
+        end_on_signals()
         tap = TapBugsPulse(config=config.config, parse_env_config=config.parse_env)
         try:
             found = report(Check(tap, provokes=provokes))

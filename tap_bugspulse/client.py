@@ -93,8 +93,9 @@ class BugsPulseStream(RESTStream[int]):
         for name in (PROJECT, EXTRA):
             if columns and name in known:
                 columns.setdefault(name, Schema.from_dict(known[name]))
+        if entry and self.run.project is not None:
+            entry.key_properties = [*keys]
         super().apply_catalog(catalog)
-        self.primary_keys = keys
         if self.replication_method == REPLICATION_INCREMENTAL and not self.is_incremental:
             self.forced_replication_method, self.replication_key = None, None
             self.logger.warning(
@@ -109,8 +110,7 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def get_batch_config(self, config: Mapping[str, t.Any]) -> None:
-        # Batches bypass stream maps, which may be there to hide personal data.
-        return None
+        return None  # batches bypass stream maps, which may hide personal data
 
     # --- One request
 

@@ -29,6 +29,7 @@ from tap_bugspulse.replication import (
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
+from tap_bugspulse.windows import PAGES_PER_WINDOW
 
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
 SESSIONS_PER_STATE = 100  # asked for again at most, those on their way included
@@ -62,11 +63,12 @@ class Events(BugsPulseStream):
         super().__init__(tap, run)
         self.parent = parent
         self.set_aside: dict[str, str] = {}  # with why they failed
-        self.short: dict[str, int] = {}  # with the number of events that came
+        self.short: dict[str, tuple[int, int]] = {}  # events that came, and ``eventCount``
         self._failed: dict[Candidate, Exception] = {}  # in a row, not set aside yet
         self._fewer: set[str] = set()  # sessions with fewer events than their eventCount
         self._worked = False  # whether /events has answered for any session
         self._missing: list[Candidate] = []  # sessions answered with 404
+        self._window = Window()  # of the sessions that are fetched
         self._newly_set_aside = self._in_a_row = self._done = self._left = self._since_state = 0
         self._state_at = run.clock.seconds()
 
@@ -97,6 +99,7 @@ class Events(BugsPulseStream):
             again = self._again(sorted(tried), first)
             for batch in itertools.chain(first[:1], again, first[1:], batches):
                 due = [one for one in batch.due if batch.is_again or one.id not in tried]
+                self._window = batch.window
                 yield from self._fetch(self._still_due(due), progress)
                 self._settle()
                 batch.done(batch.window)
@@ -126,12 +129,7 @@ class Events(BugsPulseStream):
         )
 
     def checkpoint(self, progress: Progress) -> None:
-        """Write what is fetched into the state and send it.
-
-        Not while sessions have failed or are missing: it is open whether they count as done.
-        """
-        if self._failed or self._missing:
-            return
+        """Write what is fetched into the state and send it."""
         complete = Bookmark.read(self.stream_state).complete
         ranges = {name: found for name, one in complete.items() if (found := one.range())}
         now, ledger = progress.complete, self.parent.fetched
@@ -174,7 +172,9 @@ class Events(BugsPulseStream):
             if len(due) > MAX_REMEMBERED:
                 yield Batch(due, cut.window, progress.forward_done)
                 due = []
-        due += [one for one in self.parent.due.values() if days.holds(one.day)]
+        # Also those before ``days``, which history may list under no day of its own.
+        known = progress.plan.is_before_lookback
+        due += [one for one in self.parent.due.values() if not known(midnight(one.day))]
         yield Batch(due, days, progress.forward_done)
 
     def _history(self, progress: Progress) -> Iterator[Batch]:
@@ -187,7 +187,8 @@ class Events(BugsPulseStream):
         def is_wanted() -> bool:
             return not self.run.is_over() or progress.complete == before
 
-        cuts = self.parent.cut(days, is_wanted, newest_first=True, rows=SESSIONS_PER_WINDOW)
+        rows = min(SESSIONS_PER_WINDOW, PAGES_PER_WINDOW * self.run.settings.page_size)
+        cuts = self.parent.cut(days, is_wanted, newest_first=True, rows=rows)
         try:
             for cut in cuts:
                 due = self.parent.list_due(cut)
@@ -201,8 +202,9 @@ class Events(BugsPulseStream):
         """Yield the sessions that failed or came short in an earlier run."""
         known = {one.id: one for batch in listed for one in batch.due}
         if tried and not self.run.is_over():
-            due = [known.get(one) or Candidate(one) for one in tried]
-            yield Batch(due, Window(None, None), lambda _: None, is_again=True)
+            counts = {one: count for one, (_, count) in self.short.items()}
+            due = [known.get(one) or Candidate(one, events=counts.get(one, 0)) for one in tried]
+            yield Batch(due, Window(), lambda _: None, is_again=True)
 
     def _still_due(self, due: list[Candidate]) -> list[Candidate]:
         """Return sessions newest first, without those that came in another window."""
@@ -293,7 +295,7 @@ class Events(BugsPulseStream):
         yield from itertools.chain.from_iterable(listing)
         self._worked, self._in_a_row = True, 0
         came = len(listing.reading.ids)
-        if came < session.events:
+        if 0 < came < session.events:
             self._fewer.add(session.id)
         self._fetched(
             session, came, is_short=came < session.events or not listing.reading.is_complete
@@ -302,10 +304,11 @@ class Events(BugsPulseStream):
     def _fetched(self, session: Candidate, came: int, *, is_short: bool) -> None:
         """Note that a session's events came; fewer than there are, and it is asked again once."""
         self.set_aside.pop(session.id, None)
-        # What comes short twice in the same way is believed.
-        is_short = self.short.pop(session.id, None) != came and is_short
+        # What comes short twice in the same way is believed, of a session that has not changed.
+        known = self.short.pop(session.id, None)
+        is_short = is_short and (known != (came, session.events) or bool(session.mark))
         if is_short and len(self.short) < MAX_SHORT:
-            self.short[session.id] = came
+            self.short[session.id] = (came, session.events)
         elif is_short:
             self.run.warn_once(
                 f"events: more than {MAX_SHORT:,} sessions came short; those beyond are not asked "
@@ -321,7 +324,7 @@ class Events(BugsPulseStream):
                 "events: most sessions have fewer events than their eventCount: it is taken to "
                 "count something else"
             )
-            self.short = {one: came for one, came in self.short.items() if one not in self._fewer}
+            self.short = {one: n for one, n in self.short.items() if one not in self._fewer}
 
     def _events_of(self, session: Candidate, call: Call) -> Iterator[Row]:
         """Yield a session's events; one that fails does not keep the others back."""
@@ -344,7 +347,7 @@ class Events(BugsPulseStream):
             if failed >= MAX_IN_A_ROW and isinstance(error, RefusedError):
                 raise  # it is the endpoint
             if failed >= MAX_IN_A_ROW or self._newly_set_aside + failed > MAX_IN_A_ROW:
-                raise FatalAPIError(
+                raise RefusedError(
                     f"{self.path} fails for too many sessions, {session.id} the last of them: "
                     f"{error}"
                 ) from None
@@ -371,7 +374,11 @@ class Events(BugsPulseStream):
         missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
         there: set[str] = set()
         if days := [one.day for one in missing if one.mark]:
-            window = Window(min(days) - DAY, max(days) + 2 * DAY)
+            first, last, batch = min(days) - DAY, max(days) + 2 * DAY, self._window
+            window = Window(first, last)
+            if batch != Window():  # in which the API may list them by another instant
+                start, end = batch.start, batch.end
+                window = Window(start and min(first, start), end and max(last, end))
             listing = self.parent.listing(window.query())
             there = {row.id for rows in listing for row in rows} & {one.id for one in missing}
         if min(in_a_row, len(there)) >= MAX_IN_A_ROW:
@@ -381,4 +388,5 @@ class Events(BugsPulseStream):
             )
         for one in missing:
             if one.mark or self._worked or not there:
+                self.counts.vanished += one.id not in there
                 self._fetched(one, 0, is_short=not one.mark or one.id in there)

@@ -131,7 +131,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
     ``complete`` has a range for each ``events_for``. A session is in ``fingerprints`` by the
     day it is filed under, a day of network calls in ``days`` with the API's total, the rows
     that were counted and the latest of them. ``set_aside`` has sessions whose events failed and
-    why, ``short`` the number of events of those that came short.
+    why, ``short`` the number of events that came of others, and that of their row.
     """
 
     replication_key: str | None = None
@@ -142,7 +142,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
     fingerprints: dict[date, bytes] = {}
     days: dict[date, tuple[int, int, datetime]] = {}
     set_aside: dict[str, str] = {}
-    short: dict[str, int] = {}
+    short: dict[str, tuple[int, int]] = {}
     project: str | None = None
 
     @classmethod

@@ -42,6 +42,7 @@ class Counts:
     unknown: set[str] = field(default_factory=set)
     set_aside: list[str] = field(default_factory=list)
     came_short: int = 0
+    vanished: int = 0
 
 
 @dataclass(eq=False)
@@ -175,6 +176,7 @@ class Run:
             found = {
                 f"{counts.short} listings short of the API's total": counts.short,
                 f"{counts.came_short} sessions short of events, asked for again": counts.came_short,
+                f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
                 f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
                 "refused by the API": stream in self.errors,
             }

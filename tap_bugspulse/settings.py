@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import fnmatch
 import functools
 import json
 import os
+import traceback
 import typing as t
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -14,6 +17,7 @@ from importlib.metadata import version
 import msgspec
 from msgspec import Meta
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError
+from singer_sdk.mapper import CustomStreamMap
 
 from tap_bugspulse.replication import Span, parse_instant
 
@@ -229,3 +233,74 @@ def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str
             plain = name.removeprefix(ENV_PREFIX).lower()
             near = difflib.get_close_matches(plain, known, n=1)
             yield name, f"did you mean {form(near[0])}?" if near else "see --about"
+
+
+OPTIONS = {"__alias__", "__else__", "__key_properties__", "__source__"}  # and __filter__
+NAMES = {"_", "record", "config", "fake", "__NULL__", "__stream_name__", "__original_stream_name__"}
+
+
+def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable: Config) -> None:
+    """Raise an error for a map that would not do what it says to a stream's usable columns."""
+    fits = [
+        key
+        for key in maps
+        if fnmatch.fnmatchcase(stream, key) and "__source__" not in (maps[key] or ())
+    ]
+    if len(fits) > 1:
+        raise ConfigurationError(
+            f"stream_maps: {' and '.join(fits)} fit {stream}, but only one of them would count"
+        )
+    for key, one in maps.items():
+        mapping = one if isinstance(one, dict) else {}
+        source = mapping.get("__source__", key)
+        if not (matched := fnmatch.filter(columns, source)):
+            raise ConfigurationError(f"stream_maps: there is no stream {_near(source, columns)}")
+        names = OPTIONS.union(["__filter__"], *(columns[name] for name in matched))
+        for column, text in mapping.items() if stream in matched else ():
+            message = "" if column in OPTIONS else _fault(column, str(text), given, usable)
+            is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
+            if column not in names and (is_mask or column.startswith("__")):
+                message = f"there is no column {_near(column, names)}"
+            if message:
+                raise ConfigurationError(f"stream_maps: {stream}.{column}: {message}")
+
+
+def _fault(column: str, text: str, given: Config, usable: Config) -> str:
+    """Return what is wrong with an expression, as far as that shows without a row."""
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError):
+        return f"the expression for {column} cannot be read"
+    sdk = CustomStreamMap("", {}, {}, {"properties": {}}, (), {}, None)  # has the functions
+    usable = {**usable, "self": usable[column]} if column in usable else usable
+    texts = {name for name in usable if "string" in usable[name].get("type", ())}
+    known = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    known |= {*sdk.expr_evaluator.functions, *NAMES, *usable}
+    for node in nodes:
+        match node:
+            case ast.Name(name) if name not in known:
+                return f"no selected column and no function is called {_near(name, known)}"
+            case ast.Attribute(ast.Name(name), attr) if name in texts and not hasattr(str, attr):
+                return f"{name} is a text, which has no {_near(attr, dir(str))}"
+            case ast.Subscript(ast.Name("config"), ast.Constant(str(name))) if name not in given:
+                return f"stream_map_config has no {_near(name, given)}"
+    return ""
+
+
+def _near(name: str, names: t.Collection[str]) -> str:
+    """Return a name, and a question for the one that may have been meant."""
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"{name}, did you mean {near[0]}?" if near else name
+
+
+def map_error(error: Exception) -> str | None:
+    """Return what fails in an expression of a map, without a value of the row."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if "expr_parsed" in (found := frame.f_locals):  # the SDK's method that evaluates
+            names = {n.id for n in ast.walk(found["expr_parsed"]) if isinstance(n, ast.Name)}
+            nulls = sorted(name for name in names if found["names"].get(name, "") is None)
+            where = f" where {' and '.join(nulls)} is null" if nulls else ""
+            place = f"{found['self'].stream_name}.{found['property_name'] or '__filter__'}"
+            why = type(error.__cause__ or error).__name__
+            return f"stream_maps: {place}: the expression fails for a row{where} ({why})"
+    return None

@@ -333,7 +333,8 @@ class Sessions(WindowedStream):
             for row, instant in rows
             if self.run.settings.requested.holds(instant)
         )
-        return list(filter(None, found))
+        due = filter(None, found)
+        return [one for one in due if not self.ignores_dates or cut.window.holds(one.day)]
 
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:

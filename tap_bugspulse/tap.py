@@ -13,6 +13,7 @@ import sys
 import typing as t
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -20,6 +21,8 @@ import requests
 from singer_sdk import Tap
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError, SingerSDKError
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
+from singer_sdk.mapper import RemoveRecordTransform
+from singer_sdk.singerlib import Catalog
 from singer_sdk.singerlib.messages import StateMessage
 from typing_extensions import override
 
@@ -33,7 +36,9 @@ from tap_bugspulse.settings import (
     KEY_PREFIX,
     Settings,
     check_environment,
+    check_maps,
     drop_empty_variables,
+    map_error,
     names_of_objects,
     unknown_settings,
 )
@@ -43,6 +48,7 @@ from tap_bugspulse.writer import WholeMessageWriter
 Row = dict[str, t.Any]
 
 STREAMS = {kind.name for kind in (Crashes, Events, Network, Sessions)}
+STOPPED = 128  # and the number of the signal are the exit code
 SDK_KEYS = {"replication_key", "replication_key_value"}
 
 
@@ -82,7 +88,12 @@ class TapBugsPulse(Tap):
             check_environment(known)
             raise
         super()._setup_signal_handlers()
-        if self.metrics_logger.level > logging.DEBUG and not self.metrics_logger.handlers:
+        # Meltano sets one, too, which does not name them.
+        log_config = os.environ.get("SINGER_SDK_LOG_CONFIG")
+        is_asked_for = log_config and self.metrics_logger.name in Path(log_config).read_text(
+            "utf-8"
+        )
+        if self.metrics_logger.level > logging.DEBUG and not is_asked_for:
             self.metrics_logger.setLevel(logging.WARNING)
         if self.input_catalog is not None and not self.input_catalog:
             self.logger.warning(
@@ -107,6 +118,32 @@ class TapBugsPulse(Tap):
         run.when_done = self._log_run_summary
         run.streams_left = {stream.name for stream in streams}
         return streams
+
+    @override
+    def setup_mapper(self) -> None:
+        # Without the SDK's next step, which fails at maps of streams that are not selected.
+        super(Tap, self).setup_mapper()
+        mapper, maps = self.mapper, t.cast("Row", self.mapper.stream_maps_dict)
+        given = {n: one for n, one in (mapper.map_config or {}).items() if one not in (None, "")}
+        filters: Row = {
+            key: {"__filter__": one["__filter__"]}
+            for key, one in maps.items()
+            if "__filter__" in (one or ()) and "__source__" not in one
+        }
+        columns = {name: one.schema["properties"] for name, one in self.streams.items()}
+        for name, one in self.streams.items():
+            # A filter of sessions counts for their events, too.
+            usable, kept = columns[name], filters if one.has_selected_descendents else {}
+            if one.selected:
+                usable, kept = {n: usable[n] for n in usable if one.mask["properties", n]}, maps
+            check_maps(name, kept, given, columns, usable)
+            mapper.stream_maps_dict = kept
+            if one.selected:
+                mapper.register_raw_streams_from_catalog(Catalog({name: self.catalog[name]}))
+            else:
+                mapper.register_raw_stream_schema(name, one.schema, one.primary_keys)
+            if {type(each) for each in mapper.stream_maps[name]} == {RemoveRecordTransform}:
+                one.selected = False  # else it is asked for, and no row of it emitted
 
     @override
     def load_state(self, state: t.Any) -> None:
@@ -220,13 +257,12 @@ class TapBugsPulse(Tap):
             writer.after, writer.is_ending = None, True
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
-            self.logger.warning("Stopped by %s", signal.Signals(signum).name)
-            raise SystemExit(128 + signum)
+            raise SystemExit(STOPPED + signum)  # it may come while a line is logged: log none here
 
         writer = t.cast("WholeMessageWriter", self.message_writer)
         if writer.is_writing and (writer.is_ending or writer.after is not None):
             # A second one, while nobody reads what is written: its last line is cut.
-            os._exit(128 + signum)
+            os._exit(STOPPED + signum)
         elif writer.is_writing:
             writer.after = end
         else:
@@ -239,7 +275,7 @@ class TapBugsPulse(Tap):
         # after the line that tells why the run ends.
         logging.getLogger("asyncio").setLevel(logging.INFO)
         with errors_as_one_line(cls.logger):
-            end_on_signals(cls.logger)
+            end_on_signals()
             if sys.stdout is None:
                 raise ConfigurationError("the output is closed: send it to a target or a file")
             for name in ("state", "catalog"):
@@ -295,12 +331,11 @@ def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
     return io.StringIO(whole.decode())
 
 
-def end_on_signals(logger: logging.Logger) -> None:
+def end_on_signals() -> None:
     """End on a signal as long as there is no state to write yet."""
 
     def end(signum: int, _: FrameType | None) -> None:
-        logger.warning("Stopped by %s", signal.Signals(signum).name)
-        raise SystemExit(128 + signum)
+        raise SystemExit(STOPPED + signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, end)
@@ -312,7 +347,7 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     try:
         yield
     except (SingerSDKError, requests.RequestException) as exc:
-        logger.critical("%s", exc)
+        logger.critical("%s", map_error(exc) or exc)
     except OSError as exc:
         if isinstance(exc, BrokenPipeError):
             logger.critical("the target has closed its input: look for its own error above")
@@ -320,6 +355,14 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
             logger.critical("the output cannot be written: %s", exc.strerror)
         # Python would complain once more when it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as exc:
+        if (line := map_error(exc)) is None:
+            raise
+        logger.critical("%s", line)
+    except SystemExit as exc:
+        if isinstance(exc.code, int) and exc.code > STOPPED:
+            logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
+        raise
     else:
         return
     sys.exit(1)

@@ -13,11 +13,10 @@ from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.http import RefusedError
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
-    EPOCH,
-    FIRST,
     Bookmark,
     Cutter,
     Progress,
@@ -27,6 +26,8 @@ from tap_bugspulse.replication import (
 )
 from tap_bugspulse.run import Run
 
+EARLY, FAR = date(1901, 1, 1), date(2999, 1, 1)  # no clock is set to these
+SAMPLE = 20  # rows of a page whose dates are looked at
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
 
@@ -65,7 +66,7 @@ class WindowedStream(BugsPulseStream):
     def query_of(self, window: Window) -> dict[str, str]:
         """Return the query parameters that ask for a window."""
         is_open = self._needs_end and window.start and not window.end
-        return (replace(window, end=self.today + 2 * DAY) if is_open else window).query()
+        return (replace(window, end=FAR) if is_open else window).query()
 
     def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
         """Return whether a row came in the window before, or in a run before this one."""
@@ -90,25 +91,31 @@ class WindowedStream(BugsPulseStream):
         Most of them lie outside of it; that a day in which nothing can have happened has rows,
         or that an end makes a difference, proves it.
         """
+        some = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
         near = Window(window.start and window.start - DAY, window.end and window.end + DAY)
-        instants = (parse_instant(getattr(row, self.instant_column)) for row in rows)
+        instants = (parse_instant(getattr(row, self.instant_column)) for row in some)
         outside = sum(1 for one in instants if one and not near.holds(one.date()))
-        if self._knows_dates or 2 * outside <= len(rows):
+        if 2 * outside <= len(some):
             return False
         self._knows_dates = True
-        ended = replace(window, end=window.end or self.today + 2 * DAY)
-        never = [Window(day, day + DAY) for day in (EPOCH + DAY, FIRST.date().replace(year=2999))]
-        calls = self.prefetch(self.fetch(one.query()) for one in (*never, ended))
-        *strange, bounded = [page_of(self.take(call)).rows_in_all for call in calls]
-        self.ignores_dates = any(strange)
-        whole = page_of(self.take(self.fetch(window.query()))).rows_in_all
-        self._needs_end = not self.ignores_dates and window.end is None and bounded < whole
+        ended = replace(window, end=window.end or FAR)
+        calls = self.prefetch(self.fetch(one.query()) for one in (ended, window, Window()))
+        bounded, whole, everything = (page_of(self.take(call)).rows_in_all for call in calls)
+        self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
+        self._needs_end = not self.ignores_dates and bounded < whole == everything
         if self.ignores_dates:
             self.run.warn_once(
                 f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
-                "those that are known are left out"
+                "those before the lookback are left out"
             )
         return self.ignores_dates or self._needs_end
+
+    def _count(self, day: date) -> int:
+        """Return the number of rows that the API counts on a day in which there can be none."""
+        try:
+            return page_of(self.take(self.fetch(Window(day, day + DAY).query()))).rows_in_all
+        except RefusedError:
+            return 0
 
     # The SDK moves a bookmark with every record and promotes it when the stream ends, over
     # whatever a stopped or a backward reading has left out.
@@ -149,7 +156,7 @@ class WindowedStream(BugsPulseStream):
         for window, first, _ in self.windows(plan.forward, sync, lambda: True):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             # History begins where these windows end, or overlaps them.
-            if touching and (window.start or date.min) <= touching:
+            if self.ignores_dates or (touching and (window.start or date.min) <= touching):
                 ids |= sync.ids
             progress.forward_done(window)
             self.checkpoint(sync)
@@ -199,8 +206,9 @@ class WindowedStream(BugsPulseStream):
                 rows_in_all = page_of(first).rows_in_all
                 whole = whole or rows_in_all
                 is_day = window != days and window.size(self.today) == 1
+                is_same = is_day and whole == rows_in_all >= limit and self._count(EARLY) == whole
                 rest = cutter.rest
-                if rest and (self.ignores_dates or (is_day and whole == rows_in_all >= limit)):
+                if rest and (self.ignores_dates or is_same):
                     # Nothing is gained by other windows: each has all rows, or their number.
                     yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
                     return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The same examples in each run; HYPOTHESIS_PROFILE=long looks at many others.
 slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("default", slow, derandomize=True, database=None, max_examples=60)
+settings.register_profile("default", slow, derandomize=True, database=None, max_examples=36)
 settings.register_profile("long", slow, database=None, max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: (
             not (
-                item.get_closest_marker("pipeline")
+                item.get_closest_marker("dbt")
+                or item.get_closest_marker("pipeline")
                 or item.get_closest_marker("long")
                 or item.path.stem in LONGEST
             )

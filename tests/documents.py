@@ -12,6 +12,7 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
         ROOT / "README.md",
+        ROOT / "transform" / "README.md",
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / ".github").glob("*.md"),
     )

@@ -19,6 +19,9 @@ from tests.forks import start
 from tests.running import Output, TestClock, tap_class
 
 if t.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.running import Row
     from tests.sandbox import Project, Request, Sandbox
 
 ENDS_WITHIN = 60.0  # seconds, far more than any of these processes takes
@@ -55,6 +58,8 @@ class TapProcess:
         stopwatch: File whose size in bytes is the reading of its stopwatch.
         stdout: File descriptor that it writes its messages to instead of a file.
         fresh: Whether it is a Python from its very start, see `tests.forks`.
+        catalog: The catalog; None runs it without one.
+        environment: Variables that it sees besides those of whoever runs the tests.
         settings: Settings of the tap; pacing is off unless they say otherwise.
     """
 
@@ -69,6 +74,8 @@ class TapProcess:
         stopwatch: Path | None = None,
         stdout: int | None = None,
         fresh: bool = False,
+        catalog: Row | None = None,
+        environment: Mapping[str, str] | None = None,
         **settings: object,
     ) -> None:
         """Write the files and start the process."""
@@ -85,6 +92,9 @@ class TapProcess:
         if state is not None:
             (folder / "state.json").write_text(state)
             arguments += ["--state", str(folder / "state.json")]
+        if catalog is not None:
+            (folder / "catalog.json").write_text(json.dumps(catalog))
+            arguments += ["--catalog", str(folder / "catalog.json")]
         with self._written.open("wb") as out, self._errors.open("wb") as errors:
             self.process = start(
                 "tests.tap_process",
@@ -95,7 +105,8 @@ class TapProcess:
                     name: value
                     for name, value in os.environ.items()
                     if not name.startswith(("TAP_BUGSPULSE_", "SINGER_SDK_"))
-                },
+                }
+                | dict(environment or {}),
                 stdout=out.fileno() if stdout is None else stdout,
                 stderr=errors.fileno(),
                 fresh=fresh,

@@ -77,7 +77,10 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(CHECKOUT / "scripts", copy / "scripts")
     shutil.copyfile(CHECKOUT / "meltano.yml", copy / "meltano.yml")
     (copy / ".meltano").mkdir()
-    for name in (".venv-meltano", ".meltano/extractors", ".meltano/loaders"):
+    shutil.copytree(
+        CHECKOUT / "transform", copy / "transform", ignore=shutil.ignore_patterns("target", "logs")
+    )
+    for name in (".venv-meltano", ".venv-dbt", ".meltano/extractors", ".meltano/loaders"):
         (copy / name).symlink_to(CHECKOUT / name)
     return copy
 
@@ -197,7 +200,27 @@ def test_the_demo_loads_the_sandbox_and_touches_nothing_real(
     assert sorted(home.rglob("*")) == before
     assert (checkout / ".demo" / "snowflake" / "ANALYTICS.db").is_file()
     assert f"{checkout}/.demo/snowflake/ANALYTICS.db" in demo.stdout
-    assert_report(demo.stdout, generate(1, SESSIONS, DAYS, datetime.fromisoformat(until)))
+    begin, _, rest = demo.stdout.partition("$ meltano run")
+    assert "The key works: " in begin
+    assert f"  sessions {SESSIONS:>20,} rows" in begin
+    assert rest
+    project = generate(1, SESSIONS, DAYS, datetime.fromisoformat(until))
+    assert_report(demo.stdout, project)
+    report = checkout / ".demo" / "report.html"
+    assert demo.stdout.splitlines()[-1] == f"The report, to open in a browser: {report}"
+    assert_page(report.read_text("utf-8"), project)
+
+
+def assert_page(html: str, project: Project) -> None:
+    """Check that the page is of the sandbox's data, all its parts, and says so."""
+    crashed = sum(row["hasCrash"] for row in project.sessions.values())
+    assert "Made-up data." in html
+    assert f"<b>{len(project.sessions)}</b><span>sessions</span>" in html
+    assert f"{crashed} crashed" in html
+    assert f"of {len(project.network)} calls failed" in html
+    for part in ("version", "crash", "endpoint", "step"):
+        assert f'class="row" data-{part}="' in html
+    assert '<ol class="moments"><li>' in html
 
 
 def assert_report(report: str, project: Project) -> None:

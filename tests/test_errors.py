@@ -27,7 +27,9 @@ if t.TYPE_CHECKING:
 
     from tests.sandbox import Sandbox
 
-SIGNALS = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 PAGE = b'{"data":[],"total":0,"page":1,"limit":1000,"pages":0}'
 
 

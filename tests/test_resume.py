@@ -237,7 +237,9 @@ def test_a_killed_year_has_all_its_sessions_and_the_newest_events(tmp_path: Path
 
 # --- SIGTERM and SIGINT --------------------------------------------------------------
 
-SIGNALS = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 HANGS = 600.0  # seconds, far beyond the time that a process is given to end
 
 
@@ -536,7 +538,9 @@ def test_a_network_that_goes_away_is_one_line_and_can_be_resumed(
     [
         ("/network", 60, "410", "410 Gone for /network"),
         ("/sessions", 7, "403", "403 Forbidden for /sessions"),
-        ("/sessions", 40, "401", "401 Unauthorized for /sessions"),
+        pytest.param(
+            "/sessions", 40, "401", "401 Unauthorized for /sessions", marks=pytest.mark.long
+        ),
         ("/events", 250, "401", "401 Unauthorized for /events"),
     ],
 )

@@ -468,6 +468,13 @@ def test_events_that_are_late(own: Project) -> None:
         assert (envelope["total"], envelope["pages"]) == (len(own.events[other]), 1)
 
 
+def test_a_body_may_be_any_bytes(own: Project) -> None:
+    """What a hook returns is sent as it is, with its own length."""
+    with serving(own, unlimited(body=lambda body: b"\xef\xbb\xbf" + body[:1] + b"\xff")) as client:
+        answer = client.get("/sessions", limit=1)
+    assert answer.body == b"\xef\xbb\xbf{\xff"
+
+
 # ---- What the reference leaves open
 
 DAY_EDGES = (
@@ -1163,7 +1170,7 @@ def test_the_command_ends_with_its_input_or_on_interrupt() -> None:
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     """All behaviour but the hooks of tests can be had from the command line."""
-    hooks = {"script", "on_request", "hold", "envelope"}
+    hooks = {"script", "on_request", "hold", "envelope", "body"}
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0

@@ -24,7 +24,10 @@ from tests.pipeline.meltano import (
     emulated_account,
     snowflake_settings,
 )
+from tests.pipeline.page import QUESTIONS as OF_THE_PAGE
+from tests.pipeline.page import page, statements
 from tests.pipeline.report import QUESTIONS, show
+from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 INTRODUCTION = """\
 This demo needs no account. BugsPulse is a local sandbox with made-up data, Snowflake a
-local emulator (fakesnow); Meltano, tap-bugspulse and target-snowflake are the real ones.
+local emulator (fakesnow); Meltano, tap-bugspulse, target-snowflake and dbt are the real ones.
 """
 OWN_PROJECT = """\
 For your own project, with the real BugsPulse and the real Snowflake:
@@ -49,6 +52,7 @@ For your own project, with the real BugsPulse and the real Snowflake:
 There the API allows 60 requests a minute, and the events of a session cost one; the
 sandbox of this demo has no limit.
 """
+FUNNEL = ("Home", "Product", "Cart", "Checkout", "Confirmation")
 # More than the sandbox can answer, so that nothing waits.
 UNLIMITED = "60000"
 SIGTERM_EXIT = 128 + signal.SIGTERM
@@ -56,23 +60,23 @@ SIGINT_EXIT = 128 + signal.SIGINT
 
 
 def demo(directory: Path, data: Sequence[str]) -> int:
-    """Run the demo and print its report.
+    """Run the demo, print what it asks of the tables, and write the report.
 
     Args:
         directory: Where it keeps its files; those of an earlier demo are removed.
         data: Options of the sandbox that say what data it makes up.
 
     Returns:
-        The exit code of `meltano run`.
+        The exit code of `meltano run`; 1 where the tables could not be built.
 
     Raises:
         ChildError: A server did not start, or something took too long.
-        NotSetUpError: Meltano is not installed in the checkout.
+        NotSetUpError: Meltano or dbt is not installed in the checkout.
     """
     say(INTRODUCTION)
     databases = directory / "snowflake"
     home = directory / "home"
-    for old in (databases, home, directory / "project"):
+    for old in (databases, home, directory / "project", directory / "dbt"):
         shutil.rmtree(old, ignore_errors=True)
     project = MeltanoProject(directory / "project", fresh=True)
     with (
@@ -103,14 +107,33 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             say(f"\n`meltano run` failed with exit code {code}; what it said is above.")
             return code
         say(f"Loaded in {time.monotonic() - began:.0f} seconds.\n")
-        statements = [question.sql for question in QUESTIONS]
-        with Connector(home) as connector:
-            answers = connector.query(snowflake["port"], statements)
+        questions = [question.sql for question in QUESTIONS]
+        with Connector(home) as connector, Dbt(directory / "dbt") as dbt:
+            answers = connector.query(snowflake["port"], questions)
+            say("$ dbt build")
+            warehouse = Snowflake(snowflake["port"], connector, directory)
+            began = time.monotonic()
+            problems = build(dbt, warehouse)
+            if problems:
+                say("\n".join(["`dbt build` failed:", *problems]))
+                return 1
+            say(f"Built in {time.monotonic() - began:.0f} seconds.\n")
+            tables = warehouse.query(*statements(SCHEMA))
     for question, rows in zip(QUESTIONS, answers, strict=True):
         say(show(question, rows) + "\n")
     say(OWN_PROJECT)
     say(f"The loaded database is a DuckDB file: {databases / DATABASE}.db")
+    report = directory / "report.html"
+    report.write_text(page(dict(zip(OF_THE_PAGE, tables, strict=True)), made_up=True), "utf-8")
+    say(f"The report, to open in a browser: {report}")
     return 0
+
+
+def build(dbt: Dbt, warehouse: Snowflake) -> list[str]:
+    """Build the tables of the dbt package; return what went wrong."""
+    dbt.add(warehouse.name, warehouse.output())
+    answer = dbt.run(warehouse.name, "build", variables={"bugspulse_funnel": FUNNEL})
+    return [] if answer["success"] else answer["problems"] or ["dbt did not say why"]
 
 
 def check(bugspulse: dict[str, Any], home: Path) -> int:

@@ -24,6 +24,8 @@ SCHEMA = "BUGSPULSE"
 # Else the connector asks the metadata servers of three clouds where it runs.
 NO_PLATFORM_DETECTION = {"SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true"}
 PLUGINS = ("extractors", "loaders")
+UTILITIES = "utilities"
+"""Plugins that only some set up: dbt."""
 OWN = {
     # Plugins are those of the checkout, `make setup` alone installs them.
     "MELTANO_AUTO_INSTALL": "false",
@@ -127,7 +129,8 @@ class MeltanoProject:
             shutil.copyfile(include, directory / include.name)
             with (directory / "meltano.yml").open("a") as file:
                 file.write(f"include_paths:\n- {include.name}\n")
-        for plugins in installed:
+        utilities = CHECKOUT / ".meltano" / UTILITIES
+        for plugins in (*installed, *([utilities] if utilities.exists() else [])):
             link = directory / ".meltano" / plugins.name
             if not link.is_symlink():
                 link.symlink_to(plugins)

@@ -60,6 +60,19 @@ COPY = re.compile(
     re.DOTALL,
 )
 DROP_FILE_FORMAT = re.compile(r"drop file format if exists .+", re.DOTALL)
+# What dbt writes and fakesnow does not know: temporary tables and views in a schema, columns
+# of an insert with the name of their table, and transactions, which dbt opens around each
+# statement that changes rows.
+DBT_TEMPORARY = re.compile(
+    r"create or replace temporary (?P<kind>table|view)(?= \S+__dbt_tmp\b)", re.IGNORECASE
+)
+DBT_INSERT = re.compile(
+    r"(?P<head>.*\bwhen not matched\b.*?\bvalues\s*\()(?P<values>[^()]*)(?P<tail>\).*)",
+    re.IGNORECASE | re.DOTALL,
+)
+DBT_TRANSACTION = re.compile(
+    r"\s*(begin|commit);?\s*/\* .*\"app\": \"dbt\".*\*/;?\s*", re.IGNORECASE
+)
 DONE = "select 'Statement executed successfully.' as \"status\""
 # The temporary view of the rows that were uploaded.
 STAGED = "temp.main.staged"
@@ -144,7 +157,17 @@ def rewrite(sql: str, stages: Path) -> Upload | list[str]:
     if "'@~" in sql:
         msg = f"The emulated Snowflake does not know this statement: {sql[:200]}"
         raise NotEmulatedError(msg)
-    return [sql]
+    return [rewrite_of_dbt(sql)]
+
+
+def rewrite_of_dbt(sql: str) -> str:
+    """Return a statement of dbt in a form that fakesnow runs; any other as it is."""
+    if DBT_TRANSACTION.fullmatch(sql):
+        return DONE
+    if "DBT_INTERNAL_SOURCE" in sql and (match := DBT_INSERT.fullmatch(sql)):
+        values = [f"DBT_INTERNAL_SOURCE.{one.strip()}" for one in match["values"].split(",")]
+        return f"{match['head']}{', '.join(values)}{match['tail']}"
+    return DBT_TEMPORARY.sub(r"create or replace \g<kind>", sql)
 
 
 def use_schema_of(table: str) -> str:
@@ -345,6 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.database_dir.mkdir(parents=True, exist_ok=True)
     shared_fs.db_path = str(options.database_dir.resolve())
     logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)
+    # What it makes of dbt's statements is not of interest; what it cannot run is an error.
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
     # fakesnow warns of its own use of DuckDB, on every query.
     warnings.filterwarnings("ignore", module="fakesnow")
     with (

@@ -46,7 +46,7 @@ def _doc(text: str) -> dict[str, str]:
 class Options:
     """How the server behaves; may be changed while it runs.
 
-    Every field but the three hooks is also an option of the command line.
+    Every field but the hooks is also an option of the command line.
 
     Raises:
         ValueError: a fault that is not known.
@@ -244,6 +244,8 @@ class Options:
     """Called before each answer is built; may keep it back while others are built."""
     envelope: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Given each JSON envelope before it is sent; gives the one to send."""
+    body: Callable[[bytes], bytes] | None = None
+    """Given the bytes of each listing before they are sent; returns those to send."""
 
     def __post_init__(self) -> None:
         """Check the faults' names."""

@@ -244,7 +244,10 @@ class Sandbox:
             self._spoil(envelope, endpoint, query)
             if options.envelope:
                 envelope = options.envelope(envelope)
-            return _json(envelope, fault)
+            answer = _json(envelope, fault)
+            if options.body:
+                answer.body = options.body(answer.body)
+            return answer
 
     def _capped(self, total: int, page: int, limit: int) -> int:
         """The number of rows that count, with `row_cap`."""

@@ -1,0 +1,463 @@
+"""What the tables of `transform/` should hold, computed without SQL from what was loaded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import defaultdict
+from datetime import date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from tests.sandbox.world import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from tests.pipeline.truth import Rows
+
+Row = dict[str, Any]
+Marts = dict[str, list[Row]]
+
+FUNNEL = ("Home", "Product", "Cart", "Checkout", "Confirmation")
+
+
+def stored(tables: Marts, folder: Path) -> duckdb.DuckDBPyConnection:
+    """Return a database in a folder that holds tables under the names of the package."""
+    connection = duckdb.connect(folder / "tables.duckdb")
+    for name, rows in tables.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(rows), "utf-8")
+        connection.execute(
+            f"create table bugspulse__{name} as "
+            f"from read_json('{file}', format = 'array', sample_size = -1, "
+            "timestampformat = '%Y-%m-%dT%H:%M:%S.%g')"
+        )
+    return connection
+
+
+def half_up(value: float | Decimal, places: str = "1") -> float:
+    """Round as databases do, 0.5 away from zero."""
+    return float(Decimal(value).quantize(Decimal(places), ROUND_HALF_UP))
+
+
+def percent(part: int, whole: int) -> float | None:
+    """Return a share in percent with two places; of nothing there is none."""
+    return half_up(Decimal(100 * part) / whole, "0.01") if whole else None
+
+
+def percentile(values: list[int], share: float) -> int:
+    """Return a percentile, between two values where it falls between them."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    below, above = math.floor(position), math.ceil(position)
+    part = (ordered[above] - ordered[below]) * (position - below)
+    return int(half_up(half_up(ordered[below] + part, "0.001")))
+
+
+def instant(text: str | None) -> str | None:
+    """Return an instant of the API as it is read back from a table."""
+    return text and text.removesuffix("Z")
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Return rows by what they have in common, in the order they come."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+def named(names: Sequence[str], values: Sequence[object]) -> Row:
+    """Return the columns of a key."""
+    return dict(zip(names, values, strict=True))
+
+
+def project_of(row: Row) -> str:
+    """Return the project of a row, an empty text where none is set."""
+    return str(row.get("project") or "")
+
+
+def endpoint(url: str) -> str:
+    """Return the endpoint of a URL that the sandbox makes up."""
+    return re.sub(r"/\d+(?=/|$)", "/:id", url.partition("?")[0])
+
+
+def what(event: Row) -> str | None:
+    """Return what an event is about."""
+    data = event["data"]
+    found: str | None = (
+        data.get("to") or data.get("target") or data.get("name") or data.get("message")
+    )
+    return found
+
+
+def marts(rows: Rows, funnel: Sequence[str] = FUNNEL) -> Marts:
+    """Return the rows of each table but those of crashes over time, see `crashes_daily`."""
+    sessions = sessions_of(rows)
+    days = [session for session in sessions if session["day"]]
+    visits = visits_of(rows)
+    activity = user_activity_daily(days)
+    users = users_of(days)
+    return {
+        "sessions": sessions,
+        "session_timeline": session_timeline(rows),
+        "app_versions_daily": app_versions_daily(days),
+        "endpoints_daily": endpoints(rows, "day"),
+        "endpoints_hourly": endpoints(rows, "hour", "day"),
+        "crashes": crashes_of(rows, sessions),
+        "funnel_daily": funnel_daily(days, visits, funnel),
+        "screen_flows_daily": screen_flows_daily(days, visits),
+        "user_activity_daily": activity,
+        "users": users,
+        "retention_weekly": retention_weekly(activity, users),
+    }
+
+
+def by_session(rows: Iterable[Row], key: str = "sessionId") -> dict[tuple[str, str], list[Row]]:
+    """Return rows by the session they belong to."""
+    return grouped(rows, lambda row: (project_of(row), row[key]))
+
+
+def events_of(rows: Rows) -> dict[tuple[str, str], list[Row]]:
+    """Return the events of each session in the order of their number."""
+    return {
+        key: sorted(events, key=lambda event: event["sequenceNumber"])
+        for key, events in by_session(rows["events"]).items()
+    }
+
+
+def visits_of(rows: Rows) -> dict[tuple[str, str], list[str]]:
+    """Return the screens of each session in order."""
+    visits = {
+        key: [event["data"]["to"] for event in events if event["type"] == "navigate"]
+        for key, events in events_of(rows).items()
+    }
+    return {key: screens for key, screens in visits.items() if screens}
+
+
+def sessions_of(rows: Rows) -> list[Row]:
+    """Return one row to a session."""
+    events, calls, visits = events_of(rows), by_session(rows["network"]), visits_of(rows)
+    found = []
+    for session in rows["sessions"]:
+        key = (project_of(session), session["id"])
+        own, screens, called = events.get(key, []), visits.get(key, []), calls.get(key, [])
+        fatal = [event for event in own if event["type"] == "crash"]
+        crashes = fatal or [event for event in own if event["type"] == "error"]
+        found.append(
+            {
+                "project": key[0],
+                "session_id": session["id"],
+                "user_id": session["userId"],
+                "status": session["status"],
+                "platform": session["platform"],
+                "os_version": session["osVersion"],
+                "app_version": session["appVersion"],
+                "network_type": session["networkType"],
+                "day": session["startedAt"][:10],
+                "started_at": instant(session["startedAt"]),
+                "ended_at": instant(session["endedAt"]),
+                "duration_ms": session["duration"],
+                "has_crash": session["hasCrash"],
+                "crash_message": crashes[-1]["data"]["message"] if crashes else None,
+                "crashed_at": instant(crashes[-1]["timestamp"]) if crashes else None,
+                "event_count": session["eventCount"],
+                "loaded_events": len(own),
+                "has_all_events": len(own) >= session["eventCount"],
+                "screens": len(screens),
+                "first_screen": screens[0] if screens else None,
+                "last_screen": screens[-1] if screens else None,
+                "taps": sum(event["type"] == "tap" for event in own),
+                "custom_events": sum(event["type"] == "custom" for event in own),
+                "calls": len(called),
+                "failed_calls": sum(map(failed, called)),
+            }
+        )
+    return found
+
+
+def session_timeline(rows: Rows) -> list[Row]:
+    """Return one row to a moment: events by number, calls between them by time."""
+    started = {(project_of(row), row["id"]): row["startedAt"] for row in rows["sessions"]}
+    events, calls = events_of(rows), by_session(rows["network"])
+    found = []
+    for key in events.keys() | calls.keys():
+        moments, latest = [], ""
+        for place, event in enumerate(events.get(key, [])):
+            latest = max(latest, event["timestamp"])
+            moments.append((latest, 0, place, event))
+        ordered = sorted(calls.get(key, []), key=lambda call: (call["timestamp"], call["id"]))
+        moments += [(call["timestamp"], 1, place, call) for place, call in enumerate(ordered)]
+        screen = None
+        for number, (_, is_call, _, row) in enumerate(sorted(moments, key=lambda one: one[:3]), 1):
+            if not is_call and row["type"] == "navigate":
+                screen = row["data"]["to"]
+            found.append(
+                {
+                    "project": key[0],
+                    "session_id": key[1],
+                    "moment_number": number,
+                    "source": "call" if is_call else "event",
+                    "moment_type": "call" if is_call else row["type"],
+                    "what": f"{row['method']} {endpoint(row['url'])}" if is_call else what(row),
+                    "screen": screen,
+                    "occurred_at": instant(row["timestamp"]),
+                    "ms_since_start": between(started.get(key), row["timestamp"]),
+                    "status_code": row["statusCode"] if is_call else None,
+                    "duration_ms": row["duration"] if is_call else None,
+                    "is_problem": failed(row) if is_call else row["type"] in {"crash", "error"},
+                    "moment_id": row["id"],
+                }
+            )
+    return found
+
+
+def between(start: str | None, end: str) -> int | None:
+    """Return the milliseconds from one instant to another."""
+    if start is None:
+        return None
+    length = datetime.fromisoformat(end) - datetime.fromisoformat(start)
+    return length // timedelta(milliseconds=1)
+
+
+def app_versions_daily(sessions: list[Row]) -> list[Row]:
+    """Return one row to a version, platform and day."""
+    keys = ("project", "day", "platform", "app_version")
+    found = []
+    for values, rows in grouped(sessions, lambda row: tuple(row[key] for key in keys)).items():
+        crashed = [row for row in rows if row["has_crash"]]
+        users = {row["user_id"] for row in rows} - {None}
+        hit = {row["user_id"] for row in crashed} - {None}
+        found.append(
+            named(keys, values)
+            | {
+                "sessions": len(rows),
+                "crashed_sessions": len(crashed),
+                "sessions_without_end": sum(row["status"] == "active" for row in rows),
+                "crash_free_sessions_percent": percent(len(rows) - len(crashed), len(rows)),
+                "users": len(users),
+                "crashed_users": len(hit),
+                "crash_free_users_percent": percent(len(users) - len(hit), len(users)),
+                "sessions_without_user": sum(row["user_id"] is None for row in rows),
+            }
+        )
+    return found
+
+
+def endpoints(rows: Rows, *periods: str) -> list[Row]:
+    """Return one row to an endpoint and day, or hour."""
+    keys = ("project", *periods, "method", "endpoint")
+
+    def key(call: Row) -> tuple[str, ...]:
+        at = call["timestamp"]
+        begins = {"day": at[:10], "hour": f"{at[:13]}:00:00.000"}
+        own = [begins[period] for period in periods]
+        return (project_of(call), *own, call["method"], endpoint(call["url"]))
+
+    found = []
+    for values, calls in grouped(rows["network"], key).items():
+        lost = sum(map(failed, calls))
+        durations = [call["duration"] for call in calls]
+        found.append(
+            named(keys, values)
+            | {
+                "calls": len(calls),
+                "failed_calls": lost,
+                "failed_percent": percent(lost, len(calls)),
+                "p50_ms": percentile(durations, 0.5),
+                "p95_ms": percentile(durations, 0.95),
+                "p99_ms": percentile(durations, 0.99),
+            }
+        )
+    return found
+
+
+def crashes_of(rows: Rows, sessions: list[Row]) -> list[Row]:
+    """Return one row to a crash group, with the sessions that match it."""
+    matching = grouped(
+        (row for row in sessions if row["crash_message"]),
+        lambda row: (row["project"], row["platform"], row["app_version"], row["crash_message"]),
+    )
+    found = []
+    for crash in rows["crashes"]:
+        key = (project_of(crash), crash["platform"], crash["appVersion"], crash["message"])
+        own = sorted(matching.get(key, []), key=lambda row: str(row["started_at"]))
+        found.append(
+            {
+                "project": key[0],
+                "crash_id": crash["id"],
+                "message": crash["message"],
+                "status": crash["status"],
+                "is_open": crash["status"] in {"open", "acknowledged"},
+                "is_fatal": crash["isFatal"],
+                "is_handled": crash["handled"],
+                "platform": crash["platform"],
+                "app_version": crash["appVersion"],
+                "os_version": crash["osVersion"],
+                "occurrence_count": crash["occurrenceCount"],
+                "affected_devices": crash["affectedDevices"],
+                "first_seen_at": instant(crash["firstSeenAt"]),
+                "last_seen_at": instant(crash["lastSeenAt"]),
+                "matching_sessions": len(own),
+                "latest_matching_session_id": own[-1]["session_id"] if own else None,
+            }
+        )
+    return found
+
+
+def crashes_daily(loads: Sequence[Rows]) -> list[Row]:
+    """Return one row to a crash group and load that changed it; days are numbers of loads."""
+    found = []
+    began: dict[str, int] = {}
+    known: dict[tuple[str, str], Row] = {}
+    for day, rows in enumerate(loads):
+        for crash in rows["crashes"]:
+            key = (project_of(crash), crash["id"])
+            first = began.setdefault(key[0], day) == day
+            before = known.get(key, {"occurrenceCount": 0, "affectedDevices": 0, "status": None})
+            counts = ("occurrenceCount", "affectedDevices")
+            known[key] = dict(crash)
+            if all(crash[name] == before[name] for name in (*counts, "status")):
+                continue
+            new = [None if first else crash[name] - before[name] for name in counts]
+            found.append(
+                {
+                    "project": key[0],
+                    "day": day,
+                    "crash_id": key[1],
+                    "status": crash["status"],
+                    "occurrence_count": crash["occurrenceCount"],
+                    "affected_devices": crash["affectedDevices"],
+                    "new_occurrences": new[0],
+                    "new_devices": new[1],
+                }
+            )
+    return found
+
+
+def funnel_daily(
+    sessions: list[Row], visits: dict[tuple[str, str], list[str]], funnel: Sequence[str]
+) -> list[Row]:
+    """Return one row to a step and day."""
+    seen = [row for row in sessions if (row["project"], row["session_id"]) in visits]
+    found = []
+    for (project, day), rows in grouped(seen, lambda row: (row["project"], row["day"])).items():
+        reached = [0] * len(funnel)
+        for row in rows:
+            step = 0
+            for screen in visits[project, row["session_id"]]:
+                if step < len(funnel) and screen == funnel[step]:
+                    reached[step] += 1
+                    step += 1
+        found += [
+            {
+                "project": project,
+                "day": day,
+                "step": number + 1,
+                "screen": screen,
+                "sessions": reached[number],
+                "percent_of_first": percent(reached[number], reached[0]),
+                "percent_of_previous": percent(reached[number], reached[number - 1])
+                if number
+                else None,
+            }
+            for number, screen in enumerate(funnel)
+        ]
+    return found
+
+
+def screen_flows_daily(sessions: list[Row], visits: dict[tuple[str, str], list[str]]) -> list[Row]:
+    """Return one row to a way between two screens and day."""
+    keys = ("project", "day", "from_screen", "to_screen")
+    ways: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in sessions:
+        screens = visits.get((row["project"], row["session_id"]))
+        if screens:
+            path = ["(start)", *screens, "(end)"]
+            for pair in itertools.pairwise(path):
+                ways[row["project"], row["day"], *pair].append(row["session_id"])
+    return [
+        named(keys, key) | {"moves": len(gone), "sessions": len(set(gone))}
+        for key, gone in ways.items()
+    ]
+
+
+def user_activity_daily(sessions: list[Row]) -> list[Row]:
+    """Return one row to a named user and day."""
+    keys = ("project", "day", "user_id")
+    known = [row for row in sessions if row["user_id"] is not None]
+    found = []
+    for values, rows in grouped(known, lambda row: tuple(row[key] for key in keys)).items():
+        durations = [row["duration_ms"] for row in rows if row["duration_ms"] is not None]
+        found.append(
+            named(keys, values)
+            | {
+                "sessions": len(rows),
+                "crashed_sessions": sum(row["has_crash"] for row in rows),
+                "duration_ms": sum(durations) if durations else None,
+                "screens": sum(row["screens"] for row in rows),
+                "calls": sum(row["calls"] for row in rows),
+                "failed_calls": sum(row["failed_calls"] for row in rows),
+            }
+        )
+    return found
+
+
+def users_of(sessions: list[Row]) -> list[Row]:
+    """Return one row to a named user."""
+    keys = ("project", "user_id")
+    known = [row for row in sessions if row["user_id"] is not None]
+    found = []
+    for values, rows in grouped(known, lambda row: tuple(row[key] for key in keys)).items():
+        days = {row["day"] for row in rows}
+        last = max(rows, key=lambda row: str(row["started_at"]))
+        found.append(
+            named(keys, values)
+            | {
+                "first_day": min(days),
+                "last_day": max(days),
+                "days_active": len(days),
+                "sessions": len(rows),
+                "crashed_sessions": sum(row["has_crash"] for row in rows),
+                "last_platform": last["platform"],
+                "last_os_version": last["os_version"],
+                "last_app_version": last["app_version"],
+            }
+        )
+    return found
+
+
+def monday(day: str) -> date:
+    """Return the Monday of the week of a day."""
+    found = date.fromisoformat(day)
+    return found - timedelta(days=found.weekday())
+
+
+def retention_weekly(activity: list[Row], users: list[Row]) -> list[Row]:
+    """Return one row to a cohort and week."""
+    cohort = {(row["project"], row["user_id"]): monday(row["first_day"]) for row in users}
+    weeks: dict[tuple[str, date, date], set[str]] = defaultdict(set)
+    for row in activity:
+        key = (row["project"], row["user_id"])
+        weeks[key[0], cohort[key], monday(row["day"])].add(key[1])
+    found = []
+    for (project, first, week), some in weeks.items():
+        whole = len(weeks[project, first, first])
+        found.append(
+            {
+                "project": project,
+                "cohort_week": first.isoformat(),
+                "week": week.isoformat(),
+                "weeks_later": (week - first).days // 7,
+                "cohort_users": whole,
+                "users": len(some),
+                "retained_percent": percent(len(some), whole),
+            }
+        )
+    return found

@@ -1,0 +1,346 @@
+"""The dbt package in `transform/`, built on DuckDB, a real PostgreSQL and the emulated Snowflake.
+
+One run of the tap is loaded into each of them by the targets of the checkout, with the
+settings that `meltano.yml` gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from datetime import date, datetime
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import duckdb
+import psycopg
+import yaml  # type: ignore[import-untyped] # it has no types
+
+from tests.pipeline.children import CHECKOUT, ChildError, answer_of, environment, pipe, stop
+from tests.pipeline.connector import emulated_connection
+from tests.pipeline.meltano import DATABASE, NotSetUpError, emulated_account, snowflake_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from tests.pipeline.connector import Connector
+    from tests.pipeline.marts import Row
+
+TRANSFORM = CHECKOUT / "transform"
+PREFIX = "bugspulse__"
+"""What the names of the package's tables begin with."""
+SCHEMA = "marts"
+"""Where the tests have dbt put them."""
+
+
+class Dbt:
+    """A child that runs commands of dbt, from the first of them to leaving `with`.
+
+    Args:
+        folder: Where its profile, its logs and what it compiles go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Start nothing yet."""
+        self._folder = folder
+        self._child: subprocess.Popen[str] | None = None
+        self._outputs: dict[str, dict[str, object]] = {}
+
+    def __enter__(self) -> Self:
+        """Be ready for commands."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the child."""
+        if self._child:
+            with self._child as child:
+                stop(child)
+            self._child = None
+
+    def add(self, name: str, output: dict[str, object]) -> None:
+        """Make a database known by a name."""
+        self._outputs[name] = output
+        profile = {"bugspulse": {"target": name, "outputs": self._outputs}}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "profiles.yml").write_text(yaml.safe_dump(profile), "utf-8")
+
+    def run(
+        self,
+        target: str,
+        *arguments: str,
+        variables: Mapping[str, object],
+        project: Path = TRANSFORM,
+        seconds: float = 120,
+    ) -> dict[str, Any]:
+        """Run one command of dbt on a database.
+
+        Returns:
+            Whether it succeeded, the status of each node, and what there is to say of those
+            that failed or warn.
+
+        Raises:
+            ChildError: It gave no answer in time.
+            NotSetUpError: dbt is not installed in the checkout.
+        """
+        if not self._child:
+            python = CHECKOUT / ".venv-dbt" / "bin" / "python"
+            if not python.exists():
+                msg = f"dbt is not set up, {python} is missing: run `sh scripts/setup.sh dbt`"
+                raise NotSetUpError(msg)
+            self._child = subprocess.Popen(
+                [python, "-m", "tests.pipeline.builder"],
+                cwd=CHECKOUT,
+                env=environment(self._folder / "home", DBT_ENVIRONMENT),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        command = [
+            *("--log-path", self._folder / "logs", "--log-level", "none", *arguments),
+            *("--project-dir", project, "--profiles-dir", self._folder, "--target", target),
+            *("--vars", json.dumps(variables)),
+        ]
+        if arguments[0] != "deps":
+            command += ["--target-path", self._folder / f"target-{target}"]
+        asked = pipe(self._child.stdin)
+        asked.write(json.dumps([str(part) for part in command]) + "\n")
+        asked.flush()
+        answer = answer_of(self._child, seconds)
+        if answer is None:
+            self.__exit__()
+            msg = f"dbt did not answer within {seconds:g} seconds"
+            raise ChildError(msg)
+        return answer
+
+
+DBT_ENVIRONMENT = {
+    "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+    "DO_NOT_TRACK": "1",
+    "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",
+}
+
+
+@cache
+def loaders() -> dict[str, dict[str, object]]:
+    """Return the settings that meltano.yml gives to each target."""
+    text = (CHECKOUT / "meltano.yml").read_text("utf-8")
+    found: list[dict[str, Any]] = yaml.safe_load(text)["plugins"]["loaders"]
+    return {loader["name"]: loader.get("config", {}) for loader in found}
+
+
+def load(
+    target: str,
+    messages: Path,
+    folder: Path,
+    settings: Mapping[str, object],
+    variables: Mapping[str, str] | None = None,
+) -> None:
+    """Have a target of the checkout load what a run of the tap wrote.
+
+    Args:
+        target: Its name in meltano.yml.
+        messages: The messages of the tap.
+        folder: Its working directory.
+        settings: Settings on top of those of meltano.yml.
+        variables: What its environment has besides.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / f"{target}.json"
+    config.write_text(json.dumps(loaders()[target] | dict(settings)), "utf-8")
+    program = CHECKOUT / ".meltano" / "loaders" / target / "venv" / "bin" / target
+    with messages.open() as lines:
+        done = subprocess.run(
+            [program, "--config", config],
+            cwd=folder,
+            env=environment(folder / "home", variables),
+            stdin=lines,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Warehouse(Protocol):
+    """A database that the tap's rows are loaded into, and that dbt builds tables in."""
+
+    name: str
+
+    def output(self) -> dict[str, object]:
+        """Return what dbt's profile says of it."""
+
+    def load(self, messages: Path) -> None:
+        """Load what a run of the tap wrote."""
+
+    def query(self, *statements: str) -> list[list[list[Any]]]:
+        """Run statements and return the rows of each, values as `readable` has them."""
+
+
+class DuckDb:
+    """DuckDB over the files that target-jsonl writes."""
+
+    name = "duckdb"
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the files and the database in a folder."""
+        self.folder = folder
+        self.path = folder / "bugspulse.duckdb"
+
+    def output(self) -> dict[str, object]:
+        """Return what dbt's profile says of it."""
+        return {"type": "duckdb", "path": str(self.path), "schema": SCHEMA, "threads": 1}
+
+    def load(self, messages: Path) -> None:
+        """Add the rows to the files."""
+        (self.folder / "output").mkdir(parents=True, exist_ok=True)
+        load("target-jsonl", messages, self.folder, {})
+
+    def query(self, *statements: str) -> list[list[list[Any]]]:
+        """Run statements and return the rows of each."""
+        with duckdb.connect(self.path) as connection:
+            return [readable(connection.execute(one).fetchall()) for one in statements]
+
+
+class Postgres:
+    """A real PostgreSQL, reached by its socket."""
+
+    name = "postgres"
+
+    def __init__(self, dsn: str, folder: Path) -> None:
+        """Take a server."""
+        self.dsn = dsn
+        self.settings: dict[str, object] = {}
+        self._folder = folder
+
+    def output(self) -> dict[str, object]:
+        """Return what dbt's profile says of it."""
+        info = psycopg.conninfo.conninfo_to_dict(self.dsn)
+        return {
+            "type": "postgres",
+            "host": info["host"],
+            "port": int(info.get("port") or 5432),
+            "user": info["user"],
+            "password": info.get("password") or "",
+            "dbname": info["dbname"],
+            "schema": SCHEMA,
+            "threads": 2,
+        }
+
+    def load(self, messages: Path) -> None:
+        """Merge the rows."""
+        url = self.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
+        settings = {"sqlalchemy_url": url, "default_target_schema": "bugspulse"}
+        load("target-postgres", messages, self._folder, settings | self.settings)
+
+    def query(self, *statements: str) -> list[list[list[Any]]]:
+        """Run statements and return the rows of each."""
+        answers = []
+        # A person's session may be in any time zone; days are UTC all the same.
+        zone = "-c timezone=Pacific/Kiritimati"
+        with psycopg.connect(self.dsn, autocommit=True, options=zone) as connection:
+            for statement in statements:
+                cursor = connection.execute(statement.encode())
+                answers.append(readable(cursor.fetchall()) if cursor.description else [])
+        return answers
+
+
+class Snowflake:
+    """The emulated Snowflake."""
+
+    name = "snowflake"
+
+    def __init__(self, port: int, connector: Connector, folder: Path) -> None:
+        """Take a server."""
+        self._port = port
+        self._connector = connector
+        self._folder = folder
+
+    def output(self) -> dict[str, object]:
+        """Return what dbt's profile says of it."""
+        connection = emulated_connection(self._port) | {"database": DATABASE, "schema": SCHEMA}
+        return connection | {"type": "snowflake", "threads": 2, "warehouse": "emulated"}
+
+    def load(self, messages: Path) -> None:
+        """Merge the rows."""
+        variables = snowflake_settings(emulated_account(self._port))
+        prefix = "TARGET_SNOWFLAKE_"
+        settings = {
+            name.removeprefix(prefix).lower(): value
+            for name, value in variables.items()
+            if name.startswith(prefix)
+        }
+        others = {name: value for name, value in variables.items() if prefix not in name}
+        load("target-snowflake", messages, self._folder, settings, others)
+
+    def query(self, *statements: str) -> list[list[list[Any]]]:
+        """Run statements and return the rows of each."""
+        return self._connector.query(self._port, statements)
+
+
+def readable(rows: Iterable[Iterable[object]]) -> list[list[Any]]:
+    """Return rows with instants and days as text, and any number as Python compares it."""
+    result = []
+    for row in rows:
+        values: list[Any] = list(row)
+        for number, value in enumerate(values):
+            if isinstance(value, datetime):
+                values[number] = value.isoformat(timespec="milliseconds")
+            elif isinstance(value, date):
+                values[number] = value.isoformat()
+            elif isinstance(value, Decimal):
+                values[number] = float(value)
+        result.append(values)
+    return result
+
+
+@cache
+def documented() -> dict[str, dict[str, Any]]:
+    """Return what the package says of each of its tables, by its short name."""
+    text = (TRANSFORM / "models" / "marts" / "marts.yml").read_text("utf-8")
+    return {
+        model["name"].removeprefix(PREFIX): {
+            "columns": [column["name"] for column in model["columns"]],
+            "key": model["data_tests"][0]["is_unique_together"]["arguments"]["columns"],
+        }
+        for model in yaml.safe_load(text)["models"]
+    }
+
+
+def tables(warehouse: Warehouse, names: Sequence[str]) -> dict[str, dict[tuple[Any, ...], Row]]:
+    """Read tables of the package, each by its key, which tests have found unique.
+
+    When a row was loaded differs between databases, so that is left out.
+    """
+    columns = {
+        name: [column for column in documented()[name]["columns"] if column != "loaded_at"]
+        for name in names
+    }
+    answers = warehouse.query(
+        *(
+            f"select {', '.join(columns[name])} from {SCHEMA}.{PREFIX}{name}"  # noqa: S608 - own names
+            for name in names
+        )
+    )
+    return {
+        name: by_key(name, (dict(zip(columns[name], row, strict=True)) for row in answer))
+        for name, answer in zip(names, answers, strict=True)
+    }
+
+
+def by_key(name: str, rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
+    """Return the rows of a table by its key, having checked that each is there once."""
+    all_rows = list(rows)
+    key = documented()[name]["key"]
+    found = {tuple(row[column] for column in key): row for row in all_rows}
+    assert len(found) == len(all_rows), name
+    return found
+
+
+def short(node: str) -> str:
+    """Return the name of a table of the package in dbt's name of a node."""
+    return re.sub(r".*\.(bugspulse__)?", "", node)

@@ -1,0 +1,437 @@
+"""The dbt package in `transform/`: the same true tables in three databases."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.documents import blocks
+from tests.pipeline.children import serving
+from tests.pipeline.marts import FUNNEL, crashes_daily, marts
+from tests.pipeline.meltano import MeltanoProject
+from tests.pipeline.page import statements
+from tests.pipeline.transform import (
+    SCHEMA,
+    TRANSFORM,
+    Dbt,
+    DuckDb,
+    Postgres,
+    Snowflake,
+    Warehouse,
+    by_key,
+    documented,
+    tables,
+)
+from tests.pipeline.truth import Rows, held, tap_settings
+from tests.pipeline.warehouse import emptied
+from tests.running import Output, Row, sync
+from tests.sandbox import Options, Project, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.pipeline.connector import Connector
+    from tests.pipeline.warehouse import Snowflake as Account
+
+pytestmark = pytest.mark.dbt
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+Tables = dict[str, dict[tuple[Any, ...], Row]]
+
+
+@pytest.fixture
+def dbt(tmp_path: Path) -> Iterator[Dbt]:
+    """One process of dbt."""
+    with Dbt(tmp_path / "dbt") as started:
+        yield started
+
+
+@pytest.fixture
+def warehouses(tmp_path: Path, connector: Connector, dbt: Dbt) -> Iterator[list[Warehouse]]:
+    """Three databases with nothing in them, which dbt knows."""
+    kept = ("--database-dir", str(tmp_path / "databases"))
+    with (
+        serving("tests.pipeline.postgres", home=tmp_path / "home") as postgres,
+        serving("tests.pipeline.snowflake", *kept, home=tmp_path / "home") as snowflake,
+    ):
+        three: list[Warehouse] = [
+            DuckDb(tmp_path / "duckdb"),
+            Postgres(postgres["dsn"], tmp_path / "postgres"),
+            Snowflake(snowflake["port"], connector, tmp_path / "snowflake"),
+        ]
+        for warehouse in three:
+            dbt.add(warehouse.name, warehouse.output())
+        yield three
+
+
+def load(warehouses: list[Warehouse], output: Output, folder: Path) -> None:
+    """Load what a run of the tap wrote into each database."""
+    file = folder / "messages.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
+    for warehouse in warehouses:
+        warehouse.load(file)
+
+
+def build(
+    dbt: Dbt, warehouses: list[Warehouse], folder: Path, *arguments: str
+) -> dict[str, dict[str, Any]]:
+    """Have dbt build all tables in each database, the second time what is new."""
+    variables = {
+        "bugspulse_files": str(folder / "duckdb" / "output"),
+        "bugspulse_funnel": list(FUNNEL),
+        # The loads of these tests are seconds apart, so that any overlap would cover them.
+        "bugspulse_overlap_hours": 0,
+    }
+    command = arguments or ("build",)
+    answers = {}
+    for warehouse in warehouses:
+        answer = dbt.run(warehouse.name, *command, variables=variables)
+        assert answer["success"], (warehouse.name, answer["problems"])
+        assert answer["problems"] + answer["warnings"] == [], warehouse.name
+        answers[warehouse.name] = answer
+    return answers
+
+
+def yesterday(warehouse: Warehouse) -> None:
+    """Have all that the history of crashes has kept been kept a day earlier."""
+    warehouse.query(
+        f"update {SCHEMA}.bugspulse__crash_history "  # noqa: S608 - own names
+        "set dbt_valid_from = dbt_valid_from - interval '1 day'"
+    )
+
+
+WITHOUT_TESTS = ("build", "--exclude-resource-type", "test")
+AN_OLD_DAY = "2026-02-15"
+
+
+def marked(warehouse: Warehouse) -> dict[str, int]:
+    """Return how many rows of each incremental table `mark` has marked."""
+    names = [name for name, one in documented().items() if "loaded_at" in one["columns"]]
+    counts = warehouse.query(
+        *(
+            f"select count(*) from {SCHEMA}.bugspulse__{name} "  # noqa: S608 - own names
+            "where loaded_at = '2000-01-01'"
+            for name in names
+        )
+    )
+    return {name: count for name, [[count]] in zip(names, counts, strict=True)}
+
+
+def mark(warehouse: Warehouse) -> dict[str, int]:
+    """Mark the rows of a day on which nothing changes, so that it shows when they are built."""
+    for name in marked(warehouse):
+        warehouse.query(
+            f"update {SCHEMA}.bugspulse__{name} "  # noqa: S608 - own names
+            f"set loaded_at = '2000-01-01' where day = '{AN_OLD_DAY}'"
+        )
+    return marked(warehouse)
+
+
+def expected(loads: list[Rows]) -> Tables:
+    """Return what the tables should hold after some loads, the last of which has it all."""
+    found = marts(loads[-1]) | {"crashes_daily": crashes_daily(loads)}
+    return {name: by_key(name, rows) for name, rows in found.items()}
+
+
+def assert_true(warehouse: Warehouse, truth: Tables) -> Tables:
+    """Check that each table of a database holds what it should, and return them."""
+    assert set(truth) == set(documented())
+    found = tables(warehouse, list(truth))
+    # Days of the history are those of the tests; what counts is which load it was.
+    history = found["crashes_daily"].values()
+    days = sorted({row["day"] for row in history})
+    found["crashes_daily"] = by_key(
+        "crashes_daily", ({**row, "day": days.index(row["day"])} for row in history)
+    )
+    for name, rows in truth.items():
+        assert found[name].keys() == rows.keys(), (warehouse.name, name)
+        for key, row in rows.items():
+            assert found[name][key] == row, (warehouse.name, name)
+    return found
+
+
+def change(project: Project) -> None:
+    """Have happen what happens between two runs: late, new, grown, ended and crashed."""
+    sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
+    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][-6:]
+    project.grow(recent[-1])
+    for crashed in recent[-4:-1]:
+        project.crash(crashed)
+    project.end(project.new_session(project.now - timedelta(days=3)))
+    project.new_session(project.now, active=True)
+    project.new_network(project.now - timedelta(days=2))
+    # What is triaged has the same counts as before.
+    (group, *_) = sorted(project.crashes)
+    project.crashes[group]["status"] = "ignored"
+    project.changed("sessions", "crashes")
+
+
+def test_all_tables_are_true_and_equal_after_each_build(
+    dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
+) -> None:
+    """What is late or changed arrives, on three databases, as in a full rebuild."""
+    project = generate(seed=1, sessions=300, days=20, until=NOW)
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        first = sync(sandbox, NOW)
+        loads = [held(project)]
+        load(warehouses, first, tmp_path)
+        build(dbt, warehouses, tmp_path)
+        for warehouse in warehouses:
+            assert_true(warehouse, expected(loads))
+            yesterday(warehouse)
+        old = {warehouse.name: mark(warehouse) for warehouse in warehouses}
+        for counts in old.values():
+            assert min(counts.values()) > 0
+
+        change(project)
+        second = sync(sandbox, project.now, state=first.state)
+        loads.append(held(project))
+        load(warehouses, second, tmp_path)
+    # That keys are unique is checked below.
+    build(dbt, warehouses, tmp_path, *WITHOUT_TESTS)
+    truth = expected(loads)
+    reports = [warehouse.query(*statements(SCHEMA)) for warehouse in warehouses]
+    assert all(reports[0])
+    assert reports[1:] == reports[:-1]
+    questions = [
+        block.text.replace("bugspulse__", f"{SCHEMA}.bugspulse__").rstrip().rstrip(";")
+        for block in blocks("docs/queries.md")
+        if block.text.startswith("-- tables\n")
+    ]
+    answers = [warehouse.query(*questions) for warehouse in warehouses]
+    assert sum(map(bool, answers[0])) > 5
+    assert answers[1:] == answers[:-1]
+    for warehouse in warehouses:
+        assert_true(warehouse, truth)
+        # The files of target-jsonl have no time of load, so DuckDB builds all anew.
+        built_again = warehouse.name == "duckdb"
+        assert marked(warehouse) == {
+            name: 0 if built_again else count for name, count in old[warehouse.name].items()
+        }
+
+    # Files have no time of load.
+    fresh = build(dbt, warehouses[1:], tmp_path, "source", "freshness")
+    assert [set(one["results"].values()) for one in fresh.values()] == [{"pass"}, {"pass"}]
+
+    build(dbt, warehouses, tmp_path, "run", "--full-refresh")
+    for warehouse in warehouses:
+        assert_true(warehouse, truth)
+        assert not any(marked(warehouse).values())
+
+
+def test_apps_are_kept_apart_and_events_may_be_missing(
+    dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
+) -> None:
+    """Two apps with the same ids share tables; events are those of crashed sessions.
+
+    In Postgres the rows have no time of load, so that all is built in each run.
+    """
+    postgres = warehouses[1]
+    assert isinstance(postgres, Postgres)
+    postgres.settings |= {"add_record_metadata": False, "activate_version": False}
+    loads: list[Rows] = []
+    for name in ("bazaar", "shop"):
+        project = generate(seed=2, sessions=100, days=12, until=NOW)
+        with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+            output = sync(sandbox, NOW, project=name, events_for="crashed")
+        load(warehouses, output, tmp_path)
+        build(dbt, warehouses, tmp_path, *WITHOUT_TESTS)
+        rows = held(project, name)
+        crashed = {row["id"] for row in rows["sessions"] if row["hasCrash"]}
+        rows["events"] = [row for row in rows["events"] if row["sessionId"] in crashed]
+        before = loads[-1] if loads else {stream: [] for stream in rows}
+        loads.append({stream: before[stream] + rows[stream] for stream in rows})
+        assert 0 < len(crashed) < len(rows["sessions"])
+        for warehouse in warehouses:
+            assert_true(warehouse, expected(loads))
+            yesterday(warehouse)
+
+
+URLS = {
+    "https://a.example/v2/orders/17": "https://a.example/v2/orders/:id",
+    "https://a.example/v2/orders/17/": "https://a.example/v2/orders/:id/",
+    "https://a.example/orders/1/2/3?at=/4/5": "https://a.example/orders/:id/:id/:id",
+    "https://a.example/f/0a1b2c3d-0a1b-4a1b-8a1b-0a1b2c3d4e5f#top": "https://a.example/f/:id",
+    "https://a.example/2fa/v2/decade": "https://a.example/2fa/v2/decade",
+    "https://a.example": "https://a.example",
+}
+STEPS = ("Home", "50% off", "a|b", "it's_fine!")
+JOURNEYS = {
+    "in order": [*STEPS],
+    "with others between": ["x", "Home", "y", "50% off", "Home", "a|b", "it's_fine!", "x"],
+    "another letter for the _": ["Home", "50% off", "a|b", "it's-fine!"],
+    "not in order": ["50% off", "Home", "a|b", "it's_fine!"],
+    "something for the %": ["Home", "50 percent off", "a|b", "it's_fine!"],
+    "part of a name": ["Homes", "50% off", "a|b", "it's_fine!"],
+}
+AT = "2026-02-01T00:00:00.000Z"
+
+
+def odd_rows(schemas: dict[str, Row]) -> Output:
+    """Return messages of rows that have only what they must, names with any character."""
+    rows: dict[str, list[Row]] = {
+        "sessions": [{"id": name, "startedAt": AT} for name in JOURNEYS],
+        "network": [
+            # Whatever has neither status nor error has failed.
+            {"id": str(number), "sessionId": "in order", "url": url, "duration": 1, "timestamp": AT}
+            for number, url in enumerate(URLS)
+        ],
+        "events": [
+            {
+                "sessionId": session,
+                "id": str(number),
+                "type": "navigate",
+                "timestamp": AT,
+                "sequenceNumber": number,
+                "data": {"from": None, "to": screen},
+            }
+            for session, screens in JOURNEYS.items()
+            # More than nine, so that 10 comes after 9; and not loaded in order.
+            for number, screen in reversed(list(enumerate(["Start"] * 8 + screens)))
+        ],
+    }
+    # What has no time at all, and belongs to no session.
+    rows["sessions"].append({"id": "no time"})
+    rows["events"].append({"sessionId": "gone", "id": "1"})
+    rows["network"].append({"id": "bare"})
+    return Output(
+        [
+            message
+            for stream, some in rows.items()
+            for message in (
+                schemas[stream],
+                *(
+                    {
+                        "type": "RECORD",
+                        "stream": stream,
+                        "record": dict.fromkeys(schemas[stream]["schema"]["properties"]) | row,
+                        "time_extracted": AT,
+                    }
+                    for row in some
+                ),
+            )
+        ]
+    )
+
+
+def own_project(folder: Path) -> Path:
+    """Return a dbt project of a user's own, which has the package from a directory."""
+    project = folder / "own"
+    project.mkdir()
+    settings = {
+        "name": "own",
+        "profile": "bugspulse",
+        "vars": {
+            "bugspulse_funnel": list(STEPS),
+            "bugspulse_files": str(folder / "duckdb" / "output"),
+        },
+        "flags": {"send_anonymous_usage_stats": False},
+    }
+    (project / "dbt_project.yml").write_text(json.dumps(settings), "utf-8")
+    packages = {"packages": [{"local": str(TRANSFORM)}]}
+    (project / "packages.yml").write_text(json.dumps(packages), "utf-8")
+    return project
+
+
+def test_odd_rows_and_missing_tables_in_a_project_of_ones_own(
+    dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
+) -> None:
+    """Any screen and path is counted, nothing fails for what is null or never came."""
+    project = own_project(tmp_path)
+    with Sandbox(generate(1, 5, 1, NOW), Options(requests_per_minute=None)) as sandbox:
+        run = sync(sandbox, NOW)
+    schemas = {one["stream"]: one for one in run.messages if one["type"] == "SCHEMA"}
+    # A column that somebody has not selected.
+    del schemas["sessions"]["schema"]["properties"]["networkType"]
+    load(warehouses, odd_rows(schemas), tmp_path)
+    answer = dbt.run("duckdb", "deps", variables={}, project=project)
+    assert answer["success"], answer
+
+    for warehouse in warehouses:
+        answer = dbt.run(warehouse.name, "build", variables={}, project=project)
+        assert answer["success"], answer["problems"]
+        # One event belongs to no session, and there is no table of crashes.
+        (problem,) = answer["problems"]
+        assert problem.startswith("belongs_to_stg_bugspulse__events")
+        missing = [one for one in answer["warnings"] if "all that is made of it is empty" in one]
+        assert len(missing) == 1
+        assert "crashes" in missing[0]
+
+        found = tables(warehouse, [*documented()])
+        assert found["crashes"] == found["crashes_daily"] == {}
+        assert {key[3] for key in found["endpoints_daily"]} == set(URLS.values())
+        assert {row["failed_percent"] for row in found["endpoints_daily"].values()} == {100}
+        steps = sorted(found["funnel_daily"].items())
+        assert [row["screen"] for _, row in steps] == list(STEPS)
+        assert [row["sessions"] for _, row in steps] == [5, 3, 3, 2]
+        (versions,) = found["app_versions_daily"].values()
+        assert versions["app_version"] == versions["platform"] == "unknown"
+        assert versions["sessions"] == versions["sessions_without_user"] == len(JOURNEYS)
+        assert versions["crash_free_users_percent"] is None
+        assert found["sessions"][("", "no time")]["day"] is None
+        assert len(found["sessions"]) == len(JOURNEYS) + 1
+        assert ("", "gone", 1) in found["session_timeline"]
+        assert columns(warehouse) == {
+            name: sorted(one["columns"]) for name, one in documented().items()
+        }
+
+
+def columns(warehouse: Warehouse) -> dict[str, list[str]]:
+    """Return the columns of each table of the package, in order of their names."""
+    ((*rows,),) = warehouse.query(
+        "select lower(table_name), lower(column_name) from information_schema.columns "
+        "where lower(table_name) like 'bugspulse@_@_%' escape '@' order by 1, 2"
+    )
+    found: dict[str, list[str]] = {}
+    for table, column in rows:
+        found.setdefault(table.removeprefix("bugspulse__"), []).append(column)
+    del found["crash_history"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "run",
+    [("bugspulse-to-snowflake-tables",), ("tap-bugspulse", "target-jsonl", "dbt-bugspulse:build")],
+    ids=["snowflake", "duckdb"],
+)
+def test_one_run_of_meltano_loads_and_builds(
+    run: tuple[str, ...],
+    emulated_snowflake: Account,
+    connector: Connector,
+    dbt: Dbt,
+    tmp_path: Path,
+) -> None:
+    """The job loads, then builds; DuckDB needs nothing but its name."""
+    meltano = MeltanoProject(tmp_path / "project")
+    (meltano.directory / "transform").symlink_to(TRANSFORM)
+    project = generate(5, 60, 5, NOW, crash_groups=6)
+    warehouse: Warehouse
+    with (
+        emptied(emulated_snowflake),
+        Sandbox(project, Options(requests_per_minute=None)) as sandbox,
+    ):
+        settings = tap_settings(sandbox)
+        if len(run) == 1:
+            port = emulated_snowflake.connection["port"]
+            assert isinstance(port, int)
+            warehouse = Snowflake(port, connector, tmp_path)
+            # Only the emulated one needs a profile of its own, which says where it listens.
+            dbt.add("snowflake", warehouse.output())
+            settings |= emulated_snowflake.settings | {
+                "DBT_BUGSPULSE_PROFILES_DIR": str(tmp_path / "dbt")
+            }
+        else:
+            warehouse = DuckDb(meltano.directory)
+            settings |= {"DBT_BUGSPULSE_TARGET": "duckdb", "DBT_BUGSPULSE_SCHEMA": SCHEMA}
+        assert meltano.run(*run, settings=settings) == 0
+
+        truth = marts(held(project), funnel=())
+        found = tables(warehouse, [*truth])
+    assert found == {name: by_key(name, rows) for name, rows in truth.items()}
+    assert found["session_timeline"]
+    assert not (TRANSFORM / "target").exists()
+    assert not (TRANSFORM / "logs").exists()

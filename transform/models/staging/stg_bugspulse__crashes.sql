@@ -1,0 +1,1 @@
+{{ bugspulse.stream('crashes') }}
