@@ -200,6 +200,10 @@ def test_the_demo_loads_the_sandbox_and_touches_nothing_real(
     assert sorted(home.rglob("*")) == before
     assert (checkout / ".demo" / "snowflake" / "ANALYTICS.db").is_file()
     assert f"{checkout}/.demo/snowflake/ANALYTICS.db" in demo.stdout
+    begin, _, rest = demo.stdout.partition("$ meltano run")
+    assert "The key works: " in begin
+    assert f"  sessions{SESSIONS:>18,} rows" in begin
+    assert rest
     project = generate(1, SESSIONS, DAYS, datetime.fromisoformat(until))
     assert_report(demo.stdout, project)
     report = checkout / ".demo" / "report.html"

@@ -112,7 +112,7 @@ def reader(
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv" / "bin").mkdir(parents=True)
     programs = Path(sys.executable).parent
-    for program in ("tap-bugspulse", "python"):
+    for program in ("tap-bugspulse", "tap-bugspulse-check", "python"):
         (folder / ".venv" / "bin" / program).symlink_to(programs / program)
     settings = {
         "TAP_BUGSPULSE_API_KEY": sandbox.api_key,

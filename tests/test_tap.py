@@ -247,6 +247,7 @@ def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
     records = [line for line in done.stdout.splitlines() if '"type":"RECORD"' in line]
     assert {json.loads(line)["stream"] for line in records} == set(PRIMARY_KEYS)
     assert set(counted(sandbox)) == {"/crashes", "/events", "/network", "/sessions"}
+    assert "the test succeeded; tap-bugspulse-check tells more" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

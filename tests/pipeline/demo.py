@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.pipeline.children import CHECKOUT, ChildError, serving
+from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
 from tests.pipeline.connector import Connector
 from tests.pipeline.meltano import (
     DATABASE,
@@ -95,6 +96,10 @@ def demo(directory: Path, data: Sequence[str]) -> int:
         )
         say(f"BugsPulse sandbox     {bugspulse['url']}, holds {held}")
         say(f"Emulated Snowflake    127.0.0.1:{snowflake['port']}\n")
+        say("$ tap-bugspulse-check --config=ENV")
+        if code := check(bugspulse, home):
+            say(f"\nThe check failed with exit code {code}; what it said is above.")
+            return code
         say("$ meltano run tap-bugspulse target-snowflake")
         began = time.monotonic()
         code = load(project, bugspulse, snowflake["port"])
@@ -131,18 +136,34 @@ def build(dbt: Dbt, warehouse: Snowflake) -> list[str]:
     return [] if answer["success"] else answer["problems"] or ["dbt did not say why"]
 
 
-def load(project: MeltanoProject, bugspulse: dict[str, Any], port: int) -> int:
-    """Run Meltano once from the sandbox to the emulated Snowflake; return its exit code."""
-    settings = {
+def check(bugspulse: dict[str, Any], home: Path) -> int:
+    """Run the check on the sandbox; return its exit code."""
+    command = [sys.executable, "-m", "tap_bugspulse.check", "--config=ENV"]
+    # At the pace of the real API, of which it does not reach the limit.
+    settings = of_the_tap(bugspulse)
+    del settings["TAP_BUGSPULSE_REQUESTS_PER_MINUTE"]
+    env = environment(home, settings)
+    code = subprocess.run(command, cwd=CHECKOUT, env=env, timeout=60, check=False).returncode
+    say("")
+    return code
+
+
+def of_the_tap(bugspulse: dict[str, Any]) -> dict[str, str]:
+    """Return the tap's settings for the sandbox."""
+    return {
         "TAP_BUGSPULSE_API_URL": bugspulse["url"],
         "TAP_BUGSPULSE_API_KEY": bugspulse["api_key"],
         "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": UNLIMITED,
     }
+
+
+def load(project: MeltanoProject, bugspulse: dict[str, Any], port: int) -> int:
+    """Run Meltano once from the sandbox to the emulated Snowflake; return its exit code."""
     account = emulated_account(port)
     return project.run(
         "tap-bugspulse",
         "target-snowflake",
-        settings=settings | snowflake_settings(account),
+        settings=of_the_tap(bugspulse) | snowflake_settings(account),
         seconds=300,
     )
 
