@@ -17,7 +17,7 @@ import pytest
 from singer_sdk.exceptions import FatalAPIError
 
 from tap_bugspulse.check import LOST, UNTOLD, Check, page, report
-from tests.pipeline.children import CHECKOUT, environment
+from tests.pipeline.children import environment
 from tests.running import PRIMARY_KEYS, expected, sync, tap_class
 from tests.sandbox import Options, Sandbox, generate_once
 
@@ -217,7 +217,7 @@ def run(url: str, key: str, folder: Path, *arguments: str) -> Ended:
     }
     done = subprocess.run(
         [sys.executable, "-m", "tap_bugspulse.check", "--config=ENV", *arguments],
-        env=environment(folder / "home", settings) | {"PYTHONPATH": str(CHECKOUT)},
+        env=environment(folder / "home", settings),
         capture_output=True,
         text=True,
         timeout=60,
