@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import typing as t
 from collections.abc import Callable, Iterator, Mapping
@@ -122,11 +123,8 @@ class Events(BugsPulseStream):
         complete = Bookmark.read(self.stream_state).complete
         wider = EVENTS_FOR[: EVENTS_FOR.index(self.run.settings.events_for) + 1]
         ranges = (complete[name].range(now=self.run.started) for name in wider if name in complete)
-        return max(
-            filter(None, ranges),
-            key=lambda one: (not one.complete_from, one.complete_to),
-            default=None,
-        )
+        found = list(filter(None, ranges))
+        return functools.reduce(CompleteRange.joined, found) if found else None
 
     def checkpoint(self, progress: Progress) -> None:
         """Write what is fetched into the state and send it."""

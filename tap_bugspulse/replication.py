@@ -109,6 +109,13 @@ class CompleteRange:
     complete_from: datetime | None
     complete_to: datetime
 
+    def joined(self, other: CompleteRange) -> CompleteRange:
+        """Return both as one where they touch or overlap, else the one that is newer."""
+        first, last = sorted((self, other), key=lambda one: one.complete_from or LONG_AGO)
+        if last.complete_from and last.complete_from > first.complete_to:
+            return max(self, other, key=lambda one: one.complete_to)
+        return CompleteRange(first.complete_from, max(first.complete_to, last.complete_to))
+
     def write(self, key: str) -> dict[str, str]:
         """Return the range as keys of a bookmark, its end under ``key``."""
         begins = format_instant(self.complete_from) if self.complete_from else BEGINNING

@@ -396,6 +396,19 @@ def pieces(asked: Window | None, size: int, now: datetime) -> list[Window]:
 # --- Bookmarks -------------------------------------------------------------------------
 
 
+def test_ranges_that_touch_are_one() -> None:
+    """Where there is a gap between two, the newer one counts, in whichever order."""
+    for one, other, both in (
+        (in_days(9, 7), in_days(8, 6), in_days(9, 6)),
+        (in_days(9, 7), in_days(7, 6), in_days(9, 6)),
+        (in_days(None, 7), in_days(8, 6), in_days(None, 6)),
+        (in_days(9, 8), in_days(7, 6), in_days(7, 6)),
+        (in_days(None, 8), in_days(7, 6), in_days(7, 6)),
+    ):
+        assert one.joined(other) == both
+        assert other.joined(one) == both
+
+
 @given(instants, instants)
 def test_a_range_is_read_as_it_was_written(one: datetime, other: datetime) -> None:
     """With a bound or from the beginning, a state says what was complete."""

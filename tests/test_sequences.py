@@ -221,8 +221,15 @@ def asked_again(state: Row | None) -> set[str]:
 
 def serving(claims: Mapping[str, Claim], events_for: str) -> Claim | None:
     """Return what is complete for a value of ``events_for``: a wider one serves, too."""
-    wider = (claims[name] for name in WIDER[events_for] if name in claims)
-    return max(wider, key=lambda one: (one.start == LONG_AGO, one.end), default=None)
+    best: Claim | None = None
+    for claim in (claims[name] for name in WIDER[events_for] if name in claims):
+        if best is None:
+            best = claim
+        elif claim.start <= best.end and best.start <= claim.end:
+            best = Claim(min(best.start, claim.start), max(best.end, claim.end))
+        else:
+            best = max(best, claim, key=lambda one: one.end)
+    return best
 
 
 # --- The warehouse and the truth ----------------------------------------------------
