@@ -155,7 +155,7 @@ class BugsPulseStream(RESTStream[int]):
         return Call(self.name, lambda: send(prepared, query))
 
     def prefetch(self, calls: Iterable[Call]) -> Generator[Call, None, None]:
-        """Yield calls in their order, many on their way at once; an iterable sends them."""
+        """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
         sent: deque[Call] = deque()
         try:
             for call in calls:
@@ -177,15 +177,15 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def validate_response(self, response: requests.Response) -> None:
         status = response.status_code
-        message = self.response_error_message(response)
         if status in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
             page_of(response, self.table)
-        elif status in AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return
+        message = self.response_error_message(response)
+        if status in AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise RetriableAPIError(message, response)
-        elif status == HTTPStatus.UNAUTHORIZED:
+        if status == HTTPStatus.UNAUTHORIZED:
             raise FatalAPIError(message)
-        else:
-            raise REFUSALS.get(HTTPStatus(status), RefusedError)(message)
+        raise REFUSALS.get(HTTPStatus(status), RefusedError)(message)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
@@ -307,11 +307,11 @@ class BugsPulseStream(RESTStream[int]):
             elif number >= MAX_DRIFTS:
                 break
         reading.ids, reading.is_complete = known, False
-        self._came_short(reading, query)
+        self._note_short_listing(reading, query)
         return reading
 
-    def _came_short(self, reading: Reading, query: Query) -> None:
-        self.counts.short += 1
+    def _note_short_listing(self, reading: Reading, query: Query) -> None:
+        self.counts.short_listings += 1
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",
             reading.rows,

@@ -33,9 +33,9 @@ from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
 from tap_bugspulse.windows import PAGES_PER_WINDOW
 
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
-SESSIONS_PER_STATE = 100  # asked for again at most, those on their way included
+SESSIONS_PER_STATE = 100  # that a kill may cost: since the last STATE, and on their way
 SECONDS_PER_STATE = 60.0
-MAX_IN_A_ROW = 10  # sessions that fail, newly in a run or in a row, or that are not found
+MAX_IN_A_ROW = 10  # sessions that fail, in a row or newly in a run, or are not found
 MAX_SHORT = 1000  # sessions remembered whose events came short
 MANY_SHORT = 20  # from here on, most of a run say that eventCount counts something else
 MINUTES_PER_DAY = 1440
@@ -106,6 +106,7 @@ class Events(BugsPulseStream):
                 batch.done(batch.window)
                 self.checkpoint(progress)
             self._believe_counts()
+            self._left = 0
             self.checkpoint(progress)
         except OutOfTime:
             self._settle()
@@ -114,7 +115,7 @@ class Events(BugsPulseStream):
         finally:
             self.run.events_left = self._left
             self.counts.set_aside = sorted(self.set_aside)
-            self.counts.came_short = len(self.short)
+            self.counts.short_sessions = len(self.short)
 
     # --- What is complete
 
@@ -214,19 +215,20 @@ class Events(BugsPulseStream):
     def _log_what_is_ahead(self, batches: list[Batch]) -> None:
         """Say how many sessions need events and how long that takes."""
         run, pace = self.run, self.run.settings.requests_per_minute
-        due = [one for batch in batches for one in batch.due]
+        due = self._still_due([one for batch in batches for one in batch.due])
         # Sessions that are not listed yet are counted by the API's totals.
         self._left = len(due) + (batches[-1].rows_left if batches else 0)
         if not self._left:
             return
         crashed = sum(one.crashed for one in due) * self._left / (len(due) or 1)
-        hint = f" (events_for: crashed would need {duration(run.minutes_for(round(crashed)))})"
+        whole, part = (duration(run.minutes_for(one)) for one in (self._left, round(crashed)))
+        hint = f" (events_for: crashed would need {part})"
         self.logger.info(
             "events: %s sessions need events: about %s at %d requests a minute%s",
             f"{self._left:,}",
-            duration(run.minutes_for(self._left)),
+            whole,
             pace,
-            "" if run.settings.events_for == "crashed" else hint,
+            "" if whole == part else hint,
         )
         yesterday = run.started - timedelta(days=1)
         new = sum(1 for one in due if one.instant and one.instant > yesterday)

@@ -1,4 +1,4 @@
-"""The one HTTP session of the tap: paced, patient, and true to its host."""
+"""The one HTTP session of the tap: paced and patient."""
 
 from __future__ import annotations
 

@@ -41,10 +41,6 @@ class Ledger:
             for day, text in (days or {}).items()
         }
 
-    def __len__(self) -> int:
-        """Return the number of sessions remembered."""
-        return sum(map(len, self._days.values()))
-
     def get(self, session: str, day: date) -> bytes | None:
         """Return the fingerprint of a session, which may be filed under another day."""
         key = session_key(session)

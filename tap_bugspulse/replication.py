@@ -263,9 +263,10 @@ class Progress:
     def __init__(self, plan: Plan, requested: Span, lookback: timedelta, now: datetime) -> None:
         self.complete = plan.complete
         self.target = latest(requested, now)
-        if plan.complete and requested.start and requested.start > self.target - lookback:
+        known, start = plan.complete, requested.start
+        if known and start and start > max(known.complete_from or LONG_AGO, self.target - lookback):
             # What start_date keeps from being read again is for the lookback of the next run.
-            self.target = plan.complete.complete_to
+            self.target = known.complete_to
         self.plan, self._start = plan, requested.start
 
     def forward_done(self, window: Window) -> None:

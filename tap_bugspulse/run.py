@@ -30,18 +30,18 @@ class OutOfTime(Exception):  # noqa: N818 - it is the time limit doing its work,
 
 @dataclass(slots=True)
 class Counts:
-    """What a run counts of one stream; ``short`` are listings that lacked rows."""
+    """What a run counts of one stream; short ones lacked rows, or events."""
 
     rows: int = 0
     requests: int = 0
     retries: int = 0
     seconds: float = 0.0
-    short: int = 0
+    short_listings: int = 0
     without_key: int = 0
     misfits: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
     set_aside: list[str] = field(default_factory=list)
-    came_short: int = 0
+    short_sessions: int = 0
     vanished: int = 0
 
 
@@ -174,8 +174,8 @@ class Run:
             )
         if is_selected:
             found = {
-                f"{counts.short} listings short of the API's total": counts.short,
-                f"{counts.came_short} sessions short of events, asked for again": counts.came_short,
+                f"{counts.short_listings} listings short of the API's total": counts.short_listings,
+                f"{counts.short_sessions} sessions short of events": counts.short_sessions,
                 f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
                 f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
                 "refused by the API": stream in self.errors,

@@ -1,4 +1,4 @@
-"""The tap's settings, declared once: their types, limits, defaults and descriptions."""
+"""The tap's settings, declared once, and what is checked of stream maps before a run."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def lookback(self) -> timedelta:
-        """How far before the forward mark rows are read again."""
+        """How far before the end of the complete range rows are read again."""
         return timedelta(days=self.lookback_days)
 
     def __repr__(self) -> str:

@@ -98,7 +98,8 @@ class Network(WindowedStream):
             yield Window(start, days.end)
 
     def _is_day(self, piece: Window) -> bool:
-        return piece.start is not None and piece.end in {piece.start + DAY, None}
+        is_open = piece.end is None and piece.start == self.today
+        return piece.start is not None and (is_open or piece.end == piece.start + DAY)
 
     @override
     def windows(
