@@ -354,7 +354,7 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
             logger.critical("the output cannot be written: %s", exc.strerror)
         # Python would complain once more when it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as exc:
+    except Exception as exc:  # whatever the expression of a stream map raises; no other is kept
         if (line := map_error(exc)) is None:
             raise
         logger.critical("%s", line)
