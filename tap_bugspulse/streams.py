@@ -17,8 +17,6 @@ from tap_bugspulse.ledger import Ledger, fingerprint
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
-    JUST_BEFORE,
-    LONG_AGO,
     Bookmark,
     CompleteRange,
     Span,
@@ -46,7 +44,7 @@ class DayReading(t.NamedTuple):
     """What the last reading of a day of network calls found.
 
     ``total`` is the API's own, -1 where it says nothing about the day alone; ``rows`` of them
-    were not in the future, the latest at ``last``.
+    were requested and not in the future, the latest at ``last``.
     """
 
     total: int
@@ -148,29 +146,26 @@ class Network(WindowedStream):
         day = window.start
         if day is None or not self._is_day(window) or sync.ignores_state or self.ignores_dates:
             return (yield from super().read(window, first, sync))
-        known, complete = self.days.get(day), sync.progress.plan.complete
-        begins = (complete.complete_from if complete else None) or LONG_AGO
-        if known and known.total == page_of(first).total:
+        known = self.days.get(day)
+        if known is not None and known.total == page_of(first).total:
             return set()
         requested, now = self.run.settings.requested, self.run.clock.now()
-        counted = Span(None, known.last + JUST_BEFORE) if known else Span(now, now)
-        loaded = Span(begins, complete.complete_to + JUST_BEFORE) if complete else Span(now, now)
-        old: list[Row] = []  # rows that were there when the day was counted
+        old: list[Row] = []  # rows that are no newer than what was counted
         ids: set[str] = set()
         count, last, met = 0, midnight(day), 0
         listing = self.listing(self.query_of(window), first)
         for row in itertools.chain.from_iterable(listing):
             instant = parse_instant(row.timestamp)
+            if not requested.holds(instant):
+                continue
             if instant is None or instant <= now:
                 count += 1
                 last = max(last, instant or last)
-            was_counted = known is not None and counted.holds(instant)
-            met += was_counted
-            if not requested.holds(instant):
-                continue
+            is_old = known is not None and (instant is None or instant <= known.last)
             if row.id in sync.ids:
                 ids.add(row.id)
-            elif was_counted and loaded.holds(instant):
+                met += is_old
+            elif is_old:
                 old.append(row)
             elif not self.was_emitted(row, instant, sync):
                 ids.add(row.id)
@@ -178,16 +173,18 @@ class Network(WindowedStream):
         # The newest day is read without an end. Where it ends before the latest row that was
         # counted, by the API's time zone, its number says nothing.
         is_shorter = known is not None and known.total < 0 and last < known.last
-        old = old if is_shorter or met > (known.rows if known else 0) else []
+        # Other dates than in the run before may have left out rows that it counted.
+        is_whole = all(map(requested.holds, (midnight(day - DAY), midnight(day + 2 * DAY))))
+        others = len(old) + met - (known.rows if known else 0)
+        old = old if is_shorter or others > 0 or (others and not is_whole) else []
         ids.update(row.id for row in old)
         yield from old
-        total = listing.reading.first_total
-        # A day of which dates leave out a part is read again in the next run.
-        is_whole = all(map(requested.holds, (midnight(day - DAY), midnight(day + 2 * DAY))))
+        total, is_counted = listing.reading.first_total, listing.reading.is_complete and is_whole
         # Fewer than came: it is that of the first page, or rows came meanwhile.
         says_total = total is not None and total >= listing.reading.rows and window.end is not None
-        total = total if says_total and is_whole and listing.reading.is_complete else -1
-        self.days[day] = DayReading(t.cast("int", total), count, last)
+        self.days[day] = DayReading(
+            t.cast("int", total) if says_total and is_counted else -1, count, last
+        )
         return ids
 
     @override

@@ -723,3 +723,41 @@ def test_a_late_call_hides_behind_no_other(now: datetime, dates: dict[str, t.Any
         late = project.new_network(datetime.fromisoformat("2026-02-26T14:00:00+00:00"))
         output = sync(sandbox, now + timedelta(hours=1), state, only, **dates)
     assert (late,) in output.table("network")
+
+
+@pytest.mark.parametrize(
+    "dates", [{"start_date": "2026-02-26T12:00:00Z"}, {"end_date": "2026-02-26T12:00:00Z"}]
+)
+@pytest.mark.parametrize("hour", [3, 14])
+def test_a_late_call_is_found_after_a_run_of_other_dates(
+    now: datetime, dates: dict[str, t.Any], hour: int
+) -> None:
+    """Those dates leave out a part of its day; the next run without them has it."""
+    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
+    for early in (0, 1, 2, 5, 13, 21):
+        project.new_network(datetime.fromisoformat(f"2026-02-26T{early:02}:00:00+00:00"))
+    only = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        first = sync(sandbox, now, catalog=only)
+        late = project.new_network(datetime.fromisoformat(f"2026-02-26T{hour:02}:30:00+00:00"))
+        second = sync(sandbox, now + timedelta(hours=1), first.state, only, **dates)
+        third = sync(sandbox, now + timedelta(hours=2), second.state, only)
+        fourth = sync(sandbox, now + timedelta(hours=3), third.state, only)
+    loaded = {row["id"] for output in (second, third) for row in output.rows("network")}
+    assert late in loaded
+    assert fourth.rows("network") == []
+
+
+def test_a_later_start_date_brings_no_call_twice(now: datetime) -> None:
+    """Calls that came after the bookmark, which such a run leaves, count as loaded."""
+    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(hours=1))
+    only = select(now, "network")
+    start = now.replace(hour=0).isoformat()
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        first = sync(sandbox, now, catalog=only)
+        new = project.new_network(now + timedelta(minutes=30))
+        second = sync(sandbox, now + timedelta(hours=1), first.state, only, start_date=start)
+        third = sync(sandbox, now + timedelta(hours=1), second.state, only, start_date=start)
+        fourth = sync(sandbox, now + timedelta(hours=2), third.state, only)
+    assert [row["id"] for row in second.rows("network")] == [new]
+    assert third.rows("network") == fourth.rows("network") == []
