@@ -185,7 +185,7 @@ class BugsPulseStream(RESTStream[int]):
             raise RetriableAPIError(message, response)
         if status == HTTPStatus.UNAUTHORIZED:
             raise FatalAPIError(message)
-        raise REFUSALS.get(HTTPStatus(status), RefusedError)(message)
+        raise REFUSALS.get(status, RefusedError)(message)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:

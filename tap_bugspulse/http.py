@@ -65,7 +65,10 @@ class BadRequestError(RefusedError):
     """The API cannot make sense of what was asked for."""
 
 
-REFUSALS = {HTTPStatus.NOT_FOUND: NotFoundError, HTTPStatus.BAD_REQUEST: BadRequestError}
+REFUSALS: dict[int, type[RefusedError]] = {
+    HTTPStatus.NOT_FOUND: NotFoundError,
+    HTTPStatus.BAD_REQUEST: BadRequestError,
+}
 
 
 class Clock:

@@ -620,7 +620,7 @@ def test_ten_vanished_sessions_in_a_row_are_an_error(sandbox: Sandbox, now: date
     assert second.table("events") == expected(sandbox.project, "events")
 
 
-@pytest.mark.parametrize("fault", ["500", "400", "403", "410", "422"])
+@pytest.mark.parametrize("fault", ["500", "400", "403", "410", "413", "422", "499"])
 def test_a_session_that_always_fails_is_set_aside(
     sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
