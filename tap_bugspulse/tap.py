@@ -281,8 +281,9 @@ class TapBugsPulse(Tap):
                 if kwargs.get(name) is not None:
                     kwargs[name] = json_file(name, kwargs[name])
             super().invoke(**kwargs)
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)  # all is done
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                # All is done. In here, as one that comes just before is to be told, too.
+                signal.signal(signum, signal.SIG_IGN)
 
     @classmethod
     @override
