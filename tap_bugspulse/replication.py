@@ -25,6 +25,7 @@ FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
 FINGERPRINT = 12  # bytes of a session in a ledger: eight of its id, four of a hash
 NOTHING: tuple[t.Any, ...] = (None, "", {}, [])
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
+Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 def parse_instant(text: t.Any) -> datetime | None:
@@ -132,13 +133,38 @@ class StateError(ConfigurationError):
         )
 
 
+class DayReading(msgspec.Struct, array_like=True, frozen=True):
+    """What the last reading of a day of network calls found.
+
+    ``total`` is the API's own, -1 where it says nothing of what was loaded; ``rows`` of them
+    were loaded and not in the future, from ``start`` (None is no bound) to ``last``.
+    """
+
+    total: int
+    rows: int
+    last: Instant
+    start: Instant | None = None
+
+    def holds(self, instant: datetime | None) -> bool:
+        """Return whether a row was counted, if it was there; one of an unknown instant was."""
+        return instant is None or (self.start or LONG_AGO) <= instant <= self.last
+
+    def reaches(self, start: datetime | None) -> bool:
+        """Return whether all rows from a start on were counted."""
+        return (self.start or LONG_AGO) <= (start or LONG_AGO)
+
+    def write(self) -> list[int | str]:
+        """Return the reading as it stands in a bookmark."""
+        instants = [one for one in (self.last, self.start) if one]
+        return [self.total, self.rows, *map(format_instant, instants)]
+
+
 class Bookmark(msgspec.Struct, omit_defaults=True):
     """A bookmark of a state: the SDK's two keys, and the tap's own.
 
     ``complete`` has a range for each ``events_for``. A session is in ``fingerprints`` by the
-    day it is filed under, a day of network calls in ``days`` with the API's total, the rows
-    that were counted and the latest of them. ``set_aside`` has sessions whose events failed and
-    why, ``short`` the number of events that came of others, and that of their row.
+    day it is filed under, a day of network calls in ``days``. ``set_aside`` has sessions whose
+    events failed and why, ``short`` how many events came of others, and how many their row says.
     """
 
     replication_key: str | None = None
@@ -147,7 +173,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
     complete_to: str | None = None
     complete: dict[str, Bookmark] = {}
     fingerprints: dict[date, bytes] = {}
-    days: dict[date, tuple[int, int, datetime]] = {}
+    days: dict[date, DayReading] = {}
     set_aside: dict[str, str] = {}
     short: dict[str, tuple[int, int]] = {}
     project: str | None = None

@@ -17,11 +17,12 @@ from tap_bugspulse.ledger import Ledger, fingerprint
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
+    LONG_AGO,
     Bookmark,
     CompleteRange,
+    DayReading,
     Span,
     Window,
-    format_instant,
     midnight,
     parse_instant,
 )
@@ -38,18 +39,6 @@ class Crashes(BugsPulseStream):
     name = "crashes"
     path = "/crashes"
     primary_keys = ("id",)
-
-
-class DayReading(t.NamedTuple):
-    """What the last reading of a day of network calls found.
-
-    ``total`` is the API's own, -1 where it says nothing about the day alone; ``rows`` of them
-    were requested and not in the future, the latest at ``last``.
-    """
-
-    total: int
-    rows: int
-    last: datetime
 
 
 class Network(WindowedStream):
@@ -73,7 +62,7 @@ class Network(WindowedStream):
     def begin(self, bookmark: Bookmark) -> Sync:
         sync = super().begin(bookmark)
         if sync.progress.plan.complete:
-            self.days = {day: DayReading(*found) for day, found in bookmark.days.items()}
+            self.days = dict(bookmark.days)
         return sync
 
     def _lookback(self, complete_to: datetime) -> Iterator[date]:
@@ -114,7 +103,8 @@ class Network(WindowedStream):
                 first = self.take(self.fetch(self.query_of(days)))
                 if page_of(first).total == 0:
                     empty = (one.start for one in pieces if one.start and one.end)
-                    self.days = {day: DayReading(0, 0, midnight(day)) for day in empty}
+                    start = self.run.settings.requested.start
+                    self.days = {day: DayReading(0, 0, midnight(day), start) for day in empty}
                     yield Cut(days, first, 0)
                     return
         pieces = pieces[::-1] if sync.in_history else pieces
@@ -146,25 +136,25 @@ class Network(WindowedStream):
         day = window.start
         if day is None or not self._is_day(window) or sync.ignores_state or self.ignores_dates:
             return (yield from super().read(window, first, sync))
-        known = self.days.get(day)
-        if known is not None and known.total == page_of(first).total:
+        known, requested = self.days.get(day), self.run.settings.requested
+        if known and known.total == page_of(first).total and known.reaches(requested.start):
             return set()
-        requested, now = self.run.settings.requested, self.run.clock.now()
-        old: list[Row] = []  # rows that are no newer than what was counted
-        ids: set[str] = set()
-        count, last, met = 0, midnight(day), 0
+        now, old, ids = self.run.clock.now(), list[Row](), set[str]()
+        count, counted, ends_early, last = 0, 0, False, midnight(day)
         listing = self.listing(self.query_of(window), first)
         for row in itertools.chain.from_iterable(listing):
             instant = parse_instant(row.timestamp)
-            if not requested.holds(instant):
+            # By the dates of the run that counted, not by those of this one.
+            is_old = known is not None and known.holds(instant)
+            counted += is_old
+            if instant and not requested.holds(instant):
+                ends_early = ends_early or instant >= (requested.start or LONG_AGO)
                 continue
             if instant is None or instant <= now:
                 count += 1
                 last = max(last, instant or last)
-            is_old = known is not None and (instant is None or instant <= known.last)
             if row.id in sync.ids:
                 ids.add(row.id)
-                met += is_old
             elif is_old:
                 old.append(row)
             elif not self.was_emitted(row, instant, sync):
@@ -173,18 +163,15 @@ class Network(WindowedStream):
         # The newest day is read without an end. Where it ends before the latest row that was
         # counted, by the API's time zone, its number says nothing.
         is_shorter = known is not None and known.total < 0 and last < known.last
-        # Other dates than in the run before may have left out rows that it counted.
-        is_whole = all(map(requested.holds, (midnight(day - DAY), midnight(day + 2 * DAY))))
-        others = len(old) + met - (known.rows if known else 0)
-        old = old if is_shorter or others > 0 or (others and not is_whole) else []
-        ids.update(row.id for row in old)
-        yield from old
-        total, is_counted = listing.reading.first_total, listing.reading.is_complete and is_whole
+        if is_shorter or (known and counted > known.rows):
+            ids.update(row.id for row in old)
+            yield from old
+        reading = listing.reading
+        is_told = window.end is not None and reading.is_complete and not ends_early
         # Fewer than came: it is that of the first page, or rows came meanwhile.
-        says_total = total is not None and total >= listing.reading.rows and window.end is not None
-        self.days[day] = DayReading(
-            t.cast("int", total) if says_total and is_counted else -1, count, last
-        )
+        is_told = is_told and (reading.first_total or 0) >= reading.rows
+        total = reading.first_total if is_told else None
+        self.days[day] = DayReading(-1 if total is None else total, count, last, requested.start)
         return ids
 
     @override
@@ -203,8 +190,8 @@ class Network(WindowedStream):
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
         complete = sync.progress.complete
         first = next(self._lookback(complete.complete_to)) if complete else date.min
-        found = sorted(item for item in self.days.items() if item[0] >= first)
-        return {"days": {d.isoformat(): [*one[:2], format_instant(one.last)] for d, one in found}}
+        kept = sorted(day for day in self.days if day >= first)
+        return {"days": {day.isoformat(): self.days[day].write() for day in kept}}
 
 
 class Candidate(t.NamedTuple):

@@ -761,3 +761,22 @@ def test_a_later_start_date_brings_no_call_twice(now: datetime) -> None:
         fourth = sync(sandbox, now + timedelta(hours=2), third.state, only)
     assert [row["id"] for row in second.rows("network")] == [new]
     assert third.rows("network") == fourth.rows("network") == []
+
+
+def test_a_call_that_comes_late_hides_behind_none_that_dates_leave_out(now: datetime) -> None:
+    """Three came a week late, a later start_date leaves out three: one of today is found."""
+    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
+    only = select(now, "network")
+    start = {"start_date": (now - timedelta(days=2)).isoformat()}
+    hour = timedelta(hours=1)
+    with Sandbox(project, Options(requests_per_minute=None, filter_on="received")) as sandbox:
+        project.now = now - hour
+        for ago in (*[timedelta(weeks=1)] * 3, 3 * hour, 2 * hour):
+            project.new_network(now - ago)
+        first = sync(sandbox, now, catalog=only)
+        project.now = now + hour / 2
+        late = [project.new_network(now - ago) for ago in (4 * hour, 5 * hour, 6 * hour)]
+        second = sync(sandbox, now + hour, first.state, only, **start)
+        third = sync(sandbox, now + 2 * hour, second.state, only, **start)
+    assert set(late) <= {row["id"] for row in second.rows("network")}
+    assert third.rows("network") == []

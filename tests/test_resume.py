@@ -750,6 +750,10 @@ STOPS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "days list": (put("network", "days", value=["2026-02-28"]), ("network", "days")),
     "day text": (put("network", "days", "2026-02-28", value="y"), ("network", "days")),
     "day cut": (put("network", "days", "2026-02-28", value=[1, 2]), ("network", "days")),
+    "day without a time zone": (
+        put("network", "days", "2026-02-28", value=[1, 2, "2026-02-28T12:00:00"]),
+        ("network", "days"),
+    ),
     "set_aside list": (put("events", "set_aside", value=["s"]), ("events", "set_aside")),
     "set_aside number": (put("events", "set_aside", value={"s": 5}), ("events", "set_aside")),
     "short text": (put("events", "short", value={"s": "5"}), ("events", "short")),
