@@ -767,7 +767,7 @@ def test_a_call_that_comes_late_hides_behind_none_that_dates_leave_out(now: date
     """Three came a week late, a later start_date leaves out three: one of today is found."""
     project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
     only = select(now, "network")
-    start = {"start_date": (now - timedelta(days=2)).isoformat()}
+    start = (now - timedelta(days=2)).isoformat()
     hour = timedelta(hours=1)
     with Sandbox(project, Options(requests_per_minute=None, filter_on="received")) as sandbox:
         project.now = now - hour
@@ -776,7 +776,7 @@ def test_a_call_that_comes_late_hides_behind_none_that_dates_leave_out(now: date
         first = sync(sandbox, now, catalog=only)
         project.now = now + hour / 2
         late = [project.new_network(now - ago) for ago in (4 * hour, 5 * hour, 6 * hour)]
-        second = sync(sandbox, now + hour, first.state, only, **start)
-        third = sync(sandbox, now + 2 * hour, second.state, only, **start)
+        second = sync(sandbox, now + hour, first.state, only, start_date=start)
+        third = sync(sandbox, now + 2 * hour, second.state, only, start_date=start)
     assert set(late) <= {row["id"] for row in second.rows("network")}
     assert third.rows("network") == []
