@@ -297,9 +297,9 @@ class Events(BugsPulseStream):
         came = len(listing.reading.ids)
         if 0 < came < session.events:
             self._fewer.add(session.id)
-        self._fetched(
-            session, came, is_short=came < session.events or not listing.reading.is_complete
-        )
+        # Nothing of one that failed until now may be a failure, too.
+        is_short = came < max(session.events, session.id in self.set_aside)
+        self._fetched(session, came, is_short=is_short or not listing.reading.is_complete)
 
     def _fetched(self, session: Candidate, came: int, *, is_short: bool) -> None:
         """Note that a session's events came; fewer than there are, and it is asked again once."""

@@ -647,6 +647,31 @@ def test_a_session_that_always_fails_is_set_aside(
     assert together == expected(project, "events")
 
 
+def test_a_session_that_failed_and_then_has_no_events_is_asked_for_once_more(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """It is older than the lookback, so nothing else would bring its events, or ask without end."""
+    project = sandbox.project
+    old = (now - timedelta(days=12)).isoformat()
+    broken = next(
+        one for one, row in project.sessions.items() if row["startedAt"] < old and row["eventCount"]
+    )
+    sandbox.options.broken_sessions = {broken}
+    first = sync(sandbox, now, minute=0.01)
+    sandbox.options.broken_sessions = set()
+    whole, project.events[broken] = project.events[broken], []
+    project.changed("events")
+    second = sync(sandbox, now, first.state)
+    again = sync(sandbox, now, second.state)
+    sandbox.reset()
+    sync(sandbox, now, again.state)
+    assert asked_for_events(sandbox) == []  # the same answer twice is believed
+    project.events[broken] = whole
+    project.changed("events")
+    third = sync(sandbox, now, second.state)
+    assert first.table("events") | third.table("events") == expected(project, "events")
+
+
 def test_a_session_that_grows_while_it_is_set_aside_is_fetched_whole(
     sandbox: Sandbox, now: datetime
 ) -> None:
