@@ -10,12 +10,10 @@ SCHEMAS = Path(__file__).resolve().parent.parent / "tap_bugspulse" / "schemas"
 HEAD = """\
 # Tables
 
-One table to a stream. Columns have the API's own names here; Snowflake has `STARTED_AT` for
-`startedAt`, Postgres keeps `"startedAt"`. Times are UTC, to the millisecond. Every column
-but those of the key may be null.
-
-With the setting `project`, each table has a column `project` as its first, also the first
-of its primary key. Targets add columns of their own, `_sdc_extracted_at` and the like.
+What each row and column means. Columns have the API's own names here: Snowflake has `STARTED_AT` for
+`startedAt`, Postgres keeps `"startedAt"`. Times are UTC, to the millisecond. Every column except the
+key may be null. With the setting `project`, each table begins with a column `project`, also first in
+its primary key. Targets add columns of their own, such as `_sdc_extracted_at`.
 
 | Type here | Snowflake | Postgres | JSON |
 |---|---|---|---|
@@ -25,36 +23,35 @@ of its primary key. Targets add columns of their own, `_sdc_extracted_at` and th
 | instant | `TIMESTAMP_NTZ` | `TIMESTAMP` | text, `2026-01-15T10:00:00.000Z` |
 | object | `VARIANT` | `JSONB` | object |
 
-This page is made from the schemas by `python scripts/tables.py`.
+`python scripts/tables.py` writes this page from the schemas.
 """
 # What a schema does not say: keys, how rows come, what to mind.
 KEYS = {"sessions": ("id",), "events": ("sessionId", "id"), "crashes": ("id",), "network": ("id",)}
 ABOUT = {
     "sessions": """
         A row comes when the session is new, and again whenever it has changed within the
-        lookback: it grew, ended, crashed. `status` is as the API has it: a session whose
-        app never said that it ended stays `active` for ever. `startedAt` is a device's
-        clock and may lie in the future.
+        lookback. `status` is what the API says: a session whose app never reported its end stays
+        `active`. `startedAt` is the device's clock and may lie in the future.
     """,
     "events": """
-        All events of a session come again when the session has changed. An `id` is only
-        unique within its session. Which sessions' events are loaded says `events_for`.
+        All events of a session come again when the session has changed. An `id` is unique only
+        within its session. `events_for` selects the sessions whose events are loaded.
     """,
     "crashes": """
-        All rows come in every run, since triage moves no date. They carry no session id,
-        so they cannot be joined to sessions. The counts are those of now: the
-        [dbt package](../transform/README.md) keeps their history.
+        All rows come in every run, because triage changes no date. They carry no session id, so
+        you cannot join them to sessions: use `hasCrash` and the events of the session. The counts
+        are current totals; the [dbt package](../transform/README.md) keeps their history.
     """,
     "network": """
-        A row comes once, since calls never change; now and then a day's rows come again,
-        when one of them came late.
+        A row comes once, because calls never change. If a call of a day arrives late, other calls
+        of that day may come again.
     """,
 }
 TYPES = {"string": "text", "integer": "whole number", "boolean": "yes or no", "object": "object"}
 
 
 def column_type(column: dict[str, t.Any]) -> str:
-    """Say a column's type in a word."""
+    """Return a column's type in a word or two."""
     if column.get("format") == "date-time":
         return "instant"
     kinds = column["type"]
@@ -66,9 +63,10 @@ def page() -> str:
     lines = [HEAD]
     for stream, keys in KEYS.items():
         schema = json.loads((SCHEMAS / f"{stream}.json").read_text("utf-8"))
-        lines += [f"## {stream}", "", f"A row is {lower(schema['title'])}.", ""]
-        lines += [f"Primary key: {', '.join(f'`{key}`' for key in keys)}.", ""]
-        lines += [*wrapped(ABOUT[stream]), "", "| Column | Type | What it is |", "|---|---|---|"]
+        key = ", ".join(f"`{key}`" for key in keys)
+        about = f"A row is {lower(schema['title'])}. Primary key: {key}. {ABOUT[stream]}"
+        lines += [f"## {stream}", "", *wrapped(about), ""]
+        lines += ["| Column | Type | What it is |", "|---|---|---|"]
         lines += [
             f"| `{name}` | {column_type(column)} | {column['description']} |"
             for name, column in schema["properties"].items()
@@ -78,11 +76,11 @@ def page() -> str:
 
 
 def lower(title: str) -> str:
-    """Have a title begin in the middle of a sentence."""
+    """Return a title as the middle of a sentence has it."""
     return title[0].lower() + title[1:]
 
 
-def wrapped(text: str, width: int = 92) -> list[str]:
+def wrapped(text: str, width: int = 98) -> list[str]:
     """Break a text into lines."""
     lines = [""]
     for word in text.split():

@@ -10,7 +10,7 @@ import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
-from tests.documents import table, text
+from tests.documents import blocks, table, text
 from tests.messages import messages
 from tests.running import PRIMARY_KEYS, select, sync
 from tests.test_release import script
@@ -23,7 +23,6 @@ if t.TYPE_CHECKING:
 
 pytestmark = pytest.mark.sources
 
-README = text("README.md")
 SHORTEST = 20  # letters of a part of a message that tell it from others
 
 
@@ -50,8 +49,10 @@ def test_the_streams_table_is_the_catalog(now: datetime) -> None:
 
 
 def test_the_example_state_has_the_keys_of_a_real_one(sandbox: Sandbox, now: datetime) -> None:
-    """The state in README has the bookmarks and keys that a run writes."""
-    example = json.loads(README.split("```json\n", 1)[1].split("```", 1)[0])
+    """The state in replication.md has the bookmarks and keys that a run writes."""
+    (example,) = (
+        json.loads(one.text) for one in blocks("docs/replication.md") if one.language == "json"
+    )
     state = sync(sandbox, now, start_date="2026-01-01").state
     assert state["bookmarks"].keys() == example["bookmarks"].keys()
     for stream, bookmark in state["bookmarks"].items():
@@ -63,7 +64,7 @@ def test_the_example_state_has_the_keys_of_a_real_one(sandbox: Sandbox, now: dat
 
 def explained() -> list[str]:
     """Give the messages that docs/repair.md explains, `…` for each value."""
-    section = text("docs/repair.md").split("\n## What it says, and what to do\n")[1]
+    section = text("docs/repair.md").split("\n## Messages\n")[1]
     cells = [line.split("|")[1] for line in section.splitlines() if line[:3] == "| `"]
     return [one for cell in cells for one in re.findall("`(.*?)`", cell)]
 

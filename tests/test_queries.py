@@ -1,4 +1,4 @@
-"""The questions of docs/queries.md: what is printed there is the answer."""
+"""The questions of transform/README.md: what is printed there is the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.sources
 
-DOCUMENT = "docs/queries.md"
+DOCUMENT = "transform/README.md"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 QUESTION = re.compile(
     r"(?P<head><!-- output: (?:all|first (?P<count>\d+)) rows -->\n"

@@ -199,7 +199,7 @@ def test_all_tables_are_true_and_equal_after_each_build(
     assert reports[1:] == reports[:-1]
     questions = [
         block.text.replace("bugspulse__", f"{SCHEMA}.bugspulse__").rstrip().rstrip(";")
-        for block in blocks("docs/queries.md")
+        for block in blocks("transform/README.md")
         if block.text.startswith("-- tables\n")
     ]
     answers = [warehouse.query(*questions) for warehouse in warehouses]
