@@ -10,10 +10,10 @@ SCHEMAS = Path(__file__).resolve().parent.parent / "tap_bugspulse" / "schemas"
 HEAD = """\
 # Tables
 
-What each row and column means. Columns have the API's own names here: Snowflake has `STARTED_AT` for
-`startedAt`, Postgres keeps `"startedAt"`. Times are UTC, to the millisecond. Every column except the
-key may be null. With the setting `project`, each table begins with a column `project`, also first in
-its primary key. Targets add columns of their own, such as `_sdc_extracted_at`.
+What each row and column means. Columns have the API's own names here: Snowflake has `STARTED_AT`
+for `startedAt`, Postgres keeps `"startedAt"`. Times are UTC, to the millisecond. Every column
+except the key may be null. With the setting `project`, each table begins with a column `project`,
+also first in its primary key. Targets add columns of their own, such as `_sdc_extracted_at`.
 
 | Type here | Snowflake | Postgres | JSON |
 |---|---|---|---|

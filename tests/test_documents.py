@@ -47,8 +47,7 @@ ACCOUNT = "needs an account"
 
 # All blocks of commands that no test runs, by document and beginning: the only list.
 NOT_RUN = {
-    # Run as a whole by other tests, or by CI.
-    ("README.md", "make demo"): "test_demo.py",
+    # Run by other tests, or by CI.
     ("README.md", "REPO="): "test_install.py",
     ("README.md", "meltano add"): "test_install.py",
     (".github/CONTRIBUTING.md", "make setup"): "what runs the tests has run it",
