@@ -63,14 +63,14 @@ def test_the_example_state_has_the_keys_of_a_real_one(sandbox: Sandbox, now: dat
 
 
 def explained() -> list[str]:
-    """Give the messages that docs/repair.md explains, `…` for each value."""
+    """Return the messages that docs/repair.md explains, `…` for each value."""
     section = text("docs/repair.md").split("\n## Messages\n")[1]
     cells = [line.split("|")[1] for line in section.splitlines() if line[:3] == "| `"]
     return [one for cell in cells for one in re.findall("`(.*?)`", cell)]
 
 
 def is_said(message: str, source: set[str]) -> bool:
-    """Tell whether a message of the docs is one of the source, or a part of it."""
+    """Return whether a message of the docs is one of the source, or a part of it."""
     return any(
         message.rstrip("…") in one or (len(one) > SHORTEST and one in message) for one in source
     )
@@ -83,7 +83,7 @@ def test_each_message_that_is_explained_exists() -> None:
 
 
 def test_each_message_is_explained() -> None:
-    """Each warning and error that the source can print has a line with cause and cure."""
+    """Each warning and error that the source can print has a line with its cause and its fix."""
     known = set(explained())
     assert len(known) > 40
     missing = [

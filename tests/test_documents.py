@@ -1,4 +1,4 @@
-"""What the documents tell a reader to type works, and what they show is what comes.
+"""The commands in the documents work, and print what the documents show.
 
 The blocks of a document run in their order, in one folder that looks like the checkout of
 a reader who has run ``make setup``, against a sandbox. Loads name target-snowflake, as
@@ -68,7 +68,7 @@ ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 
 
 def left_out(block: Block) -> tuple[str, str] | None:
-    """Give the entry of the list that a block of commands is on, None if it is run."""
+    """Return the entry of the list that a block of commands is on, None if it is run."""
     for document, beginning in NOT_RUN:
         if block.document == document and block.first_line.startswith(beginning):
             return document, beginning
@@ -76,7 +76,7 @@ def left_out(block: Block) -> tuple[str, str] | None:
 
 
 def is_run(block: Block) -> bool:
-    """Tell whether a block of commands is run by this module."""
+    """Return whether a block of commands is run by this module."""
     return block.language in RUN and left_out(block) is None
 
 
@@ -130,7 +130,7 @@ def swapped(commands: str) -> str:
 
 
 def shell(command: str, folder: Path, env: dict[str, str]) -> str:
-    """Run a command as a reader would, which must end with 0; give what it printed."""
+    """Run a command as a reader would, which must end with 0; return what it printed."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", swapped(command)],  # noqa: S607 - a reader's
         cwd=folder,
@@ -147,12 +147,12 @@ def shell(command: str, folder: Path, env: dict[str, str]) -> str:
 
 
 def plain(line: str) -> str:
-    """Give a line without what differs from run to run: numbers and spaces."""
+    """Return a line without what differs from run to run: numbers and spaces."""
     return re.sub(r"\d[\d,]*", "0", " ".join(swapped(line).split()))
 
 
 def steps(block: Block) -> Iterator[tuple[str, list[str]]]:
-    """Give the commands of a block, each with the output that is shown below it."""
+    """Return the commands of a block, each with the output that is shown below it."""
     if block.language == "bash":
         yield block.text, []
         return
@@ -254,14 +254,14 @@ def files(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def column(name: str, dialect: str) -> str:
-    """Give the name that the target of a dialect makes of a column."""
+    """Return the name that the target of a dialect makes of a column."""
     if dialect == "postgres":
         return f'"{name}"'
     return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
 
 
 def database(files: Path, dialect: str) -> duckdb.DuckDBPyConnection:
-    """Give a database with the tables that the target of a dialect makes."""
+    """Return a database with the tables that the target of a dialect makes."""
     connection = duckdb.connect()
     if dialect == "duckdb":
         return connection
@@ -328,7 +328,7 @@ OF_THE_SDK = ("stream_maps", "stream_map_config", "flattening_enabled")
 
 
 def settings_in(data: Any) -> Iterator[str]:
-    """Give the settings under a ``config`` of tap-bugspulse, or at the top."""
+    """Return the settings under a ``config`` of tap-bugspulse, or at the top."""
     if isinstance(data, dict) and "api_key" in data:
         yield from data
     for extractor in plugins(data):
@@ -336,7 +336,7 @@ def settings_in(data: Any) -> Iterator[str]:
 
 
 def plugins(data: Any) -> list[dict[str, Any]]:
-    """Give the extractors of a piece of meltano.yml."""
+    """Return the extractors of a piece of meltano.yml."""
     found = data.get("plugins") if isinstance(data, dict) else None
     return found.get("extractors", []) if isinstance(found, dict) else []
 
@@ -378,7 +378,7 @@ USER = "usr_b8to55ji"  # whom docs/safety.md deletes
 
 
 def recipes() -> list[dict[str, Any]]:
-    """Give what each recipe of docs/safety.md says of the extractor, in order."""
+    """Return what each recipe of docs/safety.md says of the extractor, in order."""
     yamls = [one for one in blocks("docs/safety.md") if one.language == "yaml"]
     return [plugins(yaml.safe_load(block.text))[0] for block in yamls]
 
@@ -477,7 +477,7 @@ def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path)
 
 
 def counts(connection: duckdb.DuckDBPyConnection, schema: str) -> list[int]:
-    """Give the numbers of rows of the three tables that hold a user's rows."""
+    """Return the numbers of rows of the three tables that hold a user's rows."""
     return [
         int(connection.execute(f"select count(*) from {schema}{name}").fetchall()[0][0])
         for name in ("sessions", "events", "network")
