@@ -59,6 +59,11 @@ def test_the_example_state_has_the_keys_of_a_real_one(sandbox: Sandbox, now: dat
         assert bookmark.keys() == example["bookmarks"][stream].keys()
 
 
+def test_the_readme_is_read_in_five_minutes() -> None:
+    """README has 150 lines at most; what goes further stands in docs/."""
+    assert len(text("README.md").splitlines()) <= 150
+
+
 # --- Messages -------------------------------------------------------------------------
 
 
