@@ -5,234 +5,305 @@ It tells nothing of any row but counts, forms and names of fields.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 import sys
 import typing as t
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import product
 
 import click
+from requests import RequestException
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.probe import ENOUGH, LIMIT, NEVER, TIMES, UNKNOWN, Probe, Untold
-from tap_bugspulse.replication import DAY, parse_instant
+from tap_bugspulse.http import RefusedError, reason
+from tap_bugspulse.pages import Page, page_of
+from tap_bugspulse.replication import DAY, format_instant, midnight, parse_instant
 from tap_bugspulse.run import duration
+from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
 
-IGNORED = {"from", "to", "from and to"}
-MAX_PROVOKING, FEW = 70, 2  # requests to get a 429; events of a page
-HOURLY = 50  # minutes of a run that leave room before the next
-TWICE = {"limit": str(2 * LIMIT)}
-LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
-RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
-OF_PAGE = "that of the page"
-LOST = "THE TAP DOES NOT HANDLE THIS: "
-QUESTIONS = {
-    "order": "order_of_sessions order_of_network order_of_crashes",
-    "pages": "largest_limit page_is_honoured page_and_limit_are_echoed_as_used",
-    "counts": "total_is_true pages_is_true a_page_past_the_last a_page_without_rows "
-    "listings_are_capped",
-    "events": "an_unknown_session events_are_paged events_echo_the_limit event_count_is_true "
-    "event_ids_repeat",
-    # Last of those that ask, since it takes most requests.
-    "dates": "dates_are_honoured times_are_accepted filter_field time_zone to_includes_its_day "
-    "to_includes_its_instant",
-    "fields": "rows_without_an_id fields_not_in_the_reference values_of_another_type "
-    "values_that_are_not_listed forms_of_dates",
-    "transport": "headers_of_the_limit answers_are_compressed a_429_carries",
+MAX_REQUESTS, MAX_PROVOKING = 40, 70  # in all, but for those that provoke a 429
+MAX_DAYS, MAX_PAGES = 6, 2  # to find out what dates mean
+MAX_PAUSE, HOURLY = 61.0, 50  # seconds that a 429 may ask to wait; minutes of an hourly run
+LIMIT, FEW, ENOUGH = 1000, 2, 6  # rows of a page; those that tell something
+FAR = "2999-01-02"
+NEVER, IGNORED = {"from": "2999-01-01", "to": FAR}, {"from", "to", "from and to"}
+HOUR, SURE = timedelta(hours=1), timedelta(hours=34)  # so late no zone has two days more
+ZONES = [number / 2 for number in range(-28, 29)]  # hours from UTC to the beginning of a day
+TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
+INSTANTS = ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt")
+LISTED = {
+    "sessions": (None, "active", "completed", "crashed"),
+    "crashes": (None, "open", "acknowledged", "resolved", "ignored"),
 }
-OPEN, UNTOLD = "What the API does where its reference says nothing", "could not tell"
+RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
+LOST = "THE TAP DOES NOT HANDLE THIS"
+NO_PAGES = f"no: {LOST}, pages after the first"
+QUESTIONS = ("order", "pages", "counts", "events", "dates", "fields", "a_429_carries")
 
-Found = Iterator[tuple[t.Any, ...]]  # a question, its answer, and what there is to say of that
+Query = t.Mapping[str, str]
+Found = Iterator[tuple[str, object]]  # questions with their answers: yes, no, Untold or a text
 
 
-class Check(Probe):
-    """What the reference leaves open: each method asks for some of it."""
+class Untold(Exception):  # noqa: N818 - no error, but why a question stays open
+    """The answers do not tell."""
 
-    def order(self) -> Found:
-        """Yield in which order rows come."""
+
+class Answer(t.NamedTuple):
+    """One response, or why there is none."""
+
+    page: Page
+    error: str = ""
+    raw: t.Sequence[t.Mapping[str, t.Any]] = ()
+    ids: t.AbstractSet[str] = frozenset()
+    size: int = 0  # of all rows, also those that have no id
+
+
+class Check:
+    """Asks the API each question once, by the tap's own client, and keeps the answers."""
+
+    def __init__(self, tap: TapBugsPulse, *, provokes: bool = False) -> None:
+        self.run, self.streams = tap.run, t.cast("dict[str, t.Any]", tap.streams)
+        self.provokes, self.sent, self.began = provokes, 0, self.run.clock.seconds()
+        self.headers: set[str] = set()
+        self.answers: dict[tuple[t.Any, ...], Answer] = {}
+        # What there is, what is refused, and whether dates make a difference.
+        self.first = self.ask("sessions", {})
+        self.rows = {name: self._count(name, {}) for name in TIMES}
+        self.total = self.rows["sessions"]
+        pages = math.ceil(self.total / max(1, self.first.size)) or 1
+        self.last = self.ask("sessions", {}, pages, strict=False)
+        rows = {row.id: row for one in (self.first, self.last) for row in one.page.rows}
+        self.seen = list(rows.values())
+        events = sum(row.eventCount or 0 for row in self.seen) / max(1, len(self.seen))
+        self.rows["events"] = round(events * self.total)
+        full = sorted(self.seen, key=lambda row: (bool(row.endedAt), row.eventCount or 0))[:-3:-1]
+        self.sample = [(r, self.ask("events", {"sessionId": r.id}, strict=False)) for r in full]
+        errors = {name: self.ask(name, {}, strict=False).error for name in TIMES}
+        errors["events"] = min((one.error for _, one in self.sample), default="")
+        self.refused = {name: error for name, error in errors.items() if error}
+        asked = {"from": NEVER, "to": {"to": "1970-01-02"}, "from without a to": {"from": FAR}}
+        sizes = {n: self.ask("sessions", one, strict=False).size for n, one in asked.items()}
+        is_both = sizes["from"] and sizes["to"]
+        self.ignored = "from and to" if is_both else next((n for n in sizes if sizes[n]), "")
+        instants = (parse_instant(row.startedAt) for row in self.seen)
+        starts = sorted(one for one in instants if one and one <= self.run.started)
+        self.starts = starts or [self.run.started]
+        begin = max(self.starts[0], midnight(self.starts[-1] - 7 * DAY))
+        is_blind, here = self.ignored in IGNORED, sum(one >= begin for one in starts)
+        number = here if is_blind else self._count("sessions", days(begin))
+        self.per_day = number / max(1.0, (self.starts[-1] - begin) / DAY)
+
+    def ask(self, name: str, query: Query, number: int = 1, *, strict: bool = True) -> Answer:
+        """Return a page; a strict question raises Untold where it is refused."""
+        key = (name, number, *sorted(query.items()))
+        if key not in self.answers:
+            self.answers[key] = self._send(name, {"limit": str(LIMIT), **query}, number)
+        if strict and self.answers[key].error:
+            raise Untold(self.answers[key].error)
+        return self.answers[key]
+
+    def _send(self, name: str, query: Query, number: int) -> Answer:
+        stream, why = self.streams[name], f"the {MAX_REQUESTS} requests of a check are used up"
+        for is_last in (False, True)[: MAX_REQUESTS - self.sent]:
+            self.sent += 1
+            try:
+                response = stream.take(stream.fetch(query, number, retries=False))
+            except RefusedError as error:
+                # Without the dates, which may be those of a row.
+                return Answer(Page([]), error=str(error).partition(" from ")[0])
+            except (RetriableAPIError, RequestException) as error:
+                why = reason(error)
+                is_dead = is_last and isinstance(error, RequestException)
+                if is_dead or self.run.http.pacer.paused_for() > MAX_PAUSE:
+                    raise FatalAPIError(why) from None
+            else:
+                self.headers |= {one.lower() for one in response.headers}
+                raw: t.Any = ()
+                with suppress(ValueError, RecursionError):  # it is no JSON, or strange
+                    raw = [row for row in response.json()["data"] or () if isinstance(row, dict)]
+                page = page_of(response)
+                ids = {row.id for row in page.rows}
+                return Answer(page, "", raw, ids, len(page.rows) + page.without_key)
+        return Answer(Page([]), error=why)
+
+    def _count(self, name: str, query: Query) -> int:
+        first = self.ask(name, query, strict=False)
+        page, pages = first.page, first.page.pages or 1
+        if pages > 1 and page.total == first.size:  # that of the page, if there is a last one
+            last = self.ask(name, query, pages, strict=False)
+            return (pages - 1) * first.size + last.size if last.ids - first.ids else first.size
+        return first.size if first.size < self.first.size else page.rows_in_all
+
+    def _small(self, number: int) -> Answer:
+        if len(self.starts) < ENOUGH:
+            raise Untold(f"fewer than {ENOUGH} sessions")
+        return self.ask("sessions", {"limit": str(min(10, len(self.starts) // 3))}, number)
+
+    def _ids_of(self, query: Query) -> set[str]:
+        size = self.ask("sessions", query).size
+        if (pages := math.ceil(self._count("sessions", query) / max(1, size))) > MAX_PAGES:
+            raise Untold(f"more than {MAX_PAGES} pages of sessions in some days")
+        return {id_ for n in range(pages) for id_ in self.ask("sessions", query, n + 1).ids}
+
+    def costs(self) -> dict[str, int]:
+        """Return the requests of a first load for each events_for, and of an hourly run."""
+        settings, rows = self.run.settings, dict(self.rows)
+        if settings.start_date and not self.ignored:
+            query = days(settings.start_date - DAY)
+            rows |= {name: self._count(name, query) for name in ("sessions", "network")}
+        recent, size = settings.lookback_days + 2, settings.page_size
+        listed = recent + sum(math.ceil(rows[name] / size) or 1 for name in TIMES)
+        due = [row for row in self.seen if row.eventCount != 0]
+        crashed = [row for row in due if row.hasCrash]
+        errors = [row for row in due if row.hasCrash or row.hasNetworkErrors]
+        parts = [len(one) / max(1, len(self.seen)) for one in (due, errors, crashed)]
+        costs = [listed + math.ceil(part * rows["sessions"]) for part in parts]
+        crashes, day = max(1, rows["crashes"]) / size, self.per_day
+        events = parts[EVENTS_FOR.index(settings.events_for)] * day / 24
+        hourly = recent + sum(map(math.ceil, (crashes, day * recent / size, events)))
+        return dict(zip((*EVENTS_FOR, "hourly"), [*costs, hourly], strict=True))
+
+    def look(self) -> dict[str, dict[str, str]]:
+        """Return the answer to each question, or why some of a kind cannot be asked."""
+        found: dict[str, object] = {}
+        for kind in QUESTIONS:
+            try:
+                found.update(getattr(self, f"_{kind}")())
+            except Untold as error:
+                found[kind] = error
+        return {name: told(answer) for name, answer in found.items()}
+
+    def _order(self) -> Found:
         for name, column in TIMES.items():
             rows = self.ask(name, {}, strict=False).page.rows
             times = [one for row in rows if (one := parse_instant(getattr(row, column)))]
-            rises = [b > a for a, b in itertools.pairwise(times) if a != b]
-            part = sum(rises) / max(1, len(rises))
-            words = {0.0: f"newest first by {column}", 1.0: f"oldest first by {column}"}
-            note = f"{1 - part:.0%} of neighbours are newest first" if part not in words else ""
-            if len(rises) < ENOUGH - 1:
-                yield f"order_of_{name}", Untold("too few rows")
-            else:
-                yield f"order_of_{name}", words.get(part, f"not by {column}"), note
+            orders = {"newest first by": sorted(times)[::-1], "oldest first by": sorted(times)}
+            order = next((words for words, one in orders.items() if one == times), "not by")
+            is_told = len(set(times)) >= ENOUGH
+            yield f"order_of_{name}", f"{order} {column}" if is_told else Untold("too few rows")
 
-    def dates(self) -> Found:
-        """Yield what dates in a query mean."""
-        if not self.starts:
-            raise Untold(self.first.error or "no sessions")
-        if self.ignored:
-            yield "dates_are_honoured", f"no, {self.ignored} ignored", "the tap copes, at a cost"
-        else:
-            yield "dates_are_honoured", True
+    def _pages(self) -> Found:
+        one, two, twice = self._small(1), self._small(2), self.ask("sessions", {"limit": "2000"})
+        echo, is_whole = twice.page.limit or 2 * LIMIT, twice.size == self.total
+        echoed = f"{echo}: as it is echoed" if echo < 2 * LIMIT else Untold("all fit on a page")
+        yield "largest_limit", echoed if is_whole else str(twice.size)
+        yield "page_is_honoured", NO_PAGES if one.ids & two.ids else True
+
+    def _counts(self) -> Found:
+        one, total, day = self._small(1), self.total, self.starts[len(self.starts) // 2]
+        before, after = {"to": days(day)["from"]}, days(day + 2 * DAY)
+        parts = [self.ask("sessions", query, strict=False) for query in (NEVER, before)]
+        is_more = any(part.size < min(self.first.size, part.page.total or 0) for part in parts)
+        wrong = "all rows, whatever the dates" * is_more
+        is_lost = not one.page.pages or self.first.size < min(total, self.first.page.limit or 0)
+        lost = f"that of the page{f', {LOST}' * is_lost}"
+        wrong = lost if one.page.total == one.size else wrong
+        wrong = "missing" if one.page.total is None else wrong
+        is_sure = any(part.page.limit and part.size == part.page.total != total for part in parts)
+        yield "total_is_true", f"no: {wrong}" if wrong else is_sure or Untold("dates ignored")
+        is_true = all(a.page.pages == math.ceil(total / max(1, a.size)) for a in (one, self.first))
+        why = "missing" if one.page.pages is None else "that of another page size"
+        yield "pages_is_true", is_true or f"no: {why}"
+        cut = "the last page is refused" if self.last.error else ""
+        if is_sure and not (wrong or self.ignored or cut):
+            is_cut = sum(self._count("sessions", one) for one in (before, after)) > total
+            cut = f"what lies beyond {total:,} rows" * is_cut
+        cut = f"{LOST}, {cut}" if cut and total < 10 * LIMIT else cut
+        yield "listings_are_capped", f"yes: {cut}" if cut else Untold(f"not in {total:,} rows")
+
+    def _events(self) -> Found:
+        read = [(row, answer) for row, answer in self.sample if answer.size > FEW]
+        if not read:
+            raise Untold(self.refused.get("events", "too few events"))
+        row, whole = read[0]
+        query = {"sessionId": row.id, "limit": str(FEW)}
+        one, two = self.ask("events", query), self.ask("events", query, 2)
+        is_paged = NO_PAGES if one.ids & two.ids or not two.ids else True
+        yield "events_are_paged", "no: all come at once" if one.size > FEW else is_paged
+        note = ": it is the number of events" * (whole.page.limit == whole.size)
+        yield "events_echo_the_limit", whole.page.limit == LIMIT or f"no{note}"
+        is_true = [row.eventCount == answer.page.rows_in_all for row, answer in read if row.endedAt]
+        yield "event_count_is_true", all(is_true) if is_true else Untold("no session has ended")
+        ids = [answer.ids for _, answer in read]
+        yield "event_ids_repeat", bool(ids[0] & ids[1]) if ids[1:] else Untold("too few sessions")
+
+    def _dates(self) -> Found:
+        yield "dates_are_honoured", not self.ignored or f"no, {self.ignored} ignored: the tap copes"
         if self.ignored in IGNORED:
             raise Untold(f"{self.ignored} ignored")
-        alive = self.readings()
-        yield "times_are_accepted", self.takes_times, *([] if alive else ["maybe not honoured"])
-        why = (
-            "too few sessions"
-            if alive
-            else "no reading of startedAt or endedAt explains what comes"
-        )
-        zones: list[object] = [
-            f"UTC{-one / 2:+g}" if one else "UTC" for one in sorted({r.zone for r in alive})
-        ]
-        if len(zones) > 1:
-            zones = [Untold(f"from {zones[-1]} to {zones[0]}: too few sessions")]
-        values: dict[str, t.Collection[object]] = {
-            "filter_field": {one.field for one in alive},
-            "time_zone": zones,
-            "to_includes_its_day": {one.has_day for one in alive},
-            "to_includes_its_instant": {one.has_instant for one in alive},
+        fields = ("startedAt", "endedAt")
+        times = {row.id: [parse_instant(getattr(row, n)) for n in fields] for row in self.seen}
+        ended: dict[str, list[t.Any]] = {id_: one for id_, one in times.items() if all(one)}
+        if not ended:
+            raise Untold("no session that has ended")
+        id_, (start, end) = max(ended.items(), key=lambda one: one[1][1] - one[1][0])
+        near, middle = HOUR / 360_000, start + (end - start) / 2
+        spans = (start - near, middle), (middle, end + near)
+        queries = [{"from": format_instant(a), "to": format_instant(b)} for a, b in spans]
+        is_taken = not self.ask("sessions", queries[0], strict=False).error
+        yield "times_are_accepted", is_taken
+        found = {
+            (fields[n], *reading)
+            for n, query in enumerate(queries)
+            if not is_taken or id_ in self._ids_of(query)
+            for reading in self._readings({i: one[n] for i, one in ended.items()})
         }
-        for name, found in values.items():
-            value = next(iter(found)) if len(found) == 1 else Untold(why)
-            is_near = value == "endedAt" and not self.takes_times
-            yield name, "endedAt, or soon after it" if is_near else value
+        if not found:
+            raise Untold("no reading of startedAt or endedAt explains what comes")
+        by, zones, has_day = (sorted(set(one)) for one in zip(*found, strict=True))
+        few = Untold("too few sessions")
+        yield "filter_field", few if by[1:] else by[0]
+        names = [f"UTC{-one:+g}" if one else "UTC" for one in zones]
+        span = Untold(f"from {names[-1]} to {names[0]}: too few sessions")
+        yield "time_zone", span if zones[1:] else names[0]
+        yield "to_includes_its_day", few if has_day[1:] else has_day[0]
 
-    def pages(self) -> Found:
-        """Yield how pages are cut."""
-        one, two, total = self.small(), self.small(2), self.total
-        small, twice = min(10, total // 3), self.ask("sessions", TWICE)
-        is_echo = twice.size == total and (twice.page.limit or 2 * LIMIT) < 2 * LIMIT
-        largest = twice.size if twice.size < total else twice.page.limit if is_echo else None
-        why: t.Any = Untold("all sessions fit on a page")
-        why = f"{twice.size} or more" if LIMIT < twice.size == total else why
-        yield "largest_limit", largest or why, "as it is echoed" if is_echo else ""
-        is_same = bool({*one.ids} & {*two.ids})
-        yield "page_is_honoured", not is_same, f"{LOST}pages after the first" if is_same else ""
-        wrong = {
-            name
-            for a, n, limit in ((one, 1, small), (two, 2, small), (twice, 1, 2 * LIMIT))
-            for name, is_right in (
-                ("page", a.body.get("page") == n),
-                ("limit", a.size <= (a.page.limit or 0) <= (limit if a.size == total else a.size)),
-            )
-            if not is_right
-        }
-        is_open = twice.size == total and twice.page.limit == 2 * LIMIT and not wrong
-        why = Untold("no limit was lowered") if is_open else not wrong
-        yield "page_and_limit_are_echoed_as_used", why, ", ".join(sorted(wrong))
-
-    def counts(self) -> Found:
-        """Yield what the API counts, and where its counts end."""
-        one, twice = self.small(), self.ask("sessions", TWICE)
-        total, size = self.total, self.first.size
-        never = self.ask("sessions", NEVER, strict=False)
-        day = self.starts[len(self.starts) // 2] if self.starts else self.run.started
-        half = self.ask("sessions", {"to": day.date().isoformat()}, strict=False)
-        problems = {
-            "missing": self.first.page.total is None,
-            OF_PAGE: one.page.total == one.size,
-            "all rows, whatever the dates": (not never.size and never.page.total)
-            or (half.size < min(size, half.page.total or 0)),
-            "another on each page": one.page.total != self.first.page.total,
-        }
-        wrong = next((why for why, is_so in problems.items() if is_so), "")
-        is_sure = half.size == half.page.total and half.size < total
-        is_sure = is_sure or (never.page.total == 0 and bool(never.body))
-        second = self.ask("sessions", {}, 2, strict=False) if wrong == OF_PAGE else None
-        is_lost = second and total == size and {*second.ids} - {*self.first.ids}
-        note = f"{LOST * bool(is_lost)}{wrong}"
-        yield "total_is_true", False if wrong else is_sure or Untold("no page without rows"), note
-        right = [a.page.pages == math.ceil(total / a.size) for a in (one, self.first, twice)]
-        note = "missing" if one.page.pages is None else "that of another page size"
-        why = Untold("total is wrong") if is_lost else all(right)
-        yield "pages_is_true", why, "" if all(right) else note
-        past = self.small(math.ceil(total / one.size) + 1)
-        yield "a_page_past_the_last", past.form
-        yield "a_page_without_rows", Untold("dates ignored") if never.size else never.form
-        last = self.ask("sessions", {}, math.ceil(total / size), strict=False)
-        beyond = "the last page is refused" if last.error else f"what lies beyond {total:,} rows"
-        is_cut = bool(last.error)
-        if not is_cut and is_sure and not wrong and self.ignored not in IGNORED:
-            count = self.count("sessions", self.since(day + 2 * DAY))
-            is_cut = self.count("sessions", {"to": day.date().isoformat()}) + count > total
-        note = f"{LOST * (total < 10 * LIMIT)}{beyond}" if is_cut else ""
-        yield "listings_are_capped", is_cut or Untold(f"not seen in {total:,} rows"), note
-
-    def events(self) -> Found:
-        """Yield what is special of events."""
-        rows = sorted(self.seen, key=lambda row: (bool(row.endedAt), row.eventCount or 0))[:-3:-1]
-        asked = [(row, self.ask("events", {"sessionId": row.id}, strict=False)) for row in rows]
-        unknown = self.ask("events", UNKNOWN, strict=False)
-        yield "an_unknown_session", unknown.form
-        read = [one for one in asked if one[1].size]
-        if not read:
-            raise Untold((asked and asked[0][1].error) or "no session with events")
-        (row, whole), *others = read
-        one, two = (self.ask("events", {"sessionId": row.id, "limit": str(FEW)}, n) for n in (1, 2))
-        is_paged = one.size <= FEW and two.size > 0 and not {*one.ids} & {*two.ids}
-        is_lost = one.size <= FEW and not is_paged
-        note = f"{LOST}pages after the first" if is_lost else "" if is_paged else "all come at once"
-        why = Untold("too few events")
-        yield "events_are_paged", is_paged if whole.size > FEW else why, note
-        is_count = whole.page.limit == whole.size != LIMIT
-        note = "it is the number of events" if is_count else ""
-        yield "events_echo_the_limit", whole.page.limit == LIMIT, note
-        ended = [(row.eventCount, a.size) for row, a in read if row.endedAt]
-        why = Untold("no session with events has ended")
-        yield "event_count_is_true", all(a == b for a, b in ended) if ended else why
-        why = Untold("no other session with events")
-        repeat = others and {*whole.ids} & {*others[0][1].ids}
-        yield "event_ids_repeat", bool(repeat) if others else why
-
-    def fields(self) -> Found:
-        """Yield what rows hold that the reference does not."""
-        found: dict[str, set[str]] = {
-            name: set() for name in ("unknown", "misfits", "new", "forms")
-        }
-        lost = 0
-        for (name, *_), answer in self.answers.items():
-            lost += answer.size - len({*answer.ids})
-            found["unknown"] |= {f"{name}.{one}" for one in answer.page.unknown}
-            found["misfits"] |= {f"{name}.{one}" for one in answer.page.misfits}
-            for row in answer.raw:
-                if (
-                    name in LISTED
-                    and str(row.get("status") or "active") not in LISTED[name].split()
-                ):
-                    found["new"].add(f"{name}.status")
-                for column in ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt"):
-                    if row.get(column):
-                        match = INSTANT.fullmatch(str(row[column]))
-                        digits = re.sub(r"\d", "s", (match and match[1]) or "")
-                        zone = {"Z": "Z", None: ""}.get(match and match[2], "+hh:mm")
-                        found["forms"].add(
-                            f"YYYY-MM-DDThh:mm:ss{digits}{zone}" if match else "other"
-                        )
-        yield "rows_without_an_id", lost or False, f"{LOST}rows" if lost else ""
-        for name, key in {
-            "fields_not_in_the_reference": "unknown",
-            "values_of_another_type": "misfits",
-            "values_that_are_not_listed": "new",
-            "forms_of_dates": "forms",
-        }.items():
-            # A name that may be no name, but what a user wrote, is not told.
-            names = {
-                one if re.fullmatch(r"[\w.:+-]{1,60}", one) else "others" for one in found[key]
+    def _readings(self, instants: dict[str, datetime]) -> set[tuple[float, bool]]:
+        """Return the zones that dates may be in, and whether ``to`` may include its day."""
+        found = set(product(ZONES, (False, True)))
+        for day, _ in Counter(map(midnight, instants.values())).most_common(MAX_DAYS):
+            after, until = map(self._ids_of, (days(day, day + 2 * DAY), days(day - 2 * DAY, day)))
+            near = [(i, (one - day) / HOUR) for i, one in instants.items() if abs(one - day) < SURE]
+            found = {
+                (zone, has_day)
+                for zone, has_day in found
+                if all((hours >= zone) == (i in after) for i, hours in near)
+                and all((hours < zone + 24 * has_day) == (i in until) for i, hours in near)
             }
-            none = Untold("no rows") if key == "forms" else False
-            yield name, ", ".join(sorted(names)) or none
+        return found
 
-    def transport(self) -> Found:
-        """Yield what comes beside the rows."""
-        names = sorted(one for one in self.headers if "ratelimit" in one or "retry" in one)
-        yield "headers_of_the_limit", ", ".join(names) or False
+    def _fields(self) -> Found:
+        counts = self.run.counts.items()
+        lost = sum(one.without_key for _, one in counts)
+        yield "rows_without_an_id", f"{lost}: {LOST}" if lost else False
+        rows = [(key[0], row) for key, answer in self.answers.items() for row in answer.raw]
+        forms = {re.sub("[^TZ:.+-]", "0", str(r[n])) for _, r in rows for n in INSTANTS if r.get(n)}
+        new = {f"{n}.status" for n, r in rows if n in LISTED and r.get("status") not in LISTED[n]}
+        found = {
+            "fields_not_in_the_reference": {f"{n}.{one}" for n, of in counts for one in of.unknown},
+            "values_of_another_type": {f"{n}.{one}" for n, of in counts for one in of.misfits},
+            "values_that_are_not_listed": new,
+            "forms_of_dates": forms,
+        }
+        for name, names in found.items():
+            # A name that may be no name, but what a user wrote, is not told.
+            safe = {one if re.fullmatch(r"[\w.:+-]{1,60}", one) else "others" for one in names}
+            yield name, ", ".join(sorted(safe)) or (False if rows else Untold("no rows"))
+        headers = sorted(one for one in self.headers if "ratelimit" in one or "retry" in one)
+        yield "headers_of_the_limit", ", ".join(headers) or False
         yield "answers_are_compressed", "content-encoding" in self.headers
+
+    def _a_429_carries(self) -> Found:
         if not self.provokes:
             raise Untold("--provoke-429 asks for one")
-        stream = self.streams["crashes"]
+        stream = self.streams["sessions"]
         stream.run = replace(self.run, config={**self.run.config, "requests_per_minute": 60_000})
         for _ in range(MAX_PROVOKING):
             self.sent += 1
@@ -240,68 +311,46 @@ class Check(Probe):
                 stream.take(stream.fetch({"limit": "1"}, retries=False))
             except RetriableAPIError as error:
                 given = error.response.headers if error.response is not None else {}
-                name = next((one for one in RESETS if one in given), "")
-                kind = "a number" if given.get(name, "").isdigit() else "a date"
-                yield "a_429_carries", f"{name}, {kind}" if name else "nothing"
+                found = [re.sub(r"\d", "0", f"{n} {given[n]}") for n in RESETS if n in given]
+                yield "a_429_carries", ", ".join(found) or "nothing"
                 return
-            except FatalAPIError as error:
-                raise Untold(str(error)) from None
         raise Untold(f"{MAX_PROVOKING} requests in a row were answered")
 
-    def look(self) -> dict[str, dict[str, str]]:
-        """Return what is found out of each question."""
-        found: dict[str, dict[str, str]] = {}
-        for group, names in QUESTIONS.items():
-            why = ""
-            try:
-                for name, answer, *notes in getattr(self, group)():
-                    is_told = not isinstance(answer, Untold)
-                    words = {True: "yes", False: "no"}.get(answer, str(answer))
-                    note = "".join(notes) if is_told else str(answer)
-                    found[name] = {"answer": words if is_told else UNTOLD, "note": note}
-            except Untold as error:
-                why = str(error)
-            for name in names.split():
-                found.setdefault(name, {"answer": UNTOLD, "note": why})
-        return found
+
+def days(start: datetime, end: datetime | None = None) -> dict[str, str]:
+    """Return the query for some days; an API may ignore a ``from`` without a ``to``."""
+    return {"from": start.date().isoformat(), "to": end.date().isoformat() if end else FAR}
+
+
+def told(answer: object) -> dict[str, str]:
+    """Return an answer in words, with its note."""
+    words = f"could not tell: {answer}" if isinstance(answer, Untold) else str(answer)
+    words, _, note = {"True": "yes", "False": "no"}.get(words, words).partition(": ")
+    return {"answer": words, "note": note}
 
 
 def report(check: Check) -> dict[str, t.Any]:
     """Return all that is found, as --json prints it."""
-    began = check.run.clock.seconds()
-    rows, api, costs = check.rows(), check.look(), check.costs()
-    no_answer = ("events", 1, *UNKNOWN.items())  # 404 is the right one
-    answers = [
-        (key[0], one.error)
-        for key, one in check.answers.items()
-        if key != no_answer or one.error[:3] not in {"", "404"}
-    ]
-    read = {name for name, error in answers if not error}
-    refused = {name: error for name, error in answers[::-1] if name not in read}
-    if "sessions" in refused:
-        refused.setdefault("events", "they are found by /sessions")
-    minutes = {name: check.run.minutes_for(one) for name, one in costs.items()}
-    settings = {}
-    if minutes[check.run.settings.events_for] > HOURLY:
+    run, refused, costs, settings = check.run, check.refused, check.costs().items(), {}
+    load = {n: {"requests": k, "minutes": round(run.minutes_for(k), 1)} for n, k in costs}
+    if load[run.settings.events_for]["minutes"] > HOURLY:
         settings["TAP_BUGSPULSE_MAX_RUNTIME_MINUTES"] = str(HOURLY)
-    if minutes["hourly"] > HOURLY:
+    if load["hourly"]["minutes"] > HOURLY:
         settings["TAP_BUGSPULSE_EVENTS_FOR"] = "crashed"
     if refused:
         settings["TAP_BUGSPULSE__SELECT"] = json.dumps(["*.*", *(f"!{one}.*" for one in refused)])
-    starts = [one.date().isoformat() for one in check.starts]
+    api = check.look()
+    starts = [one.date().isoformat() if check.total else "none" for one in check.starts]
     return {
-        "usable": bool(read),
+        "usable": True,
         "requests": check.sent,
-        "seconds": round(check.run.clock.seconds() - began, 1),
-        "rows": {name: count for name, count in rows.items() if name not in refused},
+        "seconds": round(run.clock.seconds() - check.began, 1),
+        "rows": {name: count for name, count in check.rows.items() if name not in refused},
         "refused": refused,
-        "oldest_session": starts[0] if starts else "none",
-        "newest_session": starts[-1] if starts else "none",
+        "oldest_session": starts[0],
+        "newest_session": starts[-1],
         "sessions_a_day": round(check.per_day, 1),
-        "load": {
-            name: {"requests": cost, "minutes": round(minutes[name], 1)}
-            for name, cost in costs.items()
-        },
+        "load": load,
         "settings": settings,
         "api": api,
     }
@@ -309,23 +358,24 @@ def report(check: Check) -> dict[str, t.Any]:
 
 def page(found: t.Mapping[str, t.Any]) -> str:
     """Return what is found, for a person."""
-    if "api" not in found:
+    if not found["usable"]:
         return f"Not usable: {found['why']}"
-    works = f"The key works: {found['requests']} requests, {found['seconds']:.0f} s"
-    lines = [works if found["usable"] else "Not usable: nothing can be read", "", "What there is"]
+    lines = [f"The key works: {found['requests']} requests, {found['seconds']:.0f} s", ""]
+    lines += ["What there is"]
     lines += [f"  {name:<16}{rows:>10,} rows" for name, rows in found["rows"].items()]
     lines += [f"  {name:<16}not readable: {why}" for name, why in found["refused"].items()]
-    for name in ("oldest_session", "newest_session", "sessions_a_day"):
-        lines.append(f"  {name.replace('_', ' '):<16}{found[name]:>10}")
+    names = ("oldest_session", "newest_session", "sessions_a_day")
+    lines += [f"  {name.replace('_', ' '):<16}{found[name]:>10}" for name in names]
     lines += ["", "What a load costs"]
     for name, cost in found["load"].items():
         what = "an hourly run" if name == "hourly" else f"a first load, events_for {name}"
         lines.append(f"  {what:<32}{cost['requests']:>9,} requests, {duration(cost['minutes'])}")
-    settings = [f"  export {name}='{value}'" for name, value in found["settings"].items()]
-    lines += ["", "Settings that follow", *(settings or ["  none"]), "", OPEN]
+    lines += ["", "Settings that follow"] + ["  none"] * (not found["settings"])
+    lines += [f"  export {name}='{value}'" for name, value in found["settings"].items()]
+    lines += ["", "What the API does where its reference says nothing"]
     for name, one in found["api"].items():
-        note = f": {one['note']}" if one["note"] else ""
-        lines.append(f"  {name.replace('_', ' '):<36}{one['answer']}{note}")
+        words = ": ".join(filter(None, one.values()))
+        lines.append(f"  {name.replace('_', ' '):<36}{words}")
     return "\n".join(lines)
 
 
@@ -340,7 +390,7 @@ def main(config: t.Any, *, as_json: bool, provokes: bool) -> None:
         tap = TapBugsPulse(config=config.config, parse_env_config=config.parse_env)
         try:
             found = report(Check(tap, provokes=provokes))
-        except FatalAPIError as error:
+        except (FatalAPIError, Untold) as error:
             found = {"usable": False, "why": str(error)}
         click.echo(json.dumps(found, indent=2) if as_json else page(found))
         sys.exit(not found["usable"])

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import random
-import re
 import subprocess
 import sys
 import time
@@ -16,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from singer_sdk.exceptions import FatalAPIError
 
-from tap_bugspulse.check import LOST, UNTOLD, Check, page, report
+from tap_bugspulse.check import LOST, Check, page, report
+from tests.conftest import tiered
 from tests.pipeline.children import environment
 from tests.running import PRIMARY_KEYS, expected, sync, tap_class
 from tests.sandbox import Options, Sandbox, generate_once
@@ -28,17 +28,18 @@ if t.TYPE_CHECKING:
     from tests.running import Row
     from tests.sandbox import Request
 
-ROWS = "data [], total 0, pages 0"
-SETTINGS: dict[str, t.Any] = {"requests_per_minute": 60_000}
+long = pytest.mark.long
+UNTOLD = "could not tell"
 LONG = 6  # letters; shorter values are words of many texts
 # Words of the tap's own that are also values of rows.
 OWN = {"crashed", "sessions", "events"}
 
 
-def found_in(sandbox: Sandbox, now: datetime, *, provokes: bool = False) -> Row:
+def found_in(sandbox: Sandbox, now: datetime, *, provokes: bool = False, **settings: object) -> Row:
     """Return what the check finds, as --json prints it; it asks no more than it may."""
-    tap = tap_class(now)(config={**SETTINGS, "api_url": sandbox.url, "api_key": sandbox.api_key})
-    found = report(Check(tap, provokes=provokes))
+    config = {"requests_per_minute": 60_000, "api_url": sandbox.url, "api_key": sandbox.api_key}
+    sandbox.reset()
+    found = report(Check(tap_class(now)(config={**config, **settings}), provokes=provokes))
     assert len(sandbox.requests) == found["requests"]
     assert provokes or found["requests"] <= 40
     return found
@@ -56,70 +57,46 @@ def serving(
 
 def truth(options: Mapping[str, t.Any]) -> dict[str, str]:
     """Return what the API does with some options, by question; others are as without any."""
-
-    def of(name: str) -> t.Any:
-        return options.get(name, getattr(Options(), name))
-
+    of = {**vars(Options()), **options}
     yes_no = {True: "yes", False: "no"}
-    order = {"arbitrary": "not by"}.get(of("order"), f"{of('order')} first by")
-    ignored = {
-        "none": "yes",
-        "both": "no, from and to ignored",
-        "from-alone": "no, from without a to ignored",
-    }.get(of("ignored"), f"no, {of('ignored')} ignored")
-    zone = of("utc_offset_hours")
-    is_lowered = of("max_limit") < 70
-    field = "endedAt, or soon after it" if of("dates_only") else of("filter_on")
+    order = {"arbitrary": "not by"}.get(of["order"], f"{of['order']} first by")
+    ignored = {"both": "from and to", "from-alone": "from without a to"}
+    honoured = f"no, {ignored.get(of['ignored'], of['ignored'])} ignored"
+    zone, is_lowered = of["utc_offset_hours"], of["max_limit"] < 70
     # Where nothing is filtered, that of all rows is right.
-    total = {"page-total", "unfiltered"} if of("ignored") != "both" else {"page-total"}
-    is_paged = of("repeat_page") or of("counts") in {"one-page", "default-limit"}
-    is_paged = is_paged or (of("counts") == "asked-limit" and is_lowered)
+    total = {"page-total", "unfiltered"} if of["ignored"] != "both" else {"page-total"}
+    is_paged = of["repeat_page"] or of["counts"] in {"one-page", "default-limit"}
+    is_paged = is_paged or (of["counts"] == "asked-limit" and is_lowered)
+    echoes = of["echo"] == "asked" or (of["events_paging"] != "all" and not is_lowered)
     return {
         "order_of_sessions": f"{order} startedAt",
         "order_of_network": f"{order} timestamp",
-        "dates_are_honoured": ignored,
-        "times_are_accepted": yes_no[not of("dates_only")],
-        "filter_field": "startedAt" if of("filter_on") == "startedAt" else field,
+        "dates_are_honoured": "yes" if of["ignored"] == "none" else honoured,
+        "times_are_accepted": yes_no[not of["dates_only"]],
+        "filter_field": of["filter_on"],
         "time_zone": f"UTC{zone:+g}" if zone else "UTC",
-        "to_includes_its_day": yes_no[of("to_means") == "end"],
-        "to_includes_its_instant": yes_no[of("to_means") != "before"],
-        "largest_limit": str(of("max_limit")),
-        "page_is_honoured": yes_no[not of("repeat_page")],
-        "page_and_limit_are_echoed_as_used": yes_no[of("echo") == "used"],
-        "total_is_true": yes_no[of("counts") not in total],
-        "pages_is_true": yes_no[not of("omit_pages") and not is_paged],
-        "listings_are_capped": yes_no[of("row_cap") is not None],
-        "events_are_paged": yes_no[of("events_paging") == "pages"],
-        "events_echo_the_limit": yes_no[
-            of("echo") == "asked" or (of("events_paging") != "all" and not is_lowered)
-        ],
+        "to_includes_its_day": yes_no[of["to_means"] == "end"],
+        "largest_limit": str(of["max_limit"]),
+        "page_is_honoured": yes_no[not of["repeat_page"]],
+        "total_is_true": yes_no[of["counts"] not in total],
+        "pages_is_true": yes_no[not of["omit_pages"] and not is_paged],
+        "listings_are_capped": yes_no[of["row_cap"] is not None],
+        "events_are_paged": yes_no[of["events_paging"] == "pages"],
+        "events_echo_the_limit": yes_no[echoes],
         "event_ids_repeat": "yes",
         "values_of_another_type": "no",
+        "forms_of_dates": "0000-00-00T00:00:00.000Z",
         "answers_are_compressed": "no",
     }
 
 
-def assert_true(found: Row, options: Mapping[str, t.Any]) -> None:
-    """Check that each answer is the truth, or says why it could not be told."""
+def assert_true(found: Row, options: Mapping[str, t.Any], told: str = "") -> None:
+    """Check that each answer is the truth, or says why it could not be told, but for some."""
     for name, right in truth(options).items():
-        answer, note = found["api"][name]["answer"], found["api"][name]["note"]
-        assert answer == right or (answer == UNTOLD and note), (name, answer, note, right)
-
-
-def cases(*options: Mapping[str, t.Any], quick: int) -> pytest.MarkDecorator:
-    """Give a test some options; all but so many of them take long."""
-    return pytest.mark.parametrize(
-        "options",
-        [
-            pytest.param(one, marks=() if number < quick else pytest.mark.long, id=named(one))
-            for number, one in enumerate(options)
-        ],
-    )
-
-
-def named(options: Mapping[str, t.Any]) -> str:
-    """Return the name of a test with some options."""
-    return " ".join(f"{name}={value}" for name, value in options.items()) or "none"
+        one = found["api"].get(name, {"answer": UNTOLD, "note": "none of its kind is told"})
+        is_open = one["answer"] == UNTOLD and one["note"] and name not in told.split()
+        assert one["answer"] == right or is_open, (name, one, right)
+    assert all(one["note"] for one in found["api"].values() if one["answer"] == UNTOLD)
 
 
 READINGS = {
@@ -129,72 +106,58 @@ READINGS = {
     "utc_offset_hours": (0, 5.5, -8),
     "filter_on": ("startedAt", "endedAt", "received"),
 }
-DATES = [dict(zip(READINGS, one, strict=True)) for one in itertools.product(*READINGS.values())]
-
-
-@cases({"order": "arbitrary", "to_means": "end", "utc_offset_hours": -8}, *DATES, quick=1)
-def test_what_dates_mean_is_found_in_every_reading(
-    now: datetime, options: dict[str, t.Any]
-) -> None:
-    """The order, the field, the time zone and what `to` includes are those that are set."""
-    with serving(now, **options) as sandbox:
-        found = found_in(sandbox, now)
-    assert_true(found, options)
-    told = {name for name, one in found["api"].items() if one["answer"] != UNTOLD}
-    assert {"order_of_sessions", "dates_are_honoured", "times_are_accepted"} <= told
-    if options.get("filter_on") != "received":
-        assert "to_includes_its_day" in told
-
-
-SINGLE: dict[str, tuple[t.Any, ...]] = {
-    "events_paging": ("first", "all", "pages"),
-    "unknown_session": ("empty", "404"),
-    "max_limit": (20, 1000),
-    "omit_pages": (True, False),
-    "repeat_page": (True, False),
-    "ignored": ("from", "to", "both", "from-alone", "none"),
-    "row_cap": (30, None),
-    "past_end": ("404", "400", "empty"),
-    "counts": ("page-total", "one-page", "default-limit", "asked-limit", "unfiltered", "right"),
-    "echo": ("asked", "page-one-too-high", "used"),
-    "empty_as": ("null", "204", "floats", "list"),
+# What one option changes, and the questions that can still be answered then.
+SINGLE: dict[str, tuple[str, tuple[t.Any, ...]]] = {
+    "events_paging": ("events_are_paged events_echo_the_limit", ("first", "all", "pages")),
+    "unknown_session": ("", ("empty", "404")),
+    "max_limit": ("largest_limit", (20, 1000)),
+    "omit_pages": ("pages_is_true", (True, False)),
+    "repeat_page": ("page_is_honoured", (True, False)),
+    "ignored": ("dates_are_honoured", ("from", "to", "both", "from-alone", "none")),
+    "row_cap": ("", (30, None)),
+    "past_end": ("", ("404", "400", "empty")),
+    "counts": (
+        "total_is_true pages_is_true",
+        ("page-total", "one-page", "default-limit", "asked-limit", "unfiltered", "right"),
+    ),
+    "echo": ("", ("asked", "page-one-too-high", "used")),
+    "empty_as": ("", ("null", "204", "floats", "list")),
 }
-# Those beside which each other question can still be answered.
-TOLD = {
-    "events_paging": "events_are_paged events_echo_the_limit",
-    "max_limit": "largest_limit",
-    "omit_pages": "pages_is_true",
-    "repeat_page": "page_is_honoured",
-    "ignored": "dates_are_honoured",
-    "counts": "total_is_true pages_is_true",
-}
-ONE_BY_ONE = [{name: value} for name, values in SINGLE.items() for value in values]
+LOSING = ({"events_paging": "first"}, {"repeat_page": True}, {"row_cap": 30})
 
 
-def mixed(number: int) -> dict[str, t.Any]:
-    """Return options of all kinds, by chance; those that leave no row to look at are left out."""
-    draw = random.Random(number)
-    options = {name: draw.choice(values) for name, values in (SINGLE | READINGS).items()}
-    return options | {"repeat_page": False, "row_cap": None}
+def combinations() -> list[tuple[dict[str, t.Any], str]]:
+    """Return options, each of one kind alone and of all kinds by chance; what must be told."""
+    one_by_one = [
+        ({name: value}, told) for name, (told, values) in SINGLE.items() for value in values
+    ]
+    dates = [
+        dict(zip(READINGS, values, strict=True)) for values in itertools.product(*READINGS.values())
+    ]
+    told = "order_of_sessions dates_are_honoured times_are_accepted"
+    values = READINGS | {name: values for name, (_, values) in SINGLE.items()}
+    by_chance = [
+        {name: draw.choice(some) for name, some in values.items()}
+        # Those that leave no row to look at are left out.
+        | {"repeat_page": False, "row_cap": None}
+        for draw in map(random.Random, range(80))
+    ]
+    return [
+        ({"order": "arbitrary", "to_means": "end", "utc_offset_hours": -8}, told),
+        *one_by_one,
+        *((one, told + " to_includes_its_day" * (one["filter_on"] != "received")) for one in dates),
+        *((one, "") for one in by_chance),
+    ]
 
 
-@cases(*ONE_BY_ONE, quick=1)
-def test_each_option_is_found(now: datetime, options: dict[str, t.Any]) -> None:
-    """What one option changes is told, and nothing else is told otherwise."""
+@pytest.mark.parametrize(("options", "told"), tiered(combinations(), quick=2))
+def test_each_answer_is_the_truth(now: datetime, options: dict[str, t.Any], told: str) -> None:
+    """Whatever comes together, each answer is right or says why it is open; loss stands out."""
     with serving(now, **options) as sandbox:
         found = found_in(sandbox, now)
-    assert_true(found, options)
-    for name in options:
-        for question in TOLD.get(name, "").split():
-            assert found["api"][question]["answer"] == truth(options)[question]
-
-
-@cases(*map(mixed, range(80)), quick=0)
-def test_options_are_found_beside_others(now: datetime, options: dict[str, t.Any]) -> None:
-    """Whatever comes together, each answer is the truth or says why there is none."""
-    with serving(now, **options) as sandbox:
-        found = found_in(sandbox, now)
-    assert_true(found, options)
+    assert_true(found, options, told)
+    if len(options) == 1:
+        assert (LOST in page(found)) == (options in LOSING)
 
 
 # --- What is told of a key, and what it ends with
@@ -237,6 +200,7 @@ def values(row: object) -> Iterator[str]:
         yield str(row)
 
 
+@long
 @pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["text", "json"])
 def test_nothing_of_what_the_api_holds_is_told(
     sandbox: Sandbox, tmp_path: Path, arguments: tuple[str, ...]
@@ -254,6 +218,7 @@ def test_nothing_of_what_the_api_holds_is_told(
         assert one not in told
 
 
+@long
 def test_a_user_learns_what_there_is_and_what_it_costs(sandbox: Sandbox, now: datetime) -> None:
     """Rows, the oldest and newest session and the requests of a first load are the true ones."""
     found, project = found_in(sandbox, now), sandbox.project
@@ -276,30 +241,29 @@ def test_a_user_learns_what_there_is_and_what_it_costs(sandbox: Sandbox, now: da
     assert found["settings"] == {}
 
 
+@long
 def test_settings_follow_from_what_there_is(now: datetime) -> None:
     """A first load that takes hours is given a time limit."""
     with serving(now, sessions=4000) as sandbox:
         found = found_in(sandbox, now)
-        assert found["load"]["all"]["minutes"] < 1
-        tap = tap_class(now)(config={"api_url": sandbox.url, "api_key": sandbox.api_key})
-        slow = report(Check(tap))
+        slow = found_in(sandbox, now, requests_per_minute=60)
+    assert found["load"]["all"]["minutes"] < 1
     assert slow["settings"] == {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "50"}
     assert "export TAP_BUGSPULSE_MAX_RUNTIME_MINUTES='50'" in page(slow)
 
 
 @pytest.mark.parametrize("sessions", [0, 1])
 def test_a_project_with_next_to_nothing_has_a_page(now: datetime, sessions: int) -> None:
-    """Each question has an answer or a reason where there are no rows, or one."""
+    """Each kind of question has an answer or a reason where there are no rows, or one."""
     with serving(now, sessions=sessions) as sandbox:
         found = found_in(sandbox, now)
     assert found["usable"]
     assert found["refused"] == {}
     assert found["rows"]["sessions"] == sessions
+    assert (found["oldest_session"] == "none") == (sessions == 0)
     assert_true(found, {})
-    open_ = [one for one in found["api"].values() if one["answer"] == UNTOLD]
-    assert len(open_) > 5
-    assert all(one["note"] for one in open_)
-    assert all(f"{name.replace('_', ' ')} " in page(found) for name in found["api"])
+    assert found["api"]["counts"] == {"answer": UNTOLD, "note": "fewer than 6 sessions"}
+    assert all(f"  {name.replace('_', ' ')} " in page(found) for name in found["api"])
 
 
 def test_a_key_without_events_can_be_used(sandbox: Sandbox, now: datetime) -> None:
@@ -309,24 +273,26 @@ def test_a_key_without_events_can_be_used(sandbox: Sandbox, now: datetime) -> No
     assert found["usable"]
     assert found["refused"] == {"events": "403 Forbidden for /events"}
     assert found["settings"] == {"TAP_BUGSPULSE__SELECT": '["*.*", "!events.*"]'}
-    assert re.search("events +not readable: 403", page(found))
-    assert found["api"]["events_are_paged"]["note"] == "403 Forbidden for /events"
+    assert f"  {'events':<16}not readable: 403" in page(found)
+    assert found["api"]["events"]["note"] == "403 Forbidden for /events"
 
 
-def test_a_key_that_may_read_nothing_is_of_no_use(sandbox: Sandbox, now: datetime) -> None:
-    """Where each endpoint refuses, each is named."""
+@long
+def test_a_key_that_may_read_no_sessions_is_of_no_use(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Where the sessions are refused, nothing else is asked."""
     sandbox.options.script = lambda _: "403"
-    found = found_in(sandbox, now)
-    assert not found["usable"]
-    assert {*found["refused"]} == {*PRIMARY_KEYS}
+    done = run(sandbox.url, sandbox.api_key, tmp_path, "--json")
+    assert done.code == 1
+    assert json.loads(done.text) == {"usable": False, "why": "403 Forbidden for /sessions"}
+    assert len(sandbox.requests) == 1
 
 
-def test_an_api_that_ignores_dates_has_a_page(sandbox: Sandbox, tmp_path: Path) -> None:
-    """It can be used, and the page says at what cost."""
+def test_an_api_that_ignores_dates_has_a_page(sandbox: Sandbox, now: datetime) -> None:
+    """It can be used, and the page says what the tap makes of it."""
     sandbox.options.ignored = "both"
-    done = run(sandbox.url, sandbox.api_key, tmp_path)
-    assert done.code == 0
-    assert "dates are honoured                  no, from and to ignored: the tap" in done.text
+    found = found_in(sandbox, now)
+    assert found["usable"]
+    assert "  dates are honoured                  no, from and to ignored: the tap" in page(found)
 
 
 def test_a_wrong_key_ends_with_one_line(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -337,20 +303,20 @@ def test_a_wrong_key_ends_with_one_line(sandbox: Sandbox, tmp_path: Path) -> Non
     assert done.text.count("\n") == 1
     assert "Traceback" not in done.log
     assert len(sandbox.requests) == 1
-    as_json = run(sandbox.url, "bp_other", tmp_path, "--json")
-    assert as_json.code == 1
-    assert json.loads(as_json.text)["usable"] is False
 
 
 @pytest.mark.parametrize(
     ("url", "why"),
-    [
-        ("http://127.0.0.1:9", "the host does not answer: check api_url and the network"),
-        ("https://bugspulse.invalid", "the host's name is not known: check api_url"),
-    ],
+    tiered(
+        [
+            ("http://127.0.0.1:9", "the host does not answer: check api_url and the network"),
+            ("https://bugspulse.invalid", "the host's name is not known: check api_url"),
+        ],
+        quick=1,
+    ),
 )
 def test_a_dead_host_ends_within_seconds(tmp_path: Path, url: str, why: str) -> None:
-    """Nothing is tried again, and the line says what it is."""
+    """Nothing is waited for, and the line says what it is."""
     began = time.monotonic()
     done = run(url, "bp_key", tmp_path)
     assert done.code == 1
@@ -358,6 +324,7 @@ def test_a_dead_host_ends_within_seconds(tmp_path: Path, url: str, why: str) -> 
     assert time.monotonic() - began < 20
 
 
+@long
 def test_wrong_settings_are_told_as_the_tap_does(tmp_path: Path) -> None:
     """A setting that breaks its rule ends the check before its first request."""
     done = run("ftp://somewhere", "bp_key", tmp_path)
@@ -366,13 +333,14 @@ def test_wrong_settings_are_told_as_the_tap_does(tmp_path: Path) -> None:
     assert "Traceback" not in done.log
 
 
+@long
 @pytest.mark.parametrize(
     ("retry_after", "told"),
     [
-        ("seconds", "Retry-After, a number"),
-        ("date", "Retry-After, a date"),
-        ("reset", "RateLimit-Reset, a number"),
-        ("x-reset", "X-RateLimit-Reset, a number"),
+        ("seconds", "Retry-After 00"),
+        ("date", "Retry-After "),
+        ("reset", "RateLimit-Reset 00"),
+        ("x-reset", "X-RateLimit-Reset 0000000000"),
         ("none", "nothing"),
     ],
 )
@@ -384,11 +352,11 @@ def test_what_a_429_carries_is_found_where_one_is_asked_for(
     sandbox.options.requests_per_minute = 60
     sandbox.options.retry_after = retry_after
     assert found_in(sandbox, now)["api"]["a_429_carries"]["answer"] == UNTOLD
-    sandbox.reset()
     found = found_in(sandbox, now, provokes=True)
-    assert found["api"]["a_429_carries"]["answer"] == told
+    assert found["api"]["a_429_carries"]["answer"].startswith(told)
 
 
+@long
 def test_an_error_now_and_then_costs_one_answer(sandbox: Sandbox, now: datetime) -> None:
     """A request that fails is tried once more; one that fails again leaves its question open."""
 
@@ -399,31 +367,18 @@ def test_an_error_now_and_then_costs_one_answer(sandbox: Sandbox, now: datetime)
     found = found_in(sandbox, now)
     assert found["usable"]
     assert found["api"]["events_are_paged"]["answer"] == "no"
-    sandbox.reset()
     sandbox.options.script = lambda request: "503" if request.number == 1 else None
     assert found_in(sandbox, now)["usable"]
 
 
-@pytest.mark.parametrize(
-    "option", [{"events_paging": "first"}, {"repeat_page": True}, {"row_cap": 30}]
-)
-def test_what_the_tap_does_not_handle_is_called_out(
-    now: datetime, option: dict[str, t.Any]
-) -> None:
-    """A reading in which rows would be lost stands out."""
-    with serving(now, **option) as sandbox:
-        found = found_in(sandbox, now)
-    assert [one for one in found["api"].values() if one["note"].startswith(LOST)]
-    assert LOST in page(found)
-
-
+@long
 def test_what_rows_hold_beyond_the_reference_is_named(sandbox: Sandbox, now: datetime) -> None:
     """Fields have their names, values and dates only their number and form."""
 
     def changed(envelope: dict[str, t.Any]) -> dict[str, t.Any]:
         rows = [{**row, "plan": "gold", "my secret": 1} for row in envelope["data"]]
         for row in rows[:1]:
-            row["startedAt"] = row.get("startedAt", "").replace(".000Z", "+00:00")
+            row["startedAt"] = "2026-02-20T10:00:00+00:00"
             row["status"] = "act"
             row["duration"] = "long"
         return {**envelope, "data": rows}
@@ -434,39 +389,36 @@ def test_what_rows_hold_beyond_the_reference_is_named(sandbox: Sandbox, now: dat
     assert {"sessions.plan", "events.plan", "others"} <= {*names}
     assert found["values_that_are_not_listed"]["answer"] == "crashes.status, sessions.status"
     assert "sessions.duration" in found["values_of_another_type"]["answer"]
-    assert "YYYY-MM-DDThh:mm:ss.sssZ" in found["forms_of_dates"]["answer"]
+    assert (
+        found["forms_of_dates"]["answer"] == "0000-00-00T00:00:00+00:00, 0000-00-00T00:00:00.000Z"
+    )
 
 
+@long
 def test_a_start_date_makes_a_load_shorter(sandbox: Sandbox, now: datetime) -> None:
     """The first load is that of the settings, with the sessions from that day on."""
-    config = {"api_url": sandbox.url, "api_key": sandbox.api_key, "start_date": "2026-02-20"}
-    cost = report(Check(tap_class(now)(config={**SETTINGS, **config})))["load"]["all"]["requests"]
+    whole = found_in(sandbox, now)["load"]["all"]["requests"]
+    cost = found_in(sandbox, now, start_date="2026-02-20")["load"]["all"]["requests"]
     sandbox.reset()
     sync(sandbox, now, start_date="2026-02-20")
     assert cost == pytest.approx(len(sandbox.requests), abs=6)
-    assert cost < 60 < found_in_all(sandbox, now)
+    assert cost < 60 < whole
 
 
-def found_in_all(sandbox: Sandbox, now: datetime) -> int:
-    """Return the requests of a first load of everything."""
-    sandbox.reset()
-    return int(found_in(sandbox, now)["load"]["all"]["requests"])
-
-
+@long
 @pytest.mark.parametrize("order", ["newest", "arbitrary"])
 def test_a_busy_project_is_checked_within_the_same_requests(now: datetime, order: str) -> None:
     """With hundreds of sessions a day, the requests suffice, and what dates mean is found."""
     options: dict[str, t.Any] = {"order": order, "to_means": "end", "utc_offset_hours": -3}
     with serving(now, sessions=3000, days=8, **options) as sandbox:
         found = found_in(sandbox, now)
-    assert_true(found, options)
+    assert_true(found, options, "time_zone to_includes_its_day filter_field")
     assert found["rows"]["sessions"] == 3000
     assert found["sessions_a_day"] == pytest.approx(375, rel=0.1)
-    for question in ("time_zone", "to_includes_its_day", "filter_field"):
-        assert found["api"][question]["answer"] == truth(options)[question]
     assert not [one for one in found["api"].values() if "used up" in one["note"]]
 
 
+@long
 def test_a_key_that_is_used_elsewhere_waits_for_its_turn(sandbox: Sandbox, now: datetime) -> None:
     """A 429 that asks for a second is waited for, one that asks for an hour ends the check."""
     sandbox.options.requests_per_minute, sandbox.options.minute = 60, 1.0
@@ -478,6 +430,7 @@ def test_a_key_that_is_used_elsewhere_waits_for_its_turn(sandbox: Sandbox, now: 
         found_in(sandbox, now)
 
 
+@long
 def test_an_endpoint_that_is_broken_is_told_beside_the_others(
     sandbox: Sandbox, now: datetime
 ) -> None:
