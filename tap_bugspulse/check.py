@@ -34,7 +34,7 @@ MAX_PAUSE, HOURLY = 61.0, 50  # seconds that a 429 may ask to wait; minutes of a
 LIMIT, FEW, ENOUGH = 1000, 2, 6  # rows of a page; those that tell something
 FAR = "2999-01-02"
 NEVER, IGNORED = {"from": "2999-01-01", "to": FAR}, {"from", "to", "from and to"}
-HOUR, SURE = timedelta(hours=1), timedelta(hours=34)  # so late no zone has two days more
+HOUR, SURE = timedelta(hours=1), timedelta(hours=34)  # two days reach so far in each zone
 ZONES = [number / 2 for number in range(-28, 29)]  # hours from UTC to the beginning of a day
 TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
 INSTANTS = ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt")
@@ -73,7 +73,7 @@ class Check:
         self.provokes, self.sent, self.began = provokes, 0, self.run.clock.seconds()
         self.headers: set[str] = set()
         self.answers: dict[tuple[t.Any, ...], Answer] = {}
-        # What there is, what is refused, and whether dates make a difference.
+        # What there is, what is refused, and which dates make no difference.
         self.first = self.ask("sessions", {})
         self.rows = {name: self._count(name, {}) for name in TIMES}
         self.total = self.rows["sessions"]
@@ -244,7 +244,7 @@ class Check:
         if not ended:
             raise Untold("no session that has ended")
         id_, (start, end) = max(ended.items(), key=lambda one: one[1][1] - one[1][0])
-        near, middle = HOUR / 360_000, start + (end - start) / 2
+        near, middle = timedelta(milliseconds=10), start + (end - start) / 2
         spans = (start - near, middle), (middle, end + near)
         queries = [{"from": format_instant(a), "to": format_instant(b)} for a, b in spans]
         is_taken = not self.ask("sessions", queries[0], strict=False).error

@@ -419,6 +419,15 @@ def test_a_busy_project_is_checked_within_the_same_requests(now: datetime, order
 
 
 @long
+def test_thousands_of_sessions_a_day_leave_dates_open(now: datetime) -> None:
+    """Where some days would take too many requests, the reason stands in their place."""
+    with serving(now, sessions=5000, days=2) as sandbox:
+        found = found_in(sandbox, now)
+    assert_true(found, {}, "dates_are_honoured times_are_accepted")
+    assert found["api"]["dates"]["note"] == "more than 2 pages of sessions in some days"
+
+
+@long
 def test_a_key_that_is_used_elsewhere_waits_for_its_turn(sandbox: Sandbox, now: datetime) -> None:
     """A 429 that asks for a second is waited for, one that asks for an hour ends the check."""
     sandbox.options.requests_per_minute, sandbox.options.minute = 60, 1.0
