@@ -11,7 +11,7 @@ COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the quick tests and one load by Meltano; a good minute'
-	@echo 'make test-all  run these, all loads, what takes long, Airflow, dbt and Streamlit, which it installs'
+	@echo 'make test-all  run these, all loads, what takes long, Airflow, Dagster, dbt and Streamlit, which it installs'
 	@echo 'make test-slow  run the tests that wait for real minutes'
 	@echo 'make test-snowflake  load into a Snowflake account of yours, into a schema of its own'
 	@echo 'make coverage  measure which branches the tests of the tap reach; minutes'
@@ -36,7 +36,7 @@ test: setup
 	.venv/bin/python -m pytest -n 3 --dist loadgroup
 
 test-all: setup
-	@sh scripts/setup.sh airflow dbt streamlit
+	@sh scripts/setup.sh airflow dagster dbt streamlit
 	.venv/bin/python -m pytest -n 3 --dist loadgroup -m 'not (slow or account)'
 
 test-slow: setup
@@ -83,4 +83,4 @@ lock:
 	@sh scripts/lock.sh
 
 clean:
-	rm -rf .venv .venv-meltano .venv-airflow .venv-dbt .venv-streamlit .meltano .demo dist output
+	rm -rf .venv .venv-meltano .venv-airflow .venv-dagster .venv-dbt .venv-streamlit .meltano .demo dist output

@@ -16,6 +16,7 @@ compile() {
 compile dev pyproject.toml --group pyproject.toml:dev
 echo 'meltano~=4.4' | compile meltano -
 echo 'apache-airflow~=3.3' | compile airflow -
+echo 'dagster~=1.13' | compile dagster -
 # From 1.12 on, a part of dbt is downloaded from elsewhere when it is installed.
 printf '%s\n' 'dbt-core>=1.11,<1.12' 'dbt-duckdb>=1.10' 'dbt-postgres>=1.10' 'dbt-snowflake>=1.11' \
     'snowflake-connector-python<5' | compile dbt -

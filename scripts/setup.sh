@@ -4,6 +4,7 @@
 #   sh scripts/setup.sh tap       .venv           the tap, its tests, the emulated Snowflake
 #   sh scripts/setup.sh meltano   .venv-meltano   Meltano, and its plugins under .meltano/
 #   sh scripts/setup.sh airflow   .venv-airflow   Airflow, which one example is tested with
+#   sh scripts/setup.sh dagster   .venv-dagster   Dagster, which another one is tested with
 #   sh scripts/setup.sh dbt       .venv-dbt       dbt, a plugin of Meltano's, for transform/
 #   sh scripts/setup.sh streamlit .venv-streamlit Streamlit, for examples/streamlit/
 #
@@ -157,6 +158,16 @@ setup_airflow() {
     printf '%s\n' "$now" >.venv-airflow/.stamp
 }
 
+setup_dagster() {
+    now=$(stamp constraints/dagster.txt)
+    if [ "$(cat .venv-dagster/.stamp 2>/dev/null)" = "$now" ] && runs .venv-dagster/bin/python; then
+        return
+    fi
+    echo 'Setting up .venv-dagster: Dagster'
+    install_into .venv-dagster dagster --constraint constraints/dagster.txt
+    printf '%s\n' "$now" >.venv-dagster/.stamp
+}
+
 setup_dbt() {
     setup_meltano
     now=$(stamp meltano.yml constraints/dbt.txt)
@@ -187,8 +198,9 @@ for part in "$@"; do
     tap) setup_tap ;;
     meltano) setup_meltano ;;
     airflow) setup_airflow ;;
+    dagster) setup_dagster ;;
     dbt) setup_dbt ;;
     streamlit) setup_streamlit ;;
-    *) fail "unknown part: $part (tap, meltano, airflow, dbt or streamlit)" ;;
+    *) fail "unknown part: $part (tap, meltano, airflow, dagster, dbt or streamlit)" ;;
     esac
 done
