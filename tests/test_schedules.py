@@ -291,21 +291,3 @@ def filled(variables: Mapping[str, str], values: Mapping[str, str]) -> dict[str,
         name: re.sub(r"\$\{\{ (\S+) \}\}", lambda match: values.get(match[1], ""), text)
         for name, text in variables.items()
     }
-
-
-@pytest.mark.parametrize(
-    "path",
-    [EXAMPLES / "dagster" / "bugspulse_dagster.py", EXAMPLES / "kubernetes" / "bugspulse.yaml"],
-    ids=lambda path: path.name,
-)
-def test_what_is_not_tested_says_so(path: Path) -> None:
-    """The sketches say in their first line that they are untested; they are well formed."""
-    text = path.read_text("utf-8")
-    assert "NOT TESTED" in text.splitlines()[0]
-    if path.suffix == ".py":
-        compile(text, path.name, "exec")
-    else:
-        assert yaml.safe_load(text)["kind"] == "CronJob"
-    # It calls a job that is there.
-    jobs = {job["name"] for job in read(CHECKOUT / "meltano.yml")["jobs"]}
-    assert jobs & set(re.findall(r"[a-z]+(?:-[a-z]+)+", text))
