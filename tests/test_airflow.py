@@ -1,35 +1,42 @@
-"""The example for Airflow, run by a real one: `airflow dags test`."""
+"""The example for Airflow, run by a real one: `airflow dags test` and `airflow tasks test`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pipeline.children import CHECKOUT, environment
+from tests.pipeline.children import CHECKOUT, environment, run_group
 from tests.pipeline.meltano import MeltanoProject
-from tests.pipeline.truth import assert_same, held
+from tests.pipeline.truth import Rows, assert_same, held
 from tests.pipeline.warehouse import emulated
 from tests.sandbox import Options, Sandbox, generate
+from tests.test_schedules import first_only
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tests.pipeline.connector import Connector
 
+AIRFLOW = CHECKOUT / ".venv-airflow" / "bin" / "airflow"
 SECONDS = 300
+INSTANT = "2026-11-01T00:17:00+00:00"
 PROJECTS = CHECKOUT / "examples" / "several-projects" / "projects.meltano.yml"
 
-pytestmark = pytest.mark.airflow
+# The second mark has it begin among the first: it takes half a minute.
+pytestmark = [pytest.mark.airflow, pytest.mark.long]
 
 
 def test_airflow_loads_each_project_by_a_task_of_its_own(
     tmp_path: Path, connector: Connector
 ) -> None:
-    """The DAG maps a task to each project; all rows arrive, each with its project."""
+    """Two mapped tasks that load at the same instant each bring all rows of their project."""
     meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
     # The first command makes the tables of Meltano's database, as the example says.
     assert meltano.call("state", "list", settings={}) == 0
@@ -41,8 +48,7 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
         )
         for seed, name in enumerate(("shop", "courier"), start=4)
     }
-    airflow = CHECKOUT / ".venv-airflow" / "bin" / "airflow"
-    assert airflow.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
+    assert AIRFLOW.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
     with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["courier"]:
         env = environment(tmp_path / "airflow", snowflake.settings)
         env |= {
@@ -51,7 +57,7 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW_VAR_BUGSPULSE_PROJECTS": json.dumps(list(sandboxes)),
-            "PATH": f"{meltano.meltano.parent}:{airflow.parent}:{env['PATH']}",
+            "PATH": f"{meltano.meltano.parent}:{AIRFLOW.parent}:{env['PATH']}",
             "MELTANO_PROJECT_ROOT": str(meltano.directory),
             "MELTANO_AUTO_INSTALL": "false",
             "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
@@ -62,23 +68,41 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
                 {"conn_type": "generic", "host": sandbox.url, "password": sandbox.api_key}
             )
 
-        for command in (("db", "migrate"), ("dags", "test", "bugspulse")):
-            done = subprocess.run(
-                [airflow, *command],
-                cwd=tmp_path,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                check=False,
-            )
-            output = done.stdout + done.stderr
-            assert done.returncode == 0, output
-
-        expected = held(sandboxes["shop"].project, "shop")
-        for stream, rows in held(sandboxes["courier"].project, "courier").items():
-            expected[stream] += rows
+        output = airflow(tmp_path, env, ("db", "migrate"))
+        # This would run the tasks one after the other; a scheduler starts them together.
+        run = ("dags", "test", "bugspulse", INSTANT, "--mark-success-pattern", "load")
+        output += airflow(tmp_path, env, run)
+        together = threading.Barrier(len(sandboxes))
+        for sandbox in sandboxes.values():
+            sandbox.options.hold = first_only(together)
+        task = ("tasks", "test", "bugspulse", "load", INSTANT, "--map-index")
+        output += airflow(tmp_path, env, (*task, "0"), (*task, "1"))
+        expected: Rows = {}
+        for name, sandbox in sandboxes.items():
+            for stream, rows in held(sandbox.project, name).items():
+                expected[stream] = expected.get(stream, []) + rows
         assert_same(snowflake.rows(expected), expected)
     # Airflow hides passwords of connections where they are printed.
     assert not any(sandbox.api_key in output for sandbox in sandboxes.values())
+
+
+def airflow(folder: Path, env: Mapping[str, str], *commands: tuple[str, ...]) -> str:
+    """Run commands of Airflow at the same time, and return what they said."""
+    logs = [folder / f"{number}.log" for number in range(len(commands))]
+    with contextlib.ExitStack() as stack:
+        running = [
+            subprocess.Popen(
+                [AIRFLOW, *command],
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            for command, log in zip(commands, logs, strict=True)
+        ]
+        codes = [run_group(one, "airflow", seconds=SECONDS) for one in running]
+    said = "".join(log.read_text("utf-8") for log in logs)
+    assert codes == [0] * len(commands), said
+    return said
