@@ -1,6 +1,6 @@
 # Everything is installed inside the checkout, see scripts/setup.sh.
 
-.PHONY: help setup demo test test-all test-slow test-snowflake coverage bench lint audit wheel test-wheel hub lock clean
+.PHONY: help setup demo test test-all test-slow test-snowflake coverage bench lint audit wheel test-wheel test-image hub lock clean
 
 # The many processes of the tests would compile the tap again, each for itself.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,6 +20,7 @@ help:
 	@echo 'make audit   audit the workflows under .github/'
 	@echo 'make wheel   build the wheel and the source distribution into dist/'
 	@echo 'make test-wheel  run the quick tests on the built wheel, with the Python that PYTHON names'
+	@echo 'make test-image  build the image of examples/kubernetes with Docker, and load with it'
 	@echo 'make hub     write the definition for MeltanoHub from what the tap says of itself'
 	@echo 'make setup   install what these need, into .venv, .venv-meltano and .meltano'
 	@echo 'make lock    resolve dependencies anew into constraints/ (needs uv)'
@@ -74,6 +75,10 @@ wheel:
 
 test-wheel:
 	@sh scripts/test_wheel.sh
+
+test-image:
+	@sh scripts/setup.sh tap
+	@sh scripts/test_image.sh
 
 hub:
 	@sh scripts/setup.sh tap

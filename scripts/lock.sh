@@ -14,7 +14,8 @@ compile() {
 }
 
 compile dev pyproject.toml --group pyproject.toml:dev
-echo 'meltano~=4.4' | compile meltano -
+# With what it needs to keep the state in a bucket, see examples/kubernetes/.
+echo 'meltano[s3,gcs,azure]~=4.4' | compile meltano -
 echo 'apache-airflow~=3.3' | compile airflow -
 echo 'dagster~=1.13' | compile dagster -
 # From 1.12 on, a part of dbt is downloaded from elsewhere when it is installed.

@@ -211,7 +211,7 @@ def test_the_workflows_call_targets_that_exist() -> None:
     makefile = (CHECKOUT / "Makefile").read_text()
     text = "\n".join(path.read_text() for path in WORKFLOWS)
     targets = set(re.findall(r"\bmake ([a-z-]+)$", text, re.MULTILINE))
-    assert targets == {"wheel", "test-wheel", "test-all", "lint", "audit"}
+    assert targets == {"wheel", "test-wheel", "test-image", "test-all", "lint", "audit"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in set(re.findall(r"scripts/\S+", text)):
