@@ -50,6 +50,14 @@ def setting(name: str, schema: dict[str, t.Any]) -> dict[str, t.Any]:
     return found
 
 
+def commands() -> dict[str, t.Any]:
+    """Return the commands beside loading, as meltano.yml has them."""
+    plugins = yaml.safe_load((ROOT / "meltano.yml").read_text())["plugins"]
+    (extractor,) = plugins["extractors"]
+    found: dict[str, t.Any] = extractor["commands"]
+    return found
+
+
 def definition(about: dict[str, t.Any], project: dict[str, t.Any]) -> dict[str, t.Any]:
     """Return the definition of the tap.
 
@@ -61,6 +69,7 @@ def definition(about: dict[str, t.Any], project: dict[str, t.Any]) -> dict[str, 
     repository = project.get("urls", {}).get("Repository")
     return {
         "capabilities": sorted(about["capabilities"]),
+        "commands": commands(),
         "description": project["description"].split(": ", 1)[1].capitalize(),
         "domain_url": "https://bugspulse.com",
         "executable": about["name"],

@@ -125,7 +125,7 @@ def test_it_installs_from_git(repository: str, sandbox: Sandbox, tmp_path: Path)
 def test_meltano_adds_it_from_its_definition(
     repository: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """In a new Meltano project the tap is installed from git, and loads every row."""
+    """In a new Meltano project the tap is installed from git, checks a key, loads every row."""
     env = newcomer(tmp_path) | tap_settings(sandbox)
     succeed("meltano", "init", "--no-usage-stats", "elt", env=env, cwd=tmp_path)
     project = tmp_path / "elt"
@@ -138,6 +138,8 @@ def test_meltano_adds_it_from_its_definition(
     succeed(*add, "target-jsonl", env=env, cwd=project)
 
     typed(commands("meltano add", repository), env | {"REPO": repository}, project)
+    said = succeed("meltano", "invoke", "tap-bugspulse:check", env=env, cwd=project)
+    assert said.startswith("The key works: ")
     settings = {
         "TARGET_JSONL_DESTINATION_PATH": "output",  # which `meltano init` has made
         "TARGET_JSONL_DO_TIMESTAMP_FILE": "false",
