@@ -20,7 +20,7 @@ echo 'apache-airflow~=3.3' | compile airflow -
 echo 'dagster~=1.13' | compile dagster -
 # From 1.12 on, a part of dbt is downloaded from elsewhere when it is installed.
 printf '%s\n' 'dbt-core>=1.11,<1.12' 'dbt-duckdb>=1.10' 'dbt-postgres>=1.10' 'dbt-snowflake>=1.11' \
-    'snowflake-connector-python<5' | compile dbt -
+    'dbt-metricflow>=0.15' 'snowflake-connector-python<5' | compile dbt -
 # Snowflake itself has no later Streamlit.
 printf '%s\n' 'streamlit>=1.47,<1.52' duckdb 'snowflake-connector-python[pandas]<5' | compile streamlit -
 # A target's own version stands in meltano.yml, before its constraints file.

@@ -179,6 +179,9 @@ setup_dbt() {
     meltano_install dbt-bugspulse
     # It is a plugin of Meltano's, which is used without it as well.
     ln -s .meltano/utilities/dbt-bugspulse/venv .venv-dbt
+    # A test queries the metrics of the package; who builds tables does not need it.
+    .venv-meltano/bin/uv pip install --quiet --python .venv-dbt/bin/python dbt-metricflow \
+        --constraint constraints/dbt.txt
     printf '%s\n' "$now" >.venv-dbt/.stamp
 }
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.documents import blocks
+from tests.documents import blocks, table, text
 from tests.pipeline.children import serving
-from tests.pipeline.marts import FUNNEL, crashes_daily, marts
+from tests.pipeline.marts import FUNNEL, crashes_daily, marts, metrics
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.page import statements
 from tests.pipeline.transform import (
@@ -85,6 +87,7 @@ def build(
         "bugspulse_funnel": list(FUNNEL),
         # The loads of these tests are seconds apart, so that any overlap would cover them.
         "bugspulse_overlap_hours": 0,
+        "bugspulse_metrics": True,
     }
     command = arguments or ("build",)
     answers = {}
@@ -106,6 +109,10 @@ def yesterday(warehouse: Warehouse) -> None:
 
 WITHOUT_TESTS = ("build", "--exclude-resource-type", "test")
 AN_OLD_DAY = "2026-02-15"
+README = "transform/README.md"
+QUERY_OF_README = next(
+    shlex.split(line)[2:] for line in text(README).splitlines() if line.startswith("mf query ")
+)
 
 
 def marked(warehouse: Warehouse) -> dict[str, int]:
@@ -152,6 +159,29 @@ def assert_true(warehouse: Warehouse, truth: Tables) -> Tables:
         for key, row in rows.items():
             assert found[name][key] == row, (warehouse.name, name)
     return found
+
+
+def assert_metrics(dbt: Dbt, target: str, rows: Rows) -> None:
+    """Check what MetricFlow says of a database for each day and each week."""
+    truth = {grain: metrics(rows, grain) for grain in ("day", "week")}
+    names = truth["day"][0].keys() - {"metric_time__day"}
+    described = " ".join(row[0] for row in table(README, "Metrics"))
+    assert set(re.findall(r"`(\w+)`", described)) == names
+    options = ["--metrics", ",".join(names), "--group-by"]
+    example, *answers = dbt.query(
+        target, QUERY_OF_README, *([*options, f"metric_time__{grain}"] for grain in truth)
+    )
+    assert example
+    for (grain, expected_rows), answer in zip(truth.items(), answers, strict=True):
+        time = f"metric_time__{grain}"
+        found = {row.pop(time)[:10]: row for row in answer}
+        assert len(found) == len(answer)
+        assert found.keys() == {row[time] for row in expected_rows}, (target, grain)
+        for expected_row in expected_rows:
+            values = found[expected_row.pop(time)]
+            assert {name: float(value) if value else None for name, value in values.items()} == (
+                pytest.approx(expected_row)
+            ), (target, grain)
 
 
 def change(project: Project) -> None:
@@ -212,6 +242,9 @@ def test_all_tables_are_true_and_equal_after_each_build(
         assert marked(warehouse) == {
             name: 0 if built_again else count for name, count in old[warehouse.name].items()
         }
+
+    for warehouse in warehouses:
+        assert_metrics(dbt, warehouse.name, loads[-1])
 
     # Files have no time of load.
     fresh = build(dbt, warehouses[1:], tmp_path, "source", "freshness")
@@ -387,8 +420,8 @@ def columns(warehouse: Warehouse) -> dict[str, list[str]]:
         "where lower(table_name) like 'bugspulse@_@_%' escape '@' order by 1, 2"
     )
     found: dict[str, list[str]] = {}
-    for table, column in rows:
-        found.setdefault(table.removeprefix("bugspulse__"), []).append(column)
+    for name, column in rows:
+        found.setdefault(name.removeprefix("bugspulse__"), []).append(column)
     del found["crash_history"]
     return found
 

@@ -461,3 +461,51 @@ def retention_weekly(activity: list[Row], users: list[Row]) -> list[Row]:
             }
         )
     return found
+
+
+def metrics(rows: Rows, grain: str) -> list[Row]:
+    """Return the metrics for each day or week that has sessions or calls, nulls where it has none.
+
+    Args:
+        rows: What was loaded.
+        grain: day or week.
+    """
+
+    def begin(at: str) -> str:
+        return at[:10] if grain == "day" else monday(at[:10]).isoformat()
+
+    sessions = grouped(rows["sessions"], lambda row: begin(row["startedAt"]))
+    calls = grouped(rows["network"], lambda row: begin(row["timestamp"]))
+    return [
+        {f"metric_time__{grain}": time}
+        | session_metrics(sessions.get(time, []))
+        | call_metrics(calls.get(time, []))
+        for time in sorted(sessions.keys() | calls.keys())
+    ]
+
+
+def session_metrics(sessions: list[Row]) -> Row:
+    """Return the metrics of some sessions."""
+    total, users = len(sessions), len({row["userId"] for row in sessions} - {None})
+    crashed = [row for row in sessions if row["hasCrash"]]
+    hit = len({row["userId"] for row in crashed} - {None})
+    found = {
+        "bugspulse_sessions": total,
+        "bugspulse_crash_free_sessions": total - len(crashed),
+        "bugspulse_crash_free_sessions_rate": (total - len(crashed)) / total if total else None,
+        "bugspulse_active_users": users,
+        "bugspulse_crashed_users": hit,
+        "bugspulse_crash_free_users_rate": 1 - hit / users if users else None,
+    }
+    return found if sessions else dict.fromkeys(found)
+
+
+def call_metrics(calls: list[Row]) -> Row:
+    """Return the metrics of some calls."""
+    lost = sum(map(failed, calls))
+    found = {
+        "bugspulse_calls": len(calls),
+        "bugspulse_failed_calls": lost,
+        "bugspulse_failed_calls_rate": lost / len(calls) if calls else None,
+    }
+    return found if calls else dict.fromkeys(found)

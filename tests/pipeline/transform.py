@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from datetime import date, datetime
 from decimal import Decimal
@@ -85,6 +86,42 @@ class Dbt:
             ChildError: It gave no answer in time.
             NotSetUpError: dbt is not installed in the checkout.
         """
+        command = [
+            *("--log-path", self._folder / "logs", "--log-level", "none", *arguments),
+            *("--project-dir", project, "--profiles-dir", self._folder, "--target", target),
+            *("--vars", json.dumps(variables)),
+        ]
+        if arguments[0] != "deps":
+            command += ["--target-path", self._folder / f"target-{target}"]
+        return self._ask([str(part) for part in command], seconds)
+
+    def query(self, target: str, *queries: Sequence[str], seconds: float = 120) -> Any:
+        """Have MetricFlow answer queries of metrics in a database that `run` has built.
+
+        Args:
+            target: Name of the database.
+            queries: The options of `mf query` for each.
+            seconds: How long all may take.
+
+        Returns:
+            The rows of each, values as text.
+
+        Raises:
+            ChildError: It gave no answer in time.
+            NotSetUpError: dbt is not installed in the checkout.
+        """
+        folder = self._folder / f"metrics-{target}"
+        if not folder.exists():
+            folder.mkdir()
+            shutil.copy(TRANSFORM / "dbt_project.yml", folder)
+            (folder / "target").symlink_to(self._folder / f"target-{target}")
+        # The only way to name the database.
+        profile = {"bugspulse": {"target": target, "outputs": self._outputs}}
+        (folder / "profiles.yml").write_text(yaml.safe_dump(profile), "utf-8")
+        return self._ask({"folder": str(folder), "queries": queries}, seconds)["rows"]
+
+    def _ask(self, asked: object, seconds: float) -> dict[str, Any]:
+        """Send the child a line, having started it where needed, and return its answer."""
         if not self._child:
             python = CHECKOUT / ".venv-dbt" / "bin" / "python"
             if not python.exists():
@@ -99,16 +136,9 @@ class Dbt:
                 text=True,
                 start_new_session=True,
             )
-        command = [
-            *("--log-path", self._folder / "logs", "--log-level", "none", *arguments),
-            *("--project-dir", project, "--profiles-dir", self._folder, "--target", target),
-            *("--vars", json.dumps(variables)),
-        ]
-        if arguments[0] != "deps":
-            command += ["--target-path", self._folder / f"target-{target}"]
-        asked = pipe(self._child.stdin)
-        asked.write(json.dumps([str(part) for part in command]) + "\n")
-        asked.flush()
+        line = pipe(self._child.stdin)
+        line.write(json.dumps(asked) + "\n")
+        line.flush()
         answer = answer_of(self._child, seconds)
         if answer is None:
             self.__exit__()

@@ -1,0 +1,143 @@
+"""The dbt package in `transform/`, in a dbt project of one's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml  # type: ignore[import-untyped] # it has no types
+
+from tests.documents import blocks
+from tests.pipeline.children import environment
+from tests.pipeline.marts import marts
+from tests.pipeline.transform import TRANSFORM, Dbt, DuckDb, by_key, tables
+from tests.pipeline.truth import held
+from tests.running import sync
+from tests.sandbox import Options, Sandbox, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.dbt
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+GIT = shutil.which("git") or "git"
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> DuckDb:
+    """DuckDB, with nothing loaded."""
+    return DuckDb(tmp_path / "duckdb")
+
+
+@pytest.fixture
+def dbt(tmp_path: Path, warehouse: DuckDb) -> Iterator[Dbt]:
+    """One process of dbt, which knows DuckDB."""
+    with Dbt(tmp_path / "dbt") as started:
+        started.add(warehouse.name, warehouse.output())
+        yield started
+
+
+def repository(folder: Path) -> str:
+    """Return the address of a repository that holds the package as it is in the checkout."""
+    made = folder / "repository"
+    shutil.copytree(TRANSFORM, made / "transform")
+    for command in (
+        ("init", "--quiet", "--initial-branch", "main"),
+        ("add", "."),
+        ("-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "A"),
+    ):
+        subprocess.run([GIT, *command], cwd=made, env=environment(folder / "home"), check=True)
+    return made.as_uri()
+
+
+def project_of_ones_own(folder: Path, packages: object, variables: object) -> Path:
+    """Return an empty dbt project that has the package."""
+    project = folder / "shop"
+    project.mkdir()
+    settings = {"name": "shop", "profile": "bugspulse", "vars": variables}
+    (project / "dbt_project.yml").write_text(json.dumps(settings), "utf-8")
+    (project / "packages.yml").write_text(json.dumps(packages), "utf-8")
+    return project
+
+
+def test_package_is_installed_from_git_as_the_readme_says(
+    dbt: Dbt, warehouse: DuckDb, tmp_path: Path
+) -> None:
+    """The lines of the README, but for the address and the funnel, give the tables."""
+    sandbox_project = generate(seed=3, sessions=60, days=5, until=NOW)
+    with Sandbox(sandbox_project, Options(requests_per_minute=None)) as sandbox:
+        output = sync(sandbox, NOW)
+    messages = tmp_path / "messages.jsonl"
+    messages.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
+    warehouse.load(messages)
+
+    readme = blocks("transform/README.md")
+    packages, settings = [yaml.safe_load(one.text) for one in readme if one.language == "yaml"][:2]
+    assert packages["packages"][0]["git"] == "<address of this repository>"
+    packages["packages"][0]["git"] = repository(tmp_path)
+    funnel = ["Home", "Product", "Cart"]
+    assert settings["vars"]["bugspulse_funnel"] != funnel
+    own = {"bugspulse_files": str(warehouse.folder / "output"), "bugspulse_funnel": funnel}
+    project = project_of_ones_own(tmp_path, packages, settings["vars"] | own)
+
+    commands = next(one.text for one in readme if one.text.startswith("dbt deps")).splitlines()
+    installed, built = (
+        dbt.run(warehouse.name, *command.split()[1:], variables={}, project=project)
+        for command in commands
+    )
+    assert installed["success"], installed
+    # That a branch moves, see the README.
+    assert installed["warnings"]
+    assert all('is pinned to the "main" branch' in one for one in installed["warnings"])
+    assert built["success"], built
+    assert built["problems"] + built["warnings"] == []
+    truth = marts(held(sandbox_project), funnel=funnel)
+    assert truth["funnel_daily"]
+    found = tables(warehouse, ["sessions", "funnel_daily"])
+    assert found == {name: by_key(name, truth[name]) for name in found}
+
+
+OWN_TIME_SPINE = {
+    "models": [
+        {
+            "name": "calendar",
+            "time_spine": {"standard_granularity_column": "day"},
+            "columns": [{"name": "day", "granularity": "day"}],
+        }
+    ]
+}
+
+
+def test_metrics_are_asked_for_and_leave_a_time_spine_of_ones_own(dbt: Dbt, tmp_path: Path) -> None:
+    """Without the variable there are none; with it, days are still those of the project."""
+    project = project_of_ones_own(tmp_path, {"packages": [{"local": str(TRANSFORM)}]}, {})
+    (project / "models").mkdir()
+    (project / "models" / "calendar.sql").write_text("select current_date as day", "utf-8")
+    (project / "models" / "models.yml").write_text(json.dumps(OWN_TIME_SPINE), "utf-8")
+    assert dbt.run("duckdb", "deps", variables={}, project=project)["success"]
+
+    def parsed(**variables: bool) -> tuple[int, dict[str, str]]:
+        """Return the number of metrics, and the time spine of each granularity."""
+        answer = dbt.run("duckdb", "parse", variables=variables, project=project)
+        assert answer["success"], answer
+        text = (tmp_path / "dbt" / "target-duckdb" / "semantic_manifest.json").read_text("utf-8")
+        manifest = json.loads(text)
+        assert bool(manifest["semantic_models"]) == bool(manifest["metrics"])
+        spines = manifest["project_configuration"]["time_spines"]
+        found = {
+            one["primary_column"]["time_granularity"]: one["node_relation"]["alias"]
+            for one in spines
+        }
+        assert len(found) == len(spines)
+        return len(manifest["metrics"]), found
+
+    own = {"day": "calendar"}
+    assert parsed() == (0, own)
+    assert parsed(bugspulse_metrics=True) == (9, own | {"hour": "bugspulse__time_spine"})
+    assert parsed(bugspulse_metrics=True, bugspulse_time_spine=False) == (9, own)
