@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,24 @@ if TYPE_CHECKING:
 
     from _pytest.mark.structures import ParameterSet
 
-# The same examples in each run; HYPOTHESIS_PROFILE=long looks at many others.
+# The same examples in each run, fewer where what is long is left out;
+# HYPOTHESIS_PROFILE=long looks at many others.
 slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", slow, derandomize=True, database=None, max_examples=12)
 settings.register_profile("default", slow, derandomize=True, database=None, max_examples=36)
 settings.register_profile("long", slow, database=None, max_examples=3000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 # Tests here wait for as long as those do that load by Meltano; nearly all others take less
 # than a second.
 LONGEST = ("test_http", "test_errors", "test_sequences", "test_snowflake")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples a property is tried with."""
+    is_quick = re.search(r"not \(.*\blong\b", config.option.markexpr)
+    usual = "quick" if is_quick else "default"
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

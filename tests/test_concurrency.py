@@ -121,9 +121,12 @@ def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
     assert len([at for at in late if at > told]) > MANY
 
 
-@pytest.mark.parametrize("order", ["newest", "oldest", "arbitrary"])
-@pytest.mark.parametrize(
-    ("change", "every"), [("late_every", 3), ("new_every", 3), ("purge_every", 25)]
+@sweep(
+    "order change every",
+    ["newest", "oldest", "arbitrary"],
+    ["late_every", "new_every", "purge_every"],
+    [3],
+    quick=[("newest", "new_every", 3), ("arbitrary", "late_every", 3)],
 )
 def test_pages_that_are_answered_out_of_turn_lose_nothing(
     now: datetime, order: t.Literal["newest", "oldest", "arbitrary"], change: str, every: int
@@ -207,7 +210,7 @@ def test_a_time_box_takes_what_is_on_its_way(slow: Sandbox, now: datetime, tmp_p
     assert sorted(sessions) == sorted(set(sessions))
 
 
-@pytest.mark.parametrize("concurrency", [1, MANY, 32])
+@sweep("concurrency", [1, MANY, 32], quick=[(MANY,)])
 def test_no_day_is_asked_for_with_and_without_an_end(now: datetime, concurrency: int) -> None:
     """Where history reaches into today, today is read once, in the forward part."""
     ends = now - timedelta(hours=1)

@@ -165,7 +165,7 @@ def same_instants(project: Project, instants: int) -> None:
 
 
 @pytest.mark.parametrize("sandbox", [(150, 20)], indirect=True)
-@pytest.mark.parametrize("beyond", ["empty", "400"])
+@sweep("beyond", ["empty", "400"], quick=[("empty",)])
 def test_a_listing_that_ends_at_a_round_number_loses_nothing(
     sandbox: Sandbox, load: Load, beyond: t.Literal["empty", "400"]
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_day_that_ends_at_a_round_number_is_told(
 # --- Dates that are ignored ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ignored", ["both", "from", "to"])
+@sweep("ignored", ["both", "from", "to"], quick=[("both",), ("from",)])
 def test_dates_that_are_ignored_are_noticed(
     sandbox: Sandbox, load: Load, ignored: t.Literal["both", "from", "to"]
 ) -> None:
@@ -244,8 +244,12 @@ def test_dates_that_are_refused_are_named(sandbox: Sandbox, load: Load) -> None:
 # --- What an API counts -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page_size", [5, 300])
-@pytest.mark.parametrize("counts", ["default-limit", "unfiltered"])
+@sweep(
+    "counts page_size",
+    ["default-limit", "unfiltered"],
+    [5, 300],
+    quick=[("default-limit", 300), ("unfiltered", 5)],
+)
 def test_pages_of_another_size_or_of_all_rows_are_not_believed(
     sandbox: Sandbox, load: Load, counts: t.Literal["default-limit", "unfiltered"], page_size: int
 ) -> None:
@@ -268,7 +272,7 @@ def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) ->
     assert_whole(sandbox, run.output)
 
 
-@pytest.mark.parametrize("omit_pages", [False, True])
+@sweep("omit_pages", [False, True], quick=[(True,)])
 def test_a_limit_that_is_lowered_in_silence_loses_nothing(
     sandbox: Sandbox, load: Load, *, omit_pages: bool
 ) -> None:
@@ -326,8 +330,12 @@ def test_ties_that_stay_short_are_not_complete(sandbox: Sandbox, load: Load, now
     assert run.is_complete == (not missing), f"{len(missing)} are missing"
 
 
-@pytest.mark.parametrize("stream", ["network", "sessions"])
-@pytest.mark.parametrize("status", ["404", "400"])
+@sweep(
+    "stream status",
+    ["network", "sessions"],
+    ["404", "400"],
+    quick=[("network", "404"), ("sessions", "400")],
+)
 def test_a_page_that_is_gone_ends_the_listing(
     sandbox: Sandbox, load: Load, stream: str, status: t.Literal["404", "400"]
 ) -> None:
@@ -386,6 +394,8 @@ def test_sessions_that_retention_deletes_are_no_broken_endpoint(
 
 # --- Events that come short ---------------------------------------------------------------
 
+LATE = ["zero", "no-rows", "204", "part", "404"]
+
 
 def test_events_beyond_the_only_page_are_asked_for(sandbox: Sandbox, load: Load) -> None:
     """A session has more than 50 events, and /events says `pages` 1: the total decides."""
@@ -414,9 +424,7 @@ def test_events_that_never_come_are_told_and_tried_again(sandbox: Sandbox, load:
     assert third.sessions == {}
 
 
-@sweep(
-    "late_events", ["zero", "no-rows", "204", "part", "404"], quick=[("zero",), ("part",), ("404",)]
-)
+@sweep("late_events", LATE, quick=[("zero",), ("404",)])
 def test_events_that_come_an_hour_late_are_loaded(
     sandbox: Sandbox, load: Load, late_events: t.Literal["zero", "no-rows", "204", "part", "404"]
 ) -> None:
@@ -438,9 +446,7 @@ def test_events_that_come_an_hour_late_are_loaded(
     assert third.sessions == {}
 
 
-@sweep(
-    "late_events", ["zero", "no-rows", "204", "part", "404"], quick=[("zero",), ("part",), ("404",)]
-)
+@sweep("late_events", LATE, quick=[("part",)])
 def test_events_that_never_come_are_believed_the_second_time(
     sandbox: Sandbox, load: Load, late_events: t.Literal["zero", "no-rows", "204", "part", "404"]
 ) -> None:

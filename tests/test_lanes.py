@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import NOW
+from tests.conftest import NOW, tiered
 from tests.running import PRIMARY_KEYS, Output, Row, select, sync, tap_class
 from tests.sandbox import Options, Sandbox, generate
 from tests.test_pages import values
@@ -86,7 +86,10 @@ def test_both_ways_write_the_same(  # noqa: PLR0913 - what a run depends on
 
 @pytest.mark.parametrize(
     ("name", "column"),
-    [("sessions", "userId"), ("events", "data"), ("crashes", "message"), ("network", "url")],
+    tiered(
+        [("events", "data"), ("network", "url"), ("sessions", "userId"), ("crashes", "message")],
+        quick=2,
+    ),
 )
 def test_a_deselected_column_is_the_only_difference(
     sandbox: Sandbox, name: str, column: str

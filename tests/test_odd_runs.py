@@ -18,6 +18,7 @@ from functools import partial
 import pytest
 
 from tests import forks
+from tests.conftest import sweep
 from tests.running import KEPT, PRIMARY_KEYS, Output, counted, expected, select
 from tests.sandbox import Options, Sandbox, generate_once
 from tests.tap_process import TapProcess, clock
@@ -325,8 +326,12 @@ def test_a_later_start_date_for_one_run_loses_nothing_that_comes_late(
 # --- Endpoints that fail ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream", ["crashes", "network", "sessions", "events"])
-@pytest.mark.parametrize("fault", ["500", "html"])
+@sweep(
+    "stream fault",
+    PRIMARY_KEYS,
+    ["500", "html"],
+    quick=[("sessions", "500"), ("network", "html"), ("events", "500")],
+)
 def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     sandbox: Sandbox, load: Load, stream: str, fault: str
 ) -> None:

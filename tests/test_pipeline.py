@@ -17,7 +17,6 @@ from tests.pipeline.meltano import (
     loopback_only,
     snowflake_settings,
 )
-from tests.pipeline.snowflake import Emulator, NotEmulatedError, rewrite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,6 +137,8 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path, connector: C
 
 def test_the_emulator_runs_the_statements_of_one_session_at_a_time(tmp_path: Path) -> None:
     """The three statements that stand for a merge are not mixed with another's."""
+    from tests.pipeline.snowflake import Emulator  # noqa: PLC0415 - it takes long to import
+
     came: list[int] = []
 
     async def fakesnow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,5 +168,7 @@ def test_the_emulator_runs_the_statements_of_one_session_at_a_time(tmp_path: Pat
 )
 def test_the_emulator_refuses_what_it_does_not_know(sql: str, tmp_path: Path) -> None:
     """A new form of staging statement is an error, not a load that seems to work."""
+    from tests.pipeline.snowflake import NotEmulatedError, rewrite  # noqa: PLC0415 - same
+
     with pytest.raises(NotEmulatedError):
         rewrite(sql, tmp_path)

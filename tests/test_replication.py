@@ -318,7 +318,7 @@ def test_a_range_grows_window_by_window() -> None:
     ]
 
 
-@settings(max_examples=max(600, settings().max_examples))
+@settings(max_examples=min(17 * settings().max_examples, max(612, settings().max_examples)))
 @given(
     rows=st.lists(instants, max_size=25, unique=True),
     runs=st.lists(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tap_bugspulse.settings import CONCURRENCY
-from tests.conftest import sweep
+from tests.conftest import sweep, tiered
 from tests.running import PRIMARY_KEYS, Output, counted, expected, sync, wait_until
 from tests.sandbox import Options, Project, Request, Sandbox, generate, generate_once
 from tests.tap_process import SignalAt, TapProcess
@@ -100,7 +100,8 @@ def test_a_load_killed_in_each_of_its_parts_is_carried_on(tmp_path: Path) -> Non
     assert assert_kills_lose_nothing(tmp_path, kills) == len(kills)
 
 
-@sweep("seed", [1, 2], quick=[(1,)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_load_killed_at_random_is_carried_on(tmp_path: Path, seed: int) -> None:
     """Killed at random requests, a load ends whole and asks for little again."""
     rng = random.Random(f"kills {seed}")
@@ -258,7 +259,7 @@ def assert_ended_by(tap: TapProcess, signum: int, written: str | None = None) ->
     [
         (signal.SIGTERM, "/crashes", 1),
         pytest.param(signal.SIGTERM, "/sessions", 7, marks=pytest.mark.long),
-        (signal.SIGINT, "/sessions", 35),
+        pytest.param(signal.SIGINT, "/sessions", 35, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "/events", 20, marks=pytest.mark.long),
         (signal.SIGINT, "/events", 230),
     ],
@@ -345,7 +346,7 @@ def test_a_signal_while_the_pace_makes_it_wait_ends_the_run(
     "signum unbuffered",
     [signal.SIGTERM, signal.SIGINT],
     ["", "1"],
-    quick=[(signal.SIGTERM, ""), (signal.SIGINT, "1")],
+    quick=[(signal.SIGTERM, "")],
 )
 def test_a_signal_while_the_target_is_slow_cuts_no_line(
     tmp_path: Path, signum: int, unbuffered: str, monkeypatch: pytest.MonkeyPatch
@@ -369,7 +370,7 @@ def test_a_signal_while_the_target_is_slow_cuts_no_line(
 # --- From any STATE ------------------------------------------------------------------
 
 
-@sweep("every", [1, 3], quick=[(3,)])
+@sweep("every", [1, 6], quick=[(6,)])
 def test_resuming_from_any_state_of_a_run_loses_nothing(every: int) -> None:
     """With the rows before any STATE and a resumed run a day later, all is there."""
     project = generate(
@@ -500,7 +501,9 @@ def assert_failed(tap: TapProcess, says: str) -> Output:
         pytest.param(
             "/network", 60, "gave up on /network after 8 failures", marks=pytest.mark.long
         ),
-        ("/sessions", 40, "gave up on /sessions after 8 failures"),
+        pytest.param(
+            "/sessions", 40, "gave up on /sessions after 8 failures", marks=pytest.mark.long
+        ),
         # The next sessions are listed while events are fetched: whichever fails first.
         ("/events", 250, "after 8 failures"),
     ],
@@ -536,14 +539,15 @@ def test_a_network_that_goes_away_is_one_line_and_can_be_resumed(
 
 @pytest.mark.parametrize(
     ("path", "number", "fault", "says"),
-    [
-        ("/network", 60, "410", "410 Gone for /network"),
-        ("/sessions", 7, "403", "403 Forbidden for /sessions"),
-        pytest.param(
-            "/sessions", 40, "401", "401 Unauthorized for /sessions", marks=pytest.mark.long
-        ),
-        ("/events", 250, "401", "401 Unauthorized for /events"),
-    ],
+    tiered(
+        [
+            ("/events", 250, "401", "401 Unauthorized for /events"),
+            ("/network", 60, "410", "410 Gone for /network"),
+            ("/sessions", 7, "403", "403 Forbidden for /sessions"),
+            ("/sessions", 40, "401", "401 Unauthorized for /sessions"),
+        ],
+        quick=1,
+    ),
 )
 def test_an_error_is_one_line_and_can_be_resumed(
     tmp_path: Path, path: str, number: int, fault: str, says: str
@@ -843,7 +847,11 @@ def assert_refused(folder: Path, sandbox: Sandbox, state: str, *words: str) -> N
 
 
 # Only a file can hold these; what is in it says nothing to be complete.
-@pytest.mark.parametrize("text", ["{}", "null", '{"bookmarks": NaN}', '{"x": "\\ud800"}'])
+@sweep(
+    "text",
+    ["{}", "null", '{"bookmarks": NaN}', '{"x": "\\ud800"}'],
+    quick=[("null",), ('{"bookmarks": NaN}',)],
+)
 def test_a_state_file_without_bookmarks_is_no_state(
     tmp_path: Path, loaded: Loaded, text: str
 ) -> None:

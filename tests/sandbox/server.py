@@ -88,9 +88,7 @@ class Sandbox:
         self._tables: dict[str, _Table] = {}
         self._began = time.monotonic()
         self._server = _Server(self, port)
-        self._thread = Thread(
-            target=self._server.serve_forever, args=(0.02,), name="sandbox", daemon=True
-        )
+        self._thread = Thread(target=self._server.serve, name="sandbox", daemon=True)
 
     @property
     def url(self) -> str:
@@ -106,10 +104,13 @@ class Sandbox:
     def connections(self) -> int:
         """How many are open; one of a client that is gone is, until its requests are in."""
         # Those that nobody has accepted yet are, too: this one is the last of them.
-        with socket.create_connection(("127.0.0.1", self._server.server_port)) as last:
+        with self._connection() as last:
             last.shutdown(socket.SHUT_WR)
             last.recv(1)
         return self._server.connections
+
+    def _connection(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self._server.server_port))
 
     def __enter__(self) -> Self:
         """Start to serve."""
@@ -119,7 +120,7 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Stop at once, cutting requests in progress, and raise what went wrong."""
         self.closing.set()
-        self._server.shutdown()
+        self._connection().close()  # which ends the wait for one
         self._thread.join()
         self._server.close_all()
         if self._errors and kind is None:
@@ -508,6 +509,11 @@ class _Server(ThreadingHTTPServer):
         """How many are open."""
         with self._closed:
             return len(self._open)
+
+    def serve(self) -> None:
+        """Serve until the sandbox closes; looking for that at times would hold up its end."""
+        while not self.sandbox.closing.is_set():
+            self.handle_request()
 
     def server_bind(self) -> None:
         """Bind without the reverse look-up of http.server, which may take seconds."""
