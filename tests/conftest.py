@@ -6,12 +6,14 @@ import itertools
 import os
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import forks
+from tests.loads import Load
 from tests.pipeline.connector import Connector
 from tests.pipeline.warehouse import Snowflake, emulated
 from tests.sandbox import Options, Sandbox, generate_once
@@ -104,7 +106,9 @@ def now() -> datetime:
 
 
 # For tests that count more requests than the usual project needs.
-LARGER = pytest.mark.parametrize("sandbox", [(7, 120)], indirect=True, ids=["larger"])
+LARGER = pytest.mark.parametrize(
+    "sandbox", [{"seed": 7, "sessions": 120}], indirect=True, ids=["larger"]
+)
 
 
 @pytest.fixture
@@ -112,10 +116,16 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """A small project of 20 days, without a rate limit.
 
     Its seed gives crashes in six sessions, four of them within the lookback, calls that
-    failed in seven, and sessions that go on, have no events or no user.
+    failed in seven, and sessions that go on, have no events or no user. A module's PROJECT
+    and the parameter of a test say what is otherwise.
     """
-    seed, sessions = getattr(request, "param", (126, 70))
-    until = NOW - timedelta(hours=1)
-    project = generate_once(seed=seed, sessions=sessions, days=20, until=until)
-    with Sandbox(project, Options(requests_per_minute=None)) as running:
+    usual = {"seed": 126, "sessions": 70, "days": 20, "until": NOW - timedelta(hours=1)}
+    own = getattr(request.module, "PROJECT", {}) | getattr(request, "param", {})
+    with Sandbox(generate_once(**usual | own), Options(requests_per_minute=None)) as running:
         yield running
+
+
+@pytest.fixture
+def load(sandbox: Sandbox, tmp_path: Path, now: datetime) -> Load:
+    """Run the tap as a process, once or more often."""
+    return Load(sandbox, tmp_path, now)

@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from tests.sandbox import Project, Sandbox
+    from tests.sandbox import Project, Request, Sandbox
 
 Row = dict[str, t.Any]
 # Variables that a process under test has of the one that runs the tests.
@@ -153,9 +153,24 @@ def expected(project: Project, stream: str, name: str | None = None) -> dict[tup
     return {tuple(row[key] for key in keys): {**row, **extra} for row in rows}
 
 
+def assert_whole(project: Project, *outputs: Output) -> None:
+    """Expect of some runs, one after the other, all rows of a project and no other."""
+    written = Output([message for output in outputs for message in output.messages])
+    for stream in PRIMARY_KEYS:
+        loaded, rows = written.table(stream), expected(project, stream)
+        missing, others = rows.keys() - loaded.keys(), loaded.keys() - rows.keys()
+        assert (stream, len(missing), len(others)) == (stream, 0, 0)
+        assert loaded == rows, stream
+
+
 def counted(sandbox: Sandbox) -> Counter[str]:
     """Return how many requests a sandbox has had, by path."""
     return Counter(request.path for request in sandbox.requests)
+
+
+def events_asked(requests: t.Iterable[Request]) -> list[str]:
+    """Return the sessions whose events were asked for, in order."""
+    return [one.query["sessionId"] for one in requests if one.path == "/events"]
 
 
 def wait_until(condition: t.Callable[[], object], seconds: float = 60.0) -> None:

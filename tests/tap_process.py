@@ -46,6 +46,18 @@ def clock(now: datetime, minute: float, stopwatch: Path | None = None) -> str:
     return json.dumps({"now": now.isoformat(), "minute": minute, "stopwatch": path})
 
 
+def ticking(stopwatch: Path) -> t.Callable[[Request, Project], None]:
+    """Return a sandbox's ``on_request`` that lets a second pass on a stopwatch."""
+    stopwatch.touch()
+
+    def tick(request: Request, project: Project) -> None:
+        del request, project
+        with stopwatch.open("ab") as seconds:
+            seconds.write(b".")
+
+    return tick
+
+
 class TapProcess:
     """A tap that runs as a process; what it writes goes to files in a folder.
 

@@ -12,9 +12,9 @@ from datetime import timedelta
 import pytest
 
 from tests.conftest import sweep
-from tests.running import PRIMARY_KEYS, Row, expected, select, sync
+from tests.running import PRIMARY_KEYS, Row, events_asked, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
-from tests.tap_process import TapProcess
+from tests.tap_process import TapProcess, ticking
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,31 +70,17 @@ def test_no_more_are_on_their_way_than_set(slow: Sandbox, now: datetime, concurr
     assert most == concurrency
 
 
-def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime) -> None:
+# Where a time limit gives requests up, others wait for their turn.
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"requests_per_minute": 1, "minute": 0.25, "max_runtime_minutes": 0.015}],
+    ids=["to its end", "until time is up"],
+)
+def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime, settings: Row) -> None:
     """What has asked ahead ends with the run, also where the tap is used as a library."""
     before = set(threading.enumerate())
-    sync(slow, now, concurrency=MANY)
-    own = [one for one in threading.enumerate() if one not in before]
-    own = [one for one in own if "_work" in one.name]
-    for one in own:
-        one.join(5)
-    assert not any(one.is_alive() for one in own)
-
-
-def test_threads_that_wait_for_their_turn_end_after_the_run(slow: Sandbox, now: datetime) -> None:
-    """Where a time box gives requests up, those who were to send them end, too."""
-    before = set(threading.enumerate())
-    sync(
-        slow,
-        now,
-        catalog=select(now, "events"),
-        concurrency=MANY,
-        requests_per_minute=1,
-        minute=0.25,
-        max_runtime_minutes=0.015,
-    )
-    own = [one for one in threading.enumerate() if one not in before]
-    own = [one for one in own if "_work" in one.name]
+    sync(slow, now, catalog=select(now, "events"), concurrency=MANY, **settings)
+    own = [one for one in threading.enumerate() if one not in before and "_work" in one.name]
     for one in own:
         one.join(10)
     assert not any(one.is_alive() for one in own)
@@ -122,20 +108,19 @@ def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
 
 
 @sweep(
-    "order change every",
+    "order change",
     ["newest", "oldest", "arbitrary"],
     ["late_every", "new_every", "purge_every"],
-    [3],
-    quick=[("newest", "new_every", 3), ("arbitrary", "late_every", 3)],
+    quick=[("newest", "new_every"), ("arbitrary", "late_every")],
 )
 def test_pages_that_are_answered_out_of_turn_lose_nothing(
-    now: datetime, order: t.Literal["newest", "oldest", "arbitrary"], change: str, every: int
+    now: datetime, order: t.Literal["newest", "oldest", "arbitrary"], change: str
 ) -> None:
     """Rows that are there all the time arrive, though pages overtake each other."""
     project = generate(seed=8, sessions=80, days=6, until=now - timedelta(hours=1))
     before = {name: set(project.table(name)) for name in ("sessions", "network")}
     options = Options(requests_per_minute=None, order=order, jitter=0.03)
-    setattr(options, change, every)
+    setattr(options, change, 25 if change == "purge_every" else 3)
     with Sandbox(project, options) as sandbox:
         output = sync(
             sandbox, now, catalog=select(now, "sessions", "network"), page_size=5, concurrency=MANY
@@ -152,7 +137,7 @@ def test_an_error_ends_the_run_though_others_hang(
 ) -> None:
     """Answers that never come hold up no end, and nothing more is asked for."""
     sync(slow, now, concurrency=1, catalog=select(now, "events"))
-    order = [one.query["sessionId"] for one in slow.requests if one.path == "/events"]
+    order = events_asked(slow.requests)
     slow.reset()
     slow.options.hang_seconds = 600.0
 
@@ -176,14 +161,7 @@ def test_an_error_ends_the_run_though_others_hang(
 def test_a_time_box_takes_what_is_on_its_way(slow: Sandbox, now: datetime, tmp_path: Path) -> None:
     """No session is asked for twice by runs that a small time box stops."""
     stopwatch = tmp_path / "stopwatch"
-
-    def pass_a_second(request: Request, project: Project) -> None:
-        del request, project
-        with stopwatch.open("ab") as file:
-            file.write(b".")
-
-    stopwatch.touch()
-    slow.options.on_request = pass_a_second
+    slow.options.on_request = ticking(stopwatch)
     state, runs = None, 0
     tables: dict[tuple[str, ...], Row] = {}
     while True:
@@ -206,7 +184,7 @@ def test_a_time_box_takes_what_is_on_its_way(slow: Sandbox, now: datetime, tmp_p
         assert runs < math.ceil(len(slow.project.sessions) / MANY)
     assert runs > 2
     assert tables == expected(slow.project, "events")
-    sessions = [one.query["sessionId"] for one in slow.requests if one.path == "/events"]
+    sessions = events_asked(slow.requests)
     assert sorted(sessions) == sorted(set(sessions))
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import typing as t
 from datetime import datetime, timedelta
 
 import pytest
-from singer_sdk.exceptions import FatalAPIError
 
 from tests.conftest import LARGER
-from tests.running import PRIMARY_KEYS, Output, Row, counted, expected, select, sync, tap_class
+from tests.loads import Load
+from tests.running import PRIMARY_KEYS, Row, counted, events_asked, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
     from tests.sandbox import Project, Request
-
-
-def events_asked(sandbox: Sandbox) -> list[str]:
-    """Return the sessions whose events were asked for, in order."""
-    return [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
 
 
 # --- Clocks ----------------------------------------------------------------------------
@@ -78,7 +71,7 @@ def test_a_project_goes_on_with_its_own_state(sandbox: Sandbox, now: datetime) -
     sandbox.reset()
     second = sync(sandbox, now, first.state, project="ios-app")
     assert second.rows("sessions") == second.rows("events") == second.rows("network") == []
-    assert events_asked(sandbox) == []
+    assert events_asked(sandbox.requests) == []
 
 
 def test_a_catalog_may_be_older_than_a_column(sandbox: Sandbox, now: datetime) -> None:
@@ -133,8 +126,8 @@ def test_what_was_deselected_for_a_while_is_not_fetched_again(
         state = sync(sandbox, later, state, **t.cast("dict[str, t.Any]", pause)).state
         sandbox.reset()
         sync(sandbox, later, state)
-        assert new <= set(events_asked(sandbox))
-        assert len(events_asked(sandbox)) <= len(new)
+        assert new <= set(events_asked(sandbox.requests))
+        assert len(events_asked(sandbox.requests)) <= len(new)
         project.purge(now + timedelta(days=1))
         for session in new:
             project.sessions.pop(session, None)
@@ -151,7 +144,7 @@ def test_few_sessions_that_all_vanish_are_asked_for_again(sandbox: Sandbox, now:
     sandbox.options.vanished_sessions = set()
     sandbox.reset()
     output = sync(sandbox, later, state)
-    assert set(events_asked(sandbox)) == new
+    assert set(events_asked(sandbox.requests)) == new
     assert {row["sessionId"] for row in output.rows("events")} == new
 
 
@@ -282,7 +275,7 @@ def test_a_session_without_an_id_is_never_asked_for(sandbox: Sandbox, now: datet
     state["bookmarks"]["events"]["set_aside"] = {"": None}
     sandbox.reset()
     output = sync(sandbox, now, state)
-    assert events_asked(sandbox) == []
+    assert events_asked(sandbox.requests) == []
     assert output.state["bookmarks"]["events"]["set_aside"] == {}
 
 
@@ -301,7 +294,7 @@ def test_events_get_on_though_a_session_is_set_aside_and_the_box_too_small(
             sandbox, now + timedelta(hours=1), state, minute=0.02, max_runtime_minutes=1e-6
         )
         state = output.state
-    assert set(events_asked(sandbox)) == new
+    assert set(events_asked(sandbox.requests)) == new
 
 
 @pytest.mark.parametrize("stream", ["sessions", "network"])
@@ -348,46 +341,15 @@ def test_a_session_whose_events_repeat_came_short(sandbox: Sandbox, now: datetim
 
 
 def test_what_was_fetched_before_an_error_is_not_fetched_again(
-    sandbox: Sandbox, now: datetime
+    sandbox: Sandbox, load: Load
 ) -> None:
     """A key that is rejected in the middle of the events costs no session another request."""
-    order = events_of_a_first_run(sandbox, now)
+    order = list(load(concurrency=1).sessions)
     sandbox.options.script = lambda request: (
         "401" if request.query.get("sessionId") == order[40] else None
     )
-    text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    with contextlib.redirect_stdout(text):
-        tap = tap_class(now)(
-            config={
-                "api_url": sandbox.url,
-                "api_key": sandbox.api_key,
-                "requests_per_minute": 1_000_000,
-                "concurrency": 1,
-            }
-        )
-        with pytest.raises(FatalAPIError, match="401 Unauthorized for /events"):
-            tap.sync_all()
-    text.seek(0)
-    failed = Output.read(text.read())
+    failed = load(concurrency=1)
+    assert failed.code == 1
+    assert "401 Unauthorized for /events" in failed.log[-1]
     sandbox.options.script = None
-    sandbox.reset()
-    sync(sandbox, now, failed.state)
-    assert set(events_asked(sandbox)) == set(order[40:])
-
-
-def events_of_a_first_run(sandbox: Sandbox, now: datetime) -> list[str]:
-    """Return the sessions whose events a first run asks for, in its order."""
-    sync(sandbox, now, concurrency=1)
-    asked = events_asked(sandbox)
-    sandbox.reset()
-    return asked
-
-
-def test_a_later_start_date_for_one_run_forgets_nothing(sandbox: Sandbox, now: datetime) -> None:
-    """A run for the last day alone leaves the lookback known."""
-    state = sync(sandbox, now).state
-    state = sync(sandbox, now, state, start_date=f"{now - timedelta(days=1):%F}").state
-    sandbox.reset()
-    output = sync(sandbox, now, state)
-    assert events_asked(sandbox) == []
-    assert output.rows("sessions") == []
+    assert set(load(failed.output.state).sessions) == set(order[40:])

@@ -6,18 +6,15 @@ import itertools
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import tiered
-from tests.running import PRIMARY_KEYS, Output, expected, select, sync, wait_until
-from tests.tap_process import SignalAt, TapProcess
+from tests.running import Output, assert_whole, events_asked, expected, select, sync, wait_until
+from tests.tap_process import TapProcess
 from tests.test_corporate import listening
 from tests.test_http import assert_one_line, run_tap
 
@@ -28,9 +25,6 @@ if t.TYPE_CHECKING:
 
     from tests.sandbox import Sandbox
 
-SIGNALS = pytest.mark.parametrize(
-    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
-)
 PAGE = b'{"data":[],"total":0,"page":1,"limit":1000,"pages":0}'
 
 
@@ -64,58 +58,6 @@ def test_a_header_that_cannot_be_sent_is_one_line(sandbox: Sandbox) -> None:
     assert sandbox.requests == []
 
 
-# --- A state is never replaced by a poorer one ---------------------------------------
-
-
-@SIGNALS
-def test_a_signal_at_once_keeps_the_state(
-    tmp_path: Path, sandbox: Sandbox, now: datetime, signum: int
-) -> None:
-    """Stopped at its first request, a run ends with the state it was started with."""
-    state = sync(sandbox, now).state
-    assert set(state["bookmarks"]) == {"crashes", "events", "network", "sessions"}
-    sandbox.options.latency = 600.0
-    sandbox.options.on_request = at = SignalAt(signum, 1)
-    tap = TapProcess(tmp_path / "tap", sandbox, now, json.dumps(state), fresh=True)
-    at.aim(tap)
-    assert tap.end() == 128 + signum
-    # A stream without a bookmark may be left out.
-    written = tap.output().state["bookmarks"]
-    assert written == {name: one for name, one in state["bookmarks"].items() if one}
-
-
-@SIGNALS
-def test_a_signal_before_the_state_is_read_writes_none(
-    tmp_path: Path, sandbox: Sandbox, now: datetime, signum: int
-) -> None:
-    """A run that does not know its state yet leaves the one that is saved alone."""
-    state = tmp_path / "state.json"
-    state.write_text(json.dumps(sync(sandbox, now).state))
-    sandbox.reset()
-    program = (
-        "import os, sys; from tap_bugspulse.tap import TapBugsPulse\n"
-        "class Tap(TapBugsPulse):\n"
-        "    def load_state(self, state):\n"
-        f"        os.kill(os.getpid(), {int(signum)})\n"
-        "        super().load_state(state)\n"
-        "Tap.cli()"
-    )
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"api_key": "bp_x", "api_url": sandbox.url}))
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--config", config, "--state", state],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 128 + signum
-    assert done.stdout == ""
-    assert "Stopped by SIG" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert sandbox.requests == []
-
-
 # --- Answers that never end ----------------------------------------------------------
 
 
@@ -140,12 +82,7 @@ def test_headers_that_drip_are_an_answer_too_late(now: datetime, tmp_path: Path)
 
     with listening(serve) as port:
         tap = TapProcess(
-            tmp_path / "tap",
-            t.cast("Sandbox", Address(f"http://127.0.0.1:{port}/export")),
-            now,
-            json.dumps({}),
-            minute=0.5,
-            request_timeout=0.5,
+            tmp_path / "tap", at(port), now, json.dumps({}), minute=0.5, request_timeout=0.5
         )
         assert tap.end() == 0, tap.log
     wait_until(stop.is_set)
@@ -153,14 +90,10 @@ def test_headers_that_drip_are_an_answer_too_late(now: datetime, tmp_path: Path)
     assert "crashes: trying again in 0 s after no answer in time" in tap.log
 
 
-class Address:
-    """An address and a key, which is all that a tap needs to know of a sandbox."""
-
-    api_key = "bp_sandbox_key"
-
-    def __init__(self, url: str) -> None:
-        """Keep the address."""
-        self.url = url
+def at(port: int) -> Sandbox:
+    """Return an address and a key, which is all that a tap needs to know of a sandbox."""
+    address = SimpleNamespace(url=f"http://127.0.0.1:{port}/export", api_key="bp_sandbox_key")
+    return t.cast("Sandbox", address)
 
 
 # --- What a 429 may tell -------------------------------------------------------------
@@ -182,42 +115,33 @@ def refuse(headers: str, times: int) -> t.Callable[[socket.socket], None]:
 
 
 @pytest.mark.parametrize(
-    ("headers", "wait"),
+    ("headers", "minute", "wait"),
     [
-        pytest.param("Retry-After: 1", 1, marks=pytest.mark.long),
-        # Not a number of seconds: as if nothing were asked for, a minute (of 0.6 s).
-        pytest.param("Retry-After: nan", 1, marks=pytest.mark.long),
-        ("Retry-After: soon", 1),
-        # None at all: a sixtieth of a minute.
-        ("Retry-After: -5", 0),
-        ("Retry-After: Sun, 01 Mar 2020 00:00:00 GMT", 0),
+        # To come back at once: a sixtieth of a minute is waited, every time.
+        ("Retry-After: 0", 60.0, 1),
+        ("Retry-After: -5", 0.6, 0),
+        ("Retry-After: Sun, 01 Mar 2020 00:00:00 GMT", 0.6, 0),
+        pytest.param("Retry-After: 1", 0.6, 1, marks=pytest.mark.long),
+        # Not a number of seconds: as if nothing were asked for, a minute.
+        ("Retry-After: soon", 0.6, 1),
+        pytest.param("Retry-After: nan", 0.6, 1, marks=pytest.mark.long),
         # The tap's clock stands at 2026-03-01T12:00Z; seconds or milliseconds since 1970.
-        pytest.param("X-RateLimit-Reset: 1772366401", 1, marks=pytest.mark.long),
-        ("X-RateLimit-Reset: 1772366401000", 1),
+        pytest.param("X-RateLimit-Reset: 1772366401", 0.6, 1, marks=pytest.mark.long),
+        ("X-RateLimit-Reset: 1772366401000", 0.6, 1),
     ],
 )
 def test_odd_words_about_waiting_are_survived(
-    tmp_path: Path, now: datetime, headers: str, wait: int
+    tmp_path: Path, now: datetime, headers: str, minute: float, wait: int
 ) -> None:
     """Whatever a 429 carries, there is a sane wait and then another try."""
     with listening(refuse(headers, times=2)) as port:
-        address = t.cast("Sandbox", Address(f"http://127.0.0.1:{port}/export"))
-        tap = TapProcess(tmp_path / "tap", address, now, minute=0.6)
+        began = time.monotonic()
+        tap = TapProcess(tmp_path / "tap", at(port), now, minute=minute)
         assert tap.end() == 0, tap.log
+    assert time.monotonic() - began >= 2 * min(minute, wait)
     words = "trying again in "
     told = [line.split(words)[1] for line in tap.log.splitlines() if words in line]
     assert told == 2 * [f"{wait} s after 429 Slow down for /crashes"]
-
-
-def test_a_429_that_asks_for_no_wait_gets_one(tmp_path: Path, now: datetime) -> None:
-    """A 429 that says to come back at once is asked again a second later, every time."""
-    with listening(refuse("Retry-After: 0", times=2)) as port:
-        address = t.cast("Sandbox", Address(f"http://127.0.0.1:{port}/export"))
-        began = time.monotonic()
-        tap = TapProcess(tmp_path / "tap", address, now)
-        assert tap.end() == 0, tap.log
-    assert time.monotonic() - began >= 2.0
-    assert tap.log.count("trying again in 1 s after 429 Slow down") == 2
 
 
 @pytest.mark.parametrize("seconds", ["86401", "1e300"])
@@ -231,8 +155,7 @@ def test_a_wait_of_more_than_a_day_is_one_line(seconds: str) -> None:
 def test_nothing_but_429_ends_the_run(tmp_path: Path, now: datetime) -> None:
     """After 15 minutes of nothing but 429 the last line asks who else uses the key."""
     with listening(refuse("Retry-After: 0", times=1_000_000)) as port:
-        address = t.cast("Sandbox", Address(f"http://127.0.0.1:{port}/export"))
-        tap = TapProcess(tmp_path / "tap", address, now, minute=0.06)
+        tap = TapProcess(tmp_path / "tap", at(port), now, minute=0.06)
         assert tap.end() == 1
     last = tap.log.splitlines()[-1]
     assert "429 Slow down: nothing else for 1 s. Is the key used elsewhere?" in last
@@ -258,52 +181,9 @@ def test_a_time_limit_ends_a_wait_that_the_api_asks_for(
     sandbox.options.script = None
     sandbox.reset()
     second = sync(sandbox, now, first.state)
-    again = {one.query["sessionId"] for one in sandbox.requests if one.path == "/events"}
+    again = set(events_asked(sandbox.requests))
     assert not fetched & again
-    for stream in PRIMARY_KEYS:
-        both = first.table(stream) | second.table(stream)
-        assert both == expected(sandbox.project, stream)
-
-
-# --- An endpoint that is refused -----------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("stream", "status"),
-    tiered(
-        [
-            ("network", "404 Not Found"),
-            ("sessions", "403 Forbidden"),
-            ("events", "402 Payment Required"),
-            ("events", "410 Gone"),
-            ("crashes", "402 Payment Required"),
-        ],
-        quick=3,
-    ),
-)
-def test_a_refused_endpoint_stops_no_other_stream(
-    tmp_path: Path, sandbox: Sandbox, now: datetime, stream: str, status: str
-) -> None:
-    """The run ends with 1; its last line names the stream that may be deselected."""
-    path = f"/{stream}"
-    sandbox.options.script = lambda request: status[:3] if request.path == path else None
-    tap = TapProcess(tmp_path / "tap", sandbox, now)
-    assert tap.end() == 1
-    lines = tap.log.splitlines()
-    assert f"{status} for {path}" in lines[-1]
-    assert f"deselect {stream} to leave it out" in lines[-1]
-    assert "summary status=incomplete" in lines[-2]
-    assert "Traceback" not in tap.log
-    # Events take their sessions from /sessions.
-    missing = {stream} | ({"events"} if stream == "sessions" else set())
-    first = tap.output()
-    for one in PRIMARY_KEYS:
-        rows = {} if one in missing else expected(sandbox.project, one)
-        assert first.table(one) == rows
-    sandbox.options.script = None
-    second = sync(sandbox, now, first.state)
-    for one in PRIMARY_KEYS:
-        assert first.table(one) | second.table(one) == expected(sandbox.project, one)
+    assert_whole(sandbox.project, first, second)
 
 
 # --- The real minute -----------------------------------------------------------------

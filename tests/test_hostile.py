@@ -1,12 +1,11 @@
 """Whole runs against APIs that count, page, filter and refuse in ways nobody expects.
 
-Each run is a process with its exit code, and may ask for so many pages and no more: one
-that asks for ever is refused after them, and fails its test.
+Each run may ask for so many pages and no more: one that asks for ever is refused after
+them, and fails its test.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import typing as t
@@ -16,138 +15,19 @@ from datetime import datetime, timedelta
 import pytest
 
 from tests.conftest import sweep
-from tests.running import PRIMARY_KEYS, Output, expected
+from tests.loads import Load, assert_done, with_events
+from tests.running import PRIMARY_KEYS, assert_whole, expected
 from tests.sandbox import Options, Sandbox, generate_once
-from tests.tap_process import TapProcess
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.running import Row
     from tests.sandbox import Project, Request
 
 HOUR = timedelta(hours=1)
-
-
-class Run(t.NamedTuple):
-    """A run of the tap that has ended."""
-
-    code: int
-    output: Output
-    log: list[str]
-    requests: list[Request]
-
-    @property
-    def warnings(self) -> list[str]:
-        """The warnings, each with the name of its logger."""
-        return [line.split(" | ", 2)[2] for line in self.log if "| WARNING" in line]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run says that it has loaded everything."""
-        return "summary status=complete" in self.log[-1]
-
-    @property
-    def sessions(self) -> Counter[str]:
-        """How often the events of each session were asked for."""
-        return Counter(one.query["sessionId"] for one in self.requests if one.path == "/events")
-
-
-class Load(t.Protocol):
-    """Runs the tap to its end; see the fixture."""
-
-    def __call__(
-        self,
-        state: Row | None = None,
-        *,
-        after: timedelta = ...,
-        most: int = ...,
-        **settings: object,
-    ) -> Run:
-        """Run it with a state, so long after the first run, with at most so many requests."""
-
-
-class LoadOf(t.Protocol):
-    """Makes a `Load` for a sandbox."""
-
-    def __call__(self, sandbox: Sandbox) -> Load:
-        """Return what runs the tap against it."""
-
-
-@pytest.fixture
-def sandbox(request: pytest.FixtureRequest, now: datetime) -> Iterator[Sandbox]:
-    """A small project whose clocks are right, so that no call lies in the future."""
-    sessions, days = getattr(request, "param", (60, 20))
-    project = generate_once(
-        seed=126, sessions=sessions, days=days, until=now - HOUR, lying_clocks=False
-    )
-    with Sandbox(project, Options(requests_per_minute=None)) as running:
-        yield running
-
-
-@pytest.fixture
-def load_of(tmp_path: Path, now: datetime) -> LoadOf:
-    """Run the tap as a process; fail if it asks for more than it may."""
-    numbers = itertools.count(1)
-
-    def load_of(sandbox: Sandbox) -> Load:
-        def run(
-            state: Row | None = None,
-            *,
-            after: timedelta = timedelta(),
-            most: int = 500,
-            **settings: object,
-        ) -> Run:
-            sandbox.reset()
-            sandbox.options.most_requests = most
-            tap = TapProcess(
-                tmp_path / str(next(numbers)),
-                sandbox,
-                now + after,
-                None if state is None else json.dumps(state),
-                minute=0.02,
-                **t.cast("dict[str, t.Any]", settings),
-            )
-            code = tap.end()
-            assert "Traceback" not in tap.log
-            assert len(sandbox.requests) <= most, tap.log[-2000:]
-            return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
-
-        return run
-
-    return load_of
-
-
-@pytest.fixture
-def load(sandbox: Sandbox, load_of: LoadOf) -> Load:
-    """Run the tap against the small project."""
-    return load_of(sandbox)
-
-
-def assert_whole(sandbox: Sandbox, *outputs: Output) -> None:
-    """Expect every row that the server holds, and no other."""
-    for stream in PRIMARY_KEYS:
-        loaded: dict[tuple[str, ...], Row] = {}
-        for output in outputs:
-            loaded |= output.table(stream)
-        rows = expected(sandbox.project, stream)
-        missing, others = rows.keys() - loaded.keys(), loaded.keys() - rows.keys()
-        assert (stream, len(missing), len(others)) == (stream, 0, 0)
-        assert loaded == rows
-
-
-def assert_done(run: Run) -> None:
-    """Expect a run that ends well and says that it is complete."""
-    assert run.code == 0, run.log[-1]
-    assert run.is_complete
-
-
-def with_events(project: Project, least: int = 2) -> list[str]:
-    """Return the sessions that have ended and have some events, newest first."""
-    rows = project.sessions.values()
-    found = [row for row in rows if row["endedAt"] and row["eventCount"] >= least]
-    return [row["id"] for row in sorted(found, key=lambda row: row["startedAt"], reverse=True)]
+# Its clocks are right, so that no call lies in the future.
+PROJECT = {"sessions": 60, "lying_clocks": False}
 
 
 def same_instants(project: Project, instants: int) -> None:
@@ -164,7 +44,7 @@ def same_instants(project: Project, instants: int) -> None:
 # --- How far an API counts ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sandbox", [(150, 20)], indirect=True)
+@pytest.mark.parametrize("sandbox", [{"sessions": 150}], indirect=True)
 @sweep("beyond", ["empty", "400"], quick=[("empty",)])
 def test_a_listing_that_ends_at_a_round_number_loses_nothing(
     sandbox: Sandbox, load: Load, beyond: t.Literal["empty", "400"]
@@ -174,7 +54,7 @@ def test_a_listing_that_ends_at_a_round_number_loses_nothing(
     assert len(sandbox.project.network) > 200
     run = load(page_size=10)
     assert_done(run)
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
     assert run.output.repeated("network") == []
 
 
@@ -208,7 +88,7 @@ def test_dates_that_are_ignored_are_noticed(
     sandbox.options.ignored = ignored
     run = load(page_size=5)
     assert run.code == 0, run.log[-1]
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
     assert run.output.repeated("sessions") == run.output.repeated("network") == []
     told = [one for one in run.warnings if re.search(r"\b(from|to)\b", one)]
     assert 1 <= len(told) <= 2, run.warnings  # one, or one for each stream
@@ -221,12 +101,12 @@ def test_a_first_date_that_counts_only_with_a_last_brings_no_row_twice(
     sandbox.options.ignored = "from-alone"
     first = load(page_size=5)
     assert_done(first)
-    assert_whole(sandbox, first.output)
+    assert_whole(sandbox.project, first.output)
     new = sandbox.project.new_network(datetime.fromisoformat("2026-03-02T09:00:00Z"))
     second = load(first.output.state, after=timedelta(days=1), page_size=5, most=100)
     assert_done(second)
     assert [row["id"] for row in second.output.rows("network")] == [new]
-    assert_whole(sandbox, first.output, second.output)
+    assert_whole(sandbox.project, first.output, second.output)
 
 
 def test_dates_that_are_refused_are_named(sandbox: Sandbox, load: Load) -> None:
@@ -260,7 +140,7 @@ def test_pages_of_another_size_or_of_all_rows_are_not_believed(
     sandbox.options.counts = counts
     run = load(page_size=page_size, most=800)
     assert run.code == 0, run.log[-1]
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
 
 
 def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) -> None:
@@ -269,7 +149,7 @@ def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) ->
     sandbox.options.events_paging = "pages"
     run = load(page_size=5)
     assert run.code == 0, run.log[-1]
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
 
 
 @sweep("omit_pages", [False, True], quick=[(True,)])
@@ -283,7 +163,7 @@ def test_a_limit_that_is_lowered_in_silence_loses_nothing(
     assert len(sandbox.project.crashes) > options.max_limit
     run = load(most=1000)
     assert_done(run)
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
 
 
 def test_a_page_number_one_too_high_is_not_believed(sandbox: Sandbox, load: Load) -> None:
@@ -291,10 +171,10 @@ def test_a_page_number_one_too_high_is_not_believed(sandbox: Sandbox, load: Load
     sandbox.options.echo = "page-one-too-high"
     run = load(page_size=5)
     assert_done(run)
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
 
 
-@pytest.mark.parametrize("sandbox", [(0, 20)], indirect=True)
+@pytest.mark.parametrize("sandbox", [{"sessions": 0}], indirect=True)
 @pytest.mark.parametrize("empty_as", ["list", "null", "204", "floats"])
 def test_an_empty_listing_may_look_like_anything(
     sandbox: Sandbox, load: Load, empty_as: t.Literal["list", "null", "204", "floats"]
@@ -303,7 +183,7 @@ def test_an_empty_listing_may_look_like_anything(
     sandbox.options.empty_as = empty_as
     run = load(most=30)
     assert_done(run)
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
     assert not [line for line in run.log if "trying again" in line]
 
 
@@ -316,7 +196,7 @@ def test_ties_that_each_page_orders_anew_lose_nothing(sandbox: Sandbox, load: Lo
     sandbox.options.ties = "by-page"
     run = load(page_size=5)
     assert run.code == 0, run.log[-1]
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
 
 
 def test_ties_that_stay_short_are_not_complete(sandbox: Sandbox, load: Load, now: datetime) -> None:
@@ -404,7 +284,7 @@ def test_events_beyond_the_only_page_are_asked_for(sandbox: Sandbox, load: Load)
     sandbox.options.events_paging, sandbox.options.counts = "pages", "one-page"
     run = load(page_size=20)
     assert_done(run)
-    assert_whole(sandbox, run.output)
+    assert_whole(sandbox.project, run.output)
 
 
 def test_events_that_never_come_are_told_and_tried_again(sandbox: Sandbox, load: Load) -> None:
@@ -441,7 +321,7 @@ def test_events_that_come_an_hour_late_are_loaded(
     second = load(first.output.state, after=HOUR, most=100)
     assert_done(second)
     assert second.sessions == Counter(late)
-    assert_whole(sandbox, first.output, second.output)
+    assert_whole(sandbox.project, first.output, second.output)
     third = load(second.output.state, after=2 * HOUR, most=100)
     assert third.sessions == {}
 
@@ -481,7 +361,7 @@ def test_a_count_that_most_sessions_disagree_with_is_no_count_of_events(
 
 
 @pytest.mark.long
-def test_more_short_sessions_than_are_remembered_are_told(now: datetime, load_of: LoadOf) -> None:
+def test_more_short_sessions_than_are_remembered_are_told(now: datetime, tmp_path: Path) -> None:
     """The state stays small, and what it leaves out is loaded later, or said."""
     project = generate_once(
         seed=3,
@@ -493,7 +373,7 @@ def test_more_short_sessions_than_are_remembered_are_told(now: datetime, load_of
         network_per_session=0,
     )
     with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        load = load_of(sandbox)
+        load = Load(sandbox, tmp_path, now)
         late = with_events(project, 1)[:1050]
         sandbox.options.late_sessions = set(late)
         first = load(most=2600)

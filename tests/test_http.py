@@ -14,7 +14,7 @@ import pytest
 
 from tests import forks
 from tests.conftest import LARGER, NOW, sweep
-from tests.running import KEPT, PRIMARY_KEYS, counted, expected, select, sync
+from tests.running import KEPT, PRIMARY_KEYS, counted, events_asked, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import clock
 
@@ -192,7 +192,7 @@ def test_a_soak_of_faults_loses_nothing_and_names_three(now: datetime) -> None:
         options.broken_sessions, options.faults = set(), {}
         sandbox.reset()
         second = sync(sandbox, now, first.state, minute=0.01)
-        asked = [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
+        asked = events_asked(sandbox.requests)
         assert sorted(asked) == sorted(broken)
         assert {row["sessionId"] for row in second.rows("events")} == broken
         assert second.rows("sessions") == []

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.running import PRIMARY_KEYS, counted, expected, select, sync
+from tests.running import assert_whole, counted, events_asked, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
@@ -65,18 +65,6 @@ def test_a_large_project_is_listed_near_the_floor(
         assert all(row["timestamp"] > f"{now:%F}T12" for row in second.rows("network"))
 
 
-def test_a_second_run_of_everything_makes_fourteen_requests(
-    sandbox: Sandbox, now: datetime
-) -> None:
-    """With events and all, a run with nothing new makes none for events."""
-    first = sync(sandbox, now)
-    sandbox.reset()
-    second = sync(sandbox, now, first.state)
-    assert counted(sandbox)["/events"] == 0
-    assert counted(sandbox).total() <= 14
-    assert [len(second.rows(one)) for one in ("sessions", "events", "network")] == [0, 0, 0]
-
-
 def test_fourteen_of_five_hundred_sessions_take_fourteen_requests(now: datetime) -> None:
     """4 grew, 3 ended, 6 are new and 1 came late: just these are loaded again."""
     project = generate(seed=21, sessions=500, days=20, until=now - timedelta(hours=1))
@@ -102,11 +90,9 @@ def test_fourteen_of_five_hundred_sessions_take_fourteen_requests(now: datetime)
         second = sync(sandbox, later, first.state)
         assert {key[0] for key in second.table("sessions")} == changed
         assert len(second.rows("sessions")) == 14
-        asked = [one.query["sessionId"] for one in sandbox.requests if one.path == "/events"]
+        asked = events_asked(sandbox.requests)
         assert sorted(asked) == sorted(changed)
-        for stream in PRIMARY_KEYS:
-            together = first.table(stream) | second.table(stream)
-            assert together == expected(project, stream)
+        assert_whole(project, first, second)
 
 
 @pytest.mark.parametrize("days", [30, pytest.param(1000, marks=pytest.mark.long)])

@@ -13,19 +13,18 @@ import threading
 import typing as t
 from collections import Counter
 from datetime import timedelta
-from functools import partial
 
 import pytest
 
 from tests import forks
-from tests.conftest import sweep
-from tests.running import KEPT, PRIMARY_KEYS, Output, counted, expected, select
+from tests.conftest import tiered
+from tests.loads import Load, assert_done, with_events
+from tests.running import KEPT, PRIMARY_KEYS, Output, assert_whole, counted, expected, select
 from tests.sandbox import Options, Sandbox, generate_once
-from tests.tap_process import TapProcess, clock
-from tests.test_hostile import Run, assert_done, assert_whole, with_events
+from tests.tap_process import clock
 
 if t.TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from datetime import datetime
     from pathlib import Path
 
@@ -34,60 +33,9 @@ if t.TYPE_CHECKING:
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MINUTE = 0.02  # seconds that a minute of the tap takes
+# Its clocks are right, so that no call lies in the future.
+PROJECT = {"sessions": 60, "lying_clocks": False}
 MATCH = "row counts match the API"
-
-Load = t.Callable[..., Run]
-
-
-@pytest.fixture
-def sandbox(now: datetime) -> Iterator[Sandbox]:
-    """A small project whose clocks are right, so that no call lies in the future."""
-    project = generate_once(seed=126, sessions=60, days=20, until=now - HOUR, lying_clocks=False)
-    with Sandbox(project, Options(requests_per_minute=None)) as running:
-        yield running
-
-
-def load_at(  # noqa: PLR0913 - fixtures give all but two
-    folder: Path,
-    now: datetime,
-    numbers: Iterator[int],
-    sandbox: Sandbox,
-    state: Row | None = None,
-    *,
-    after: timedelta = timedelta(),
-    **settings: t.Any,
-) -> Run:
-    """Run the tap as a process so long after ``now``, and expect no traceback."""
-    sandbox.reset()
-    tap = TapProcess(
-        folder / str(next(numbers)),
-        sandbox,
-        now + after,
-        None if state is None else json.dumps(state),
-        **{"minute": MINUTE, **settings},
-    )
-    code = tap.end()
-    assert "Traceback" not in tap.log
-    return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
-
-
-@pytest.fixture
-def load_of(tmp_path: Path, now: datetime) -> Load:
-    """Run the tap against any sandbox, each time in a folder of its own."""
-    return partial(load_at, tmp_path, now, itertools.count(1))
-
-
-@pytest.fixture
-def load(sandbox: Sandbox, load_of: Load) -> Load:
-    """Run the tap against the small project."""
-    return partial(load_of, sandbox)
-
-
-def line_of(run: Run, stream: str) -> str:
-    """Return the line of the log that counts what a stream did."""
-    (line,) = (line for line in run.log if f" {stream}: rows " in line)
-    return line
-
 
 # --- Logs and output ----------------------------------------------------------------------
 
@@ -141,8 +89,7 @@ def test_a_level_for_metrics_is_enough(tmp_path: Path, load: Load) -> None:
 def test_metrics_stay_out_of_the_log_of_meltano(tmp_path: Path, load: Load) -> None:
     """Its own configuration has a console and no word about metrics: there are none."""
     run = load(environment=log_config(tmp_path))
-    assert run.code == 0, run.log[-1]
-    assert "summary status=complete" in run.log[-1]
+    assert_done(run)
     assert not [line for line in run.log if "METRIC" in line or "metric_" in line]
 
 
@@ -213,7 +160,7 @@ def test_a_signal_after_the_summary_finds_a_run_that_is_done(
     for _ in range(6):
         code, rest, output = stop_at("summary status=", signum, tmp_path, sandbox, now)
         assert (code, len(rest)) in {(0, 0), (128 + signum, 1)}, "".join(rest)
-        assert_whole(sandbox, output)
+        assert_whole(sandbox.project, output)
         assert output.messages[-1]["type"] == "STATE"
 
 
@@ -263,7 +210,7 @@ def test_a_stream_that_cannot_be_incremental_is_loaded_as_usual(
     entry |= {"replication_method": "INCREMENTAL", "replication_key": key}
     first = load(catalog=catalog)
     assert_done(first)
-    assert_whole(sandbox, first.output)
+    assert_whole(sandbox.project, first.output)
     (told,) = first.warnings
     assert f"{stream} cannot be INCREMENTAL" in told
     second = load(first.output.state, after=HOUR, catalog=catalog)
@@ -303,7 +250,7 @@ def test_a_later_start_date_for_one_run_loses_nothing_that_comes_late(
     third = load(second.output.state, after=2 * HOUR)
     runs = (first, second, third)
     assert [run.code for run in runs] == [0, 0, 0]
-    assert_whole(sandbox, *(run.output for run in runs))
+    assert_whole(sandbox.project, *(run.output for run in runs))
     assert [run.output.repeated(one) for run in runs for one in PRIMARY_KEYS] == [[]] * 12
     for stream in ("sessions", "events"):
         keys = [key for run in runs for key in run.output.table(stream)]
@@ -326,11 +273,34 @@ def test_a_later_start_date_for_one_run_loses_nothing_that_comes_late(
 # --- Endpoints that fail ------------------------------------------------------------------
 
 
-@sweep(
-    "stream fault",
-    PRIMARY_KEYS,
-    ["500", "html"],
-    quick=[("sessions", "500"), ("network", "html"), ("events", "500")],
+REFUSED = {
+    "402": "402 Payment Required",
+    "403": "403 Forbidden",
+    "404": "404 Not Found",
+    "410": "410 Gone",
+}
+
+
+@pytest.mark.parametrize(
+    ("stream", "fault"),
+    tiered(
+        [
+            ("sessions", "403"),
+            ("network", "404"),
+            ("events", "402"),
+            ("events", "500"),
+            ("network", "html"),
+            ("crashes", "402"),
+            ("events", "410"),
+            ("crashes", "500"),
+            ("sessions", "500"),
+            ("network", "500"),
+            ("crashes", "html"),
+            ("sessions", "html"),
+            ("events", "html"),
+        ],
+        quick=5,
+    ),
 )
 def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     sandbox: Sandbox, load: Load, stream: str, fault: str
@@ -339,19 +309,21 @@ def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     sandbox.options.script = lambda one: fault if one.path == f"/{stream}" else None
     run = load()
     assert run.code == 1
+    # Events take their sessions from /sessions.
     missing = {stream} | ({"events"} if stream == "sessions" else set())
     for one in PRIMARY_KEYS:
         rows = {} if one in missing else expected(sandbox.project, one)
         assert run.output.table(one) == rows, one
-    assert f"/{stream}" in run.log[-1]
-    if stream != "events":  # ten sessions that fail end the run at once
+    says = f"{REFUSED[fault]} for /{stream}" if fault in REFUSED else f"/{stream}"
+    assert says in run.log[-1]
+    if stream != "events" or fault in REFUSED:  # ten sessions that fail end the run at once
         assert f"deselect {stream} to leave it out" in run.log[-1]
         assert "summary status=incomplete" in run.log[-2]
-        assert MATCH not in line_of(run, stream)
+        assert MATCH not in run.line_of(stream)
     sandbox.options.script = None
     second = load(run.output.state, after=HOUR)
     assert_done(second)
-    assert_whole(sandbox, run.output, second.output)
+    assert_whole(sandbox.project, run.output, second.output)
 
 
 def test_a_host_that_takes_requests_and_answers_none_ends_the_run(
@@ -369,26 +341,19 @@ def test_a_host_that_takes_requests_and_answers_none_ends_the_run(
 # --- What the lines of the summary say ----------------------------------------------------
 
 
-def test_row_counts_match_where_they_do(load: Load) -> None:
-    """An ordinary run says so of each stream."""
-    run = load()
-    assert_done(run)
-    for stream in PRIMARY_KEYS:
-        assert line_of(run, stream).endswith(MATCH)
-
-
 def test_a_session_that_comes_short_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
     """The line of events counts it instead of a match, and the run is not complete."""
     sandbox.options.late_sessions = {with_events(sandbox.project)[1]}
     sandbox.options.late_events = "part"
     run = load()
     assert run.code == 0
-    assert line_of(run, "events").endswith("1 sessions short of events")
-    assert line_of(run, "sessions").endswith(MATCH)
+    assert run.line_of("events").endswith("1 sessions short of events")
+    assert run.line_of("sessions").endswith(MATCH)
     assert not run.is_complete
     second = load(run.output.state, after=HOUR)  # the same answer twice is the truth
     assert_done(second)
-    assert line_of(second, "events").endswith(MATCH)
+    for stream in PRIMARY_KEYS:
+        assert second.line_of(stream).endswith(MATCH)
 
 
 def test_a_session_that_is_set_aside_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
@@ -398,12 +363,12 @@ def test_a_session_that_is_set_aside_is_in_the_line(sandbox: Sandbox, load: Load
     run = load()
     for _ in range(2):
         assert run.code == 0
-        assert line_of(run, "events").endswith(f"set aside: {refused}")
+        assert run.line_of("events").endswith(f"set aside: {refused}")
         run = load(run.output.state, after=HOUR)
     sandbox.options.script = None
     run = load(run.output.state, after=HOUR)
     assert_done(run)
-    assert line_of(run, "events").endswith(MATCH)
+    assert run.line_of("events").endswith(MATCH)
 
 
 def test_a_session_that_is_deleted_after_it_was_listed_is_told(
@@ -422,9 +387,9 @@ def test_a_session_that_is_deleted_after_it_was_listed_is_told(
     run = load()
     assert run.code == 0
     assert [line for line in run.log if gone in line and "not known" in line]
-    assert "short" not in line_of(run, "events")
-    assert "set aside" not in line_of(run, "events")
-    assert MATCH not in line_of(run, "events")
+    assert "short" not in run.line_of("events")
+    assert "set aside" not in run.line_of("events")
+    assert MATCH not in run.line_of("events")
     second = load(run.output.state, after=HOUR)
     assert_done(second)
     assert second.sessions == {}
@@ -441,10 +406,10 @@ def test_a_listing_short_of_its_total_is_in_the_line(sandbox: Sandbox, load: Loa
     sandbox.options.envelope = two_more
     run = load()
     assert run.code == 0
-    assert line_of(run, "crashes").endswith("1 listings short of the API's total")
+    assert run.line_of("crashes").endswith("1 listings short of the API's total")
     assert not run.is_complete
     for stream in ("events", "network", "sessions"):
-        assert line_of(run, stream).endswith(MATCH)
+        assert run.line_of(stream).endswith(MATCH)
 
 
 # --- Values that no column holds ----------------------------------------------------------
@@ -576,7 +541,7 @@ FAULTS = {
 @pytest.mark.long
 @pytest.mark.parametrize("refused", ["crashes", "network"])
 def test_a_soak_of_all_faults_leaves_only_what_is_refused(
-    now: datetime, load_of: Load, refused: str
+    now: datetime, tmp_path: Path, refused: str
 ) -> None:
     """2,000 requests, a tenth of them faulty, lose nothing but what is refused or short."""
     project = generate_once(
@@ -603,7 +568,8 @@ def test_a_soak_of_all_faults_leaves_only_what_is_refused(
         late_events="part",
     )
     with Sandbox(project, options) as sandbox:
-        first = load_of(sandbox, minute=0.5, request_timeout=0.4)
+        load = Load(sandbox, tmp_path, now)
+        first = load(minute=0.5, request_timeout=0.4, most=10_000)
         assert len(first.requests) >= 2000
         hit = {one.fault for one in first.requests if one.fault} - {*statuses.values(), "403"}
         assert hit == FAULTS.keys()
@@ -613,7 +579,7 @@ def test_a_soak_of_all_faults_leaves_only_what_is_refused(
         for session, status in statuses.items():
             (told,) = (one for one in first.warnings if f"session {session} is set aside" in one)
             assert status in told
-        line = line_of(first, "events")
+        line = first.line_of("events")
         assert "2 sessions short of events" in line
         assert f"set aside: {', '.join(sorted(statuses))}" in line
         state = first.output.state["bookmarks"]["events"]
@@ -631,12 +597,12 @@ def test_a_soak_of_all_faults_leaves_only_what_is_refused(
 
         options.faults, options.script, options.late_sessions = {}, None, set()
         new = {project.new_session(now + minutes * HOUR / 60) for minutes in (5, 10, 15)}
-        second = load_of(sandbox, first.output.state, after=2 * HOUR)
+        second = load(first.output.state, after=2 * HOUR)
         assert_done(second)
-        assert_whole(sandbox, first.output, second.output)
+        assert_whole(sandbox.project, first.output, second.output)
         due = {one for one in new if project.events[one]}
         assert second.sessions == Counter({*statuses, *short} | due)
         assert {row["id"] for row in second.output.rows("sessions")} == new
         for stream in PRIMARY_KEYS:
             assert second.output.repeated(stream) == []
-        assert not re.search(r"short|set aside", line_of(second, "events"))
+        assert not re.search(r"short|set aside", second.line_of("events"))

@@ -1,0 +1,89 @@
+"""Whole runs of the tap, each a process with its exit code, its log and its requests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import typing as t
+from collections import Counter
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from tests.running import Output, Row, events_asked
+from tests.sandbox import Project, Request, Sandbox
+from tests.tap_process import TapProcess
+
+
+class Run(t.NamedTuple):
+    """A run of the tap that has ended."""
+
+    code: int
+    output: Output
+    log: list[str]
+    requests: list[Request]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings, each with the name of its logger."""
+        return [line.split(" | ", 2)[2] for line in self.log if "| WARNING" in line]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run says that it has loaded everything."""
+        return "summary status=complete" in self.log[-1]
+
+    @property
+    def sessions(self) -> Counter[str]:
+        """How often the events of each session were asked for."""
+        return Counter(events_asked(self.requests))
+
+    def line_of(self, stream: str) -> str:
+        """Return the line of the log that counts what a stream did."""
+        (line,) = (line for line in self.log if f" {stream}: rows " in line)
+        return line
+
+
+class Load:
+    """Runs the tap against a sandbox; a run that asks for ever is refused in the end."""
+
+    def __init__(self, sandbox: Sandbox, folder: Path, now: datetime) -> None:
+        """Keep what all runs share; each gets a folder of its own."""
+        self._sandbox, self._folder, self._now = sandbox, folder, now
+        self._numbers = itertools.count(1)
+
+    def __call__(
+        self,
+        state: Row | None = None,
+        *,
+        after: timedelta = timedelta(),
+        most: int = 500,
+        **settings: t.Any,
+    ) -> Run:
+        """Run it with a state, so long after the first run, with at most so many requests."""
+        sandbox = self._sandbox
+        sandbox.reset()
+        sandbox.options.most_requests = most
+        tap = TapProcess(
+            self._folder / str(next(self._numbers)),
+            sandbox,
+            self._now + after,
+            None if state is None else json.dumps(state),
+            **{"minute": 0.02, **settings},
+        )
+        code = tap.end()
+        assert "Traceback" not in tap.log
+        assert len(sandbox.requests) <= most, tap.log[-2000:]
+        return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
+
+
+def assert_done(run: Run) -> None:
+    """Expect a run that ends well and says that it is complete."""
+    assert run.code == 0, run.log[-1]
+    assert run.is_complete
+
+
+def with_events(project: Project, least: int = 2) -> list[str]:
+    """Return the sessions that have ended and have some events, newest first."""
+    rows = project.sessions.values()
+    found = [row for row in rows if row["endedAt"] and row["eventCount"] >= least]
+    return [row["id"] for row in sorted(found, key=lambda row: row["startedAt"], reverse=True)]
