@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import forks
-from tests.conftest import NOW
+from tests.conftest import NOW, sweep
 from tests.pipeline.meltano import MeltanoProject
 from tests.running import KEPT, wait_until
 from tests.tap_process import TapProcess, clock
@@ -45,12 +45,12 @@ def settings(sandbox: Sandbox) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("arguments", [["--discover"], ["--config=ENV"], ["--nonsense"]])
-def test_a_fork_does_what_a_fresh_process_does(sandbox: Sandbox, arguments: list[str]) -> None:
+@sweep("argument", ["--discover", "--config=ENV", "--nonsense"], quick=[("--config=ENV",)])
+def test_a_fork_does_what_a_fresh_process_does(sandbox: Sandbox, argument: str) -> None:
     """Exit code, messages and the number of lines of the log are the same."""
     fork, fresh = (
         forks.run(
-            "tests.tap_process", clock(NOW, 60.0), *arguments, env=settings(sandbox), fresh=fresh
+            "tests.tap_process", clock(NOW, 60.0), argument, env=settings(sandbox), fresh=fresh
         )
         for fresh in (False, True)
     )

@@ -301,18 +301,10 @@ def test_a_redirect_is_not_followed(sandbox: Sandbox, now: datetime) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("page_size", "0", "page_size must be a whole number from 1 to 1000, not 0"),
         ("page_size", "5000", "page_size must be a whole number from 1 to 1000, not 5000"),
         ("page_size", "many", "page_size must be a whole number from 1 to 1000"),
-        ("start_date", "yesterday", "start_date must be a date or date-time"),
         ("end_date", "2025-01-01", "end_date must be after start_date"),
-        ("lookback_days", "-1", "lookback_days must be a whole number from 0 to 36500"),
-        ("requests_per_minute", "0", "requests_per_minute must be a whole number of 1"),
-        ("events_for", "some", "events_for must be one of all, errors, crashed"),
-        ("api_url", "ftp://example.com", "api_url must be an https URL"),
         ("api_url", "http://example.com/export", "api_url must be an https URL"),
-        ("max_runtime_minutes", "0", "max_runtime_minutes must be a number above 0"),
-        ("request_timeout", "soon", "request_timeout must be a number above 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_any_request(

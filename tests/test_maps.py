@@ -146,7 +146,7 @@ WRONG: list[tuple[Row, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("maps", "says"), tiered(WRONG, 8), ids=[says for _, says in WRONG])
+@pytest.mark.parametrize(("maps", "says"), tiered(WRONG, 6), ids=[says for _, says in WRONG])
 def test_a_map_that_would_not_do_what_it_says_ends_the_run_first(
     sandbox: Sandbox, tmp_path: Path, maps: Row, says: str
 ) -> None:
@@ -236,7 +236,7 @@ RIGHT: dict[str, Row] = {
 }
 
 
-@pytest.mark.parametrize("maps", tiered([(one,) for one in RIGHT.values()], 4), ids=RIGHT)
+@pytest.mark.parametrize("maps", tiered([(one,) for one in RIGHT.values()], 3), ids=RIGHT)
 def test_what_the_sdk_can_do_is_allowed(sandbox: Sandbox, tmp_path: Path, maps: Row) -> None:
     """Such a run ends well, and no user is in what it wrote."""
     ended = run(sandbox, tmp_path, maps)
@@ -274,7 +274,9 @@ FAILS = [
 ]
 
 
-@pytest.mark.parametrize(("place", "expression", "says"), FAILS, ids=[one[1] for one in FAILS])
+@pytest.mark.parametrize(
+    ("place", "expression", "says"), tiered(FAILS, 3), ids=[one[1] for one in FAILS]
+)
 def test_an_expression_that_fails_for_a_row_ends_in_one_line(
     sandbox: Sandbox, tmp_path: Path, place: str, expression: str, says: str
 ) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     ("name", "value", "says"),
     [
         ("api_url", "https://api.example:port", "api_url must be an https URL"),
+        ("api_url", "ftp://example.com", "api_url must be an https URL"),
         ("api_url", 5, "api_url must be an https URL"),
         ("api_url", "http://api.example", "or http on loopback"),
         ("api_url", "https://me:secret@api.example", "without a user name or password"),
@@ -31,28 +32,38 @@ if TYPE_CHECKING:
         ("api_key", "bp secret", "api_key must be a text without spaces"),
         ("api_key", "bp_secret\n", "api_key must be a text without spaces"),
         ("start_date", Decimal("1.5"), "start_date must be a date or date-time"),
+        ("start_date", "yesterday", "start_date must be a date or date-time"),
+        ("lookback_days", -1, "lookback_days must be a whole number from 0 to 36500, not -1"),
+        ("requests_per_minute", "0", "requests_per_minute must be a whole number of 1"),
+        ("events_for", "some", "events_for must be one of all, errors, crashed"),
         ("end_date", "1800-01-01", "end_date must be a date or date-time"),
         ("user_agent", "two\nlines", "user_agent must be a printable text"),
         ("project", 5, "project must be a printable text"),
         ("page_size", True, "page_size must be a whole number from 1 to 1000"),
         ("page_size", [], "page_size must be a whole number from 1 to 1000"),
+        ("page_size", 0, "page_size must be a whole number from 1 to 1000, not 0"),
+        ("page_size", 5000, "page_size must be a whole number from 1 to 1000, not 5000"),
         ("page_size", Decimal("0.5"), "a whole number from 1 to 1000, not 0.5"),
         ("page_size", 10**400, "page_size must be a whole number from 1 to 1000"),
+        ("request_timeout", "soon", "request_timeout must be a number above 0"),
         ("request_timeout", "nan", "request_timeout must be a number above 0"),
         ("request_timeout", "inf", "request_timeout must be a number above 0"),
         ("request_timeout", Decimal("1e400"), "request_timeout must be a number above 0"),
         ("max_runtime_minutes", "null", "max_runtime_minutes must be a number above 0"),
+        ("max_runtime_minutes", "0", "max_runtime_minutes must be a number above 0"),
     ],
 )
 def test_a_wrong_setting_is_named_and_a_password_is_not(
     name: str, value: object, says: str
 ) -> None:
-    """One problem comes of one wrong value, and it holds no secret."""
+    """One problem comes of one wrong value, which it has unless that holds a secret."""
     with pytest.raises(ConfigValidationError) as caught:
         Settings.from_config({"api_key": "bp_x", name: value})
     (problem,) = caught.value.errors
     assert says in problem
     assert "secret" not in problem
+    if isinstance(value, str) and value.isprintable() and "secret" not in value:
+        assert value in problem
 
 
 def test_settings_may_be_text_and_empty_text_is_not_set() -> None:
