@@ -73,7 +73,7 @@ def test_no_more_are_on_their_way_than_set(slow: Sandbox, now: datetime, concurr
 # Where a time limit gives requests up, others wait for their turn.
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"requests_per_minute": 1, "minute": 0.25, "max_runtime_minutes": 0.015}],
+    [{}, {"requests_per_minute": 1, "minute": 0.1, "max_runtime_minutes": 0.015}],
     ids=["to its end", "until time is up"],
 )
 def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime, settings: Row) -> None:
@@ -88,7 +88,7 @@ def test_a_run_leaves_no_thread_behind(slow: Sandbox, now: datetime, settings: R
 
 def test_all_wait_when_one_is_told_to(slow: Sandbox, now: datetime) -> None:
     """While an answer 429 is waited out, nobody else asks for anything."""
-    told, on_their_way = 3.0, 1.0
+    told, on_their_way = 2.0, 1.0
     slow.options.minute = 60 * told
     refused: list[float] = []
 
