@@ -6,7 +6,7 @@
 unexport PYTHONDONTWRITEBYTECODE
 
 COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate edges \
-	errors http lanes layers numbers pages replication resume sdk sequences settings tap))
+	errors http lanes layers numbers odd_runs pages replication resume sdk sequences settings tap))
 
 help:
 	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
