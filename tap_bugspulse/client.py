@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import typing as t
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -19,22 +20,14 @@ from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
+from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.singerlib import Catalog, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
-from tap_bugspulse.http import (
-    REFUSALS,
-    BadRequestError,
-    Call,
-    NotFoundError,
-    Patience,
-    PatienceError,
-    RefusedError,
-    reason,
-)
+from tap_bugspulse.http import Call, NotFoundError, PatienceError, RefusedError, patience, reason
 from tap_bugspulse.pages import (
     EXTRA,
     PROJECT,
@@ -143,16 +136,10 @@ class BugsPulseStream(RESTStream[int]):
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> Call:
         """Return the call that asks for a page of a listing, on its way from now on."""
-        request = self.get_http_request(page=PageContext[int](query, number))
-        prepared = self.build_prepared_request(
-            method=request.method,
-            url=request.url,
-            params=request.encode_params(),
-            headers=request.headers,
-        )
-        # The call that the SDK's request_records makes.
+        at = PageNumberPaginator(start_value=number)
+        prepared = self._prepare_request(context=query, page=at)
         send = self.request_decorator(self._request) if retries else self._request
-        return Call(self.name, lambda: send(prepared, query))
+        return Call(self.name, lambda: send(prepared, query), retries=retries)
 
     def prefetch(self, calls: Iterable[Call]) -> Generator[Call, None, None]:
         """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
@@ -170,9 +157,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def take(self, call: Call) -> requests.Response:
         """Return the response of a call, and count what no column holds."""
-        response = self.run.result(call, self.counts)
-        self.run.note(self.name, page_of(response))
-        return response
+        return self.run.result(call, self.counts)
 
     @override
     def validate_response(self, response: requests.Response) -> None:
@@ -185,7 +170,7 @@ class BugsPulseStream(RESTStream[int]):
             raise RetriableAPIError(message, response)
         if status == HTTPStatus.UNAUTHORIZED:
             raise FatalAPIError(message)
-        raise REFUSALS.get(status, RefusedError)(message)
+        raise (NotFoundError if status == HTTPStatus.NOT_FOUND else RefusedError)(message)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
@@ -204,22 +189,18 @@ class BugsPulseStream(RESTStream[int]):
         # As the SDK's own, but patience counts the tries, one tap is no herd that needs jitter,
         # and what is logged of a failure is up to backoff_handler alone.
         return backoff.on_exception(
-            self.backoff_wait_generator,
-            (RetriableAPIError, ConnectionResetError, requests.RequestException),
+            lambda: patience(self.path, self.run.http),
+            (RetriableAPIError, requests.RequestException),
             on_backoff=self.backoff_handler,
             jitter=None,
             logger=None,
         )(func)
 
     @override
-    def backoff_wait_generator(self) -> Generator[float, t.Any, None]:
-        patience = Patience(self.path, self.run.http)
-        return self.backoff_runtime(value=patience.wait_after)
-
-    @override
     def backoff_handler(self, details: Details) -> None:
         wait, why = details["wait"], reason(details["exception"])
-        Call.note(f"{self.name}: trying again in {wait:.0f} s after {why}")
+        call = t.cast("Call", threading.current_thread())
+        call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
     # --- A listing
 
@@ -238,7 +219,7 @@ class BugsPulseStream(RESTStream[int]):
                         calls.append(self.fetch(query, number))
                     try:
                         response = first or self.take(calls.popleft())
-                    except (NotFoundError, BadRequestError):
+                    except RefusedError:
                         if paginator.current_value == 1:
                             raise
                         yield Page([], is_gone=True)
