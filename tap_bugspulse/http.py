@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import requests
-from requests_ratelimiter import InMemoryBucket, Limiter, LimiterAdapter, Rate
+from requests.adapters import HTTPAdapter
 from singer_sdk.exceptions import FatalAPIError
 from typing_extensions import override
 
@@ -128,36 +128,6 @@ class Call(threading.Thread):
         self.notes.append(why)
 
 
-class Pacer(Limiter):
-    """Gives each try its turn: no faster than the pace, and none during a pause."""
-
-    def __init__(self, bucket: InMemoryBucket, clock: Clock) -> None:
-        super().__init__(bucket)
-        self._clock = clock
-        self._one_by_one = threading.Lock()  # turns come about in the order of asking
-        self._paused_until = -math.inf
-
-    def pause_for(self, seconds: float) -> None:
-        """Let nobody send for some seconds, as the 429 response asked."""
-        self._paused_until = max(self._paused_until, self._clock.seconds() + seconds)
-
-    def paused_for(self) -> float:
-        """Return the seconds for which nobody may send, 0 or less where all may."""
-        return self._paused_until - self._clock.seconds()
-
-    @override
-    def try_acquire(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        with self._one_by_one:
-            acquired = super().try_acquire(*args, **kwargs)
-            # A turn that comes during a pause is lost, and another is taken.
-            while (wait := self.paused_for()) > 0:
-                time.sleep(wait)
-                acquired = super().try_acquire(*args, **kwargs)
-            if isinstance(call := threading.current_thread(), Call):
-                call.begin_try(self._clock.seconds())
-        return acquired
-
-
 class ApiSession(requests.Session):
     """Sends requests no faster than the API allows, all streams together."""
 
@@ -166,22 +136,32 @@ class ApiSession(requests.Session):
         self.clock = clock
         self.minute = minute
         self._settings = settings
+        self._turns: deque[float] = deque()  # when the requests of the last minute were sent
+        self._one_by_one = threading.Lock()  # turns come about in the order of asking
+        self._paused_until = -math.inf
         self._refused: float | None = None  # since when all responses are 429
         # A prepared request knows nothing of proxy and CA variables by itself. All go to one
         # host, for which they are looked up once.
         self._environment = self.merge_environment_settings(
             settings.api_url, proxies={}, stream=None, verify=None, cert=None
         )
-        rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
-        self.pacer = Pacer(InMemoryBucket([rate]), clock)
-        # The adapter paces every try, retries included. It must not fill its bucket on a 429
-        # by itself: the pause that the response asks for is kept instead.
-        size = 2 * settings.concurrency
-        adapter = LimiterAdapter(
-            limiter=self.pacer, per_host=False, limit_statuses=(), pool_maxsize=size
-        )
         for scheme in ("https://", "http://"):
-            self.mount(scheme, adapter)
+            self.mount(scheme, HTTPAdapter(pool_maxsize=2 * settings.concurrency))
+
+    def paused_for(self) -> float:
+        """Return the seconds for which nobody may send, 0 or less where all may."""
+        return self._paused_until - self.clock.seconds()
+
+    def _take_turn(self) -> None:
+        """Wait until a request may be sent: at the set pace, and not during a pause."""
+        with self._one_by_one:
+            is_full = len(self._turns) >= self._settings.requests_per_minute
+            free_at = self._turns.popleft() + self.minute * RATE_WINDOW if is_full else -math.inf
+            while (wait := max(free_at, self._paused_until) - self.clock.seconds()) > 0:
+                time.sleep(wait)
+            if isinstance(call := threading.current_thread(), Call):
+                call.begin_try(self.clock.seconds())
+            self._turns.append(self.clock.seconds())
 
     @override
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
@@ -189,6 +169,7 @@ class ApiSession(requests.Session):
 
         Raises FatalAPIError if no other try can help, RequestException if one may.
         """
+        self._take_turn()
         options = {**kwargs, **self._environment, "timeout": self._settings.request_timeout}
         try:
             response = super().send(request, **options)
@@ -220,7 +201,8 @@ class ApiSession(requests.Session):
         if why:
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
         # Where no wait is asked for, asking at once would go on for ever.
-        self.pacer.pause_for(max(asked, self.minute / 60))
+        until = self.clock.seconds() + max(asked, self.minute / 60)
+        self._paused_until = max(self._paused_until, until)
 
 
 def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
@@ -234,7 +216,7 @@ def patience(path: str, session: ApiSession) -> Generator[float, Exception, None
         error = yield wait
         now, response = session.clock.seconds(), getattr(error, "response", None)
         if response is not None and response.status_code == TOO_MANY:
-            wait = max(0.0, session.pacer.paused_for())
+            wait = max(0.0, session.paused_for())
             continue
         failures += 1
         began = now if failures == 1 else began

@@ -121,7 +121,7 @@ class Run:
         while call.notes:
             self.logger.info(call.notes.popleft())
             counts.retries += 1
-        pause = self.http.pacer.paused_for()
+        pause = self.http.paused_for()
         if pause > LONG_PAUSE and self._says_pause:
             self.logger.info("waiting %.0f s, as the 429 response asked", pause)
         self._says_pause = pause <= 0

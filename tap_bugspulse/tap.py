@@ -270,9 +270,6 @@ class TapBugsPulse(Tap):
     @classmethod
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
-        # The limiter's thread says at LOGLEVEL=DEBUG that it has a loop: at any moment, also
-        # after the line that tells why the run ends.
-        logging.getLogger("asyncio").setLevel(logging.INFO)
         with errors_as_one_line(cls.logger):
             end_on_signals()
             if sys.stdout is None:
