@@ -27,7 +27,15 @@ from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
-from tap_bugspulse.http import Call, NotFoundError, PatienceError, RefusedError, patience, reason
+from tap_bugspulse.http import (
+    BadRequestError,
+    Call,
+    NotFoundError,
+    PatienceError,
+    RefusedError,
+    patience,
+    reason,
+)
 from tap_bugspulse.pages import (
     EXTRA,
     PROJECT,
@@ -170,7 +178,8 @@ class BugsPulseStream(RESTStream[int]):
             raise RetriableAPIError(message, response)
         if status == HTTPStatus.UNAUTHORIZED:
             raise FatalAPIError(message)
-        raise (NotFoundError if status == HTTPStatus.NOT_FOUND else RefusedError)(message)
+        kinds: dict[int, type[RefusedError]] = {404: NotFoundError, 400: BadRequestError}
+        raise kinds.get(status, RefusedError)(message)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
@@ -219,7 +228,7 @@ class BugsPulseStream(RESTStream[int]):
                         calls.append(self.fetch(query, number))
                     try:
                         response = first or self.take(calls.popleft())
-                    except RefusedError:
+                    except (NotFoundError, BadRequestError):
                         if paginator.current_value == 1:
                             raise
                         yield Page([], is_gone=True)

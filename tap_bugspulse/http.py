@@ -69,6 +69,10 @@ class NotFoundError(RefusedError):
     """The API does not know what was asked for."""
 
 
+class BadRequestError(RefusedError):
+    """The API cannot make sense of what was asked for."""
+
+
 class Clock:
     """The wall clock and the stopwatch the tap goes by; tests bring their own."""
 
@@ -157,11 +161,11 @@ class ApiSession(requests.Session):
         with self._one_by_one:
             is_full = len(self._turns) >= self._settings.requests_per_minute
             free_at = self._turns.popleft() + self.minute * RATE_WINDOW if is_full else -math.inf
-            while (wait := max(free_at, self._paused_until) - self.clock.seconds()) > 0:
-                time.sleep(wait)
+            while (now := self.clock.seconds()) < max(free_at, self._paused_until):
+                time.sleep(max(free_at, self._paused_until) - now)
             if isinstance(call := threading.current_thread(), Call):
-                call.begin_try(self.clock.seconds())
-            self._turns.append(self.clock.seconds())
+                call.begin_try(now)
+            self._turns.append(now)
 
     @override
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
