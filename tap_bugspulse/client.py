@@ -360,8 +360,7 @@ class BugsPulseStream(RESTStream[int]):
         """Whether rows are emitted as they are: no stream map, nothing left out."""
         maps = self.stream_maps
         return (
-            self.run.writer is not None
-            and [type(one) for one in maps] == [SameRecordTransform]
+            [type(one) for one in maps] == [SameRecordTransform]
             and not maps[0].flattening_enabled
             and all(self.mask[("properties", name)] for name in self.schema["properties"])
         )
@@ -371,7 +370,7 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def _write_record_message(self, record: Row) -> None:
         self.counts.rows += 1
-        if self.is_plain and self.run.writer is not None:
+        if self.is_plain:
             self.run.writer.write_row(self.name, record)
         else:
             super()._write_record_message(msgspec.structs.asdict(record))

@@ -53,7 +53,7 @@ class Run:
     clock: Clock
     minute: float
     logger: logging.Logger
-    writer: WholeMessageWriter | None  # None if it is not ours
+    writer: WholeMessageWriter
     counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     errors: dict[str, str] = field(default_factory=dict)  # of streams that the API refuses
     is_complete: bool = True
@@ -88,7 +88,7 @@ class Run:
         Raises OutOfTime if the time limit is reached during a pause or between two tries.
         """
         began, late = self.clock.seconds(), 0
-        if not call.future.done() and self.writer:
+        if not call.future.done():
             self.writer.flush()
         while not call.future.done():
             wait([call.future], TICK)

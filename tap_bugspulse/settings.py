@@ -119,11 +119,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """How far before the end of the complete range rows are read again."""
         return timedelta(days=self.lookback_days)
 
-    def __repr__(self) -> str:
-        """Return what may be shown: all settings but the key."""
-        names = [name for name in self.__struct_fields__ if name != "api_key"]
-        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
-
 
 _TYPES = t.get_type_hints(Settings, include_extras=True)
 # With all limits; what may be None is described in the first of two alternatives.
@@ -194,38 +189,34 @@ def _variable(name: str) -> str:
     return f"{ENV_PREFIX}{name.upper()}"
 
 
-def names_of_objects(known: Config) -> list[str]:
-    """Return the settings that are JSON objects."""
-    return [name for name, setting in known.items() if "object" in setting["type"]]
-
-
-def drop_empty_variables(known: Config) -> None:
-    """Take a number or object that is set to nothing for one that is not set."""
-    for name, setting in known.items():
-        if "string" not in setting["type"] and os.environ.get(_variable(name)) == "":
-            del os.environ[_variable(name)]
-
-
 def check_environment(known: Config) -> None:
-    """Raise an error for the variable that the SDK could not read, if it is found."""
-    given = {n: os.environ[_variable(n)] for n in known if _variable(n) in os.environ}
-    Settings.from_config({"api_key": KEY_PREFIX, **given})
-    for name, text in given.items():
-        kinds = {"object": "a JSON object", "integer": "a whole number"}
-        if kind := kinds.get(known[name]["type"][0]):
-            try:
-                json.loads(text)
-            except ValueError:
-                # Not the value: stream_map_config may hold the salt of a hash.
-                raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
+    """Raise an error for a variable that the SDK could not read; one set to nothing is not set."""
+    readers: dict[str, tuple[str, t.Callable[[str], t.Any]]] = {
+        "integer": ("a whole number", int),
+        "object": ("a JSON object", json.loads),
+    }
+    for name, setting in known.items():
+        text = os.environ.get(_variable(name))
+        if text is None or setting["type"][0] not in readers:
+            continue
+        if not text:
+            del os.environ[_variable(name)]
+            continue
+        Settings.from_config({"api_key": KEY_PREFIX, name: text})
+        kind, read = readers[setting["type"][0]]
+        try:
+            read(text)
+        except ValueError:
+            # Not the value: stream_map_config may hold the salt of a hash.
+            raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
-    """Return each setting that does not exist, and what may have been meant."""
+    """Yield each setting that does not exist, and what may have been meant."""
     # Meltano sets variables for its own extras, which begin with one more underscore,
     # and for each part of a setting that is an object.
-    others = ("_", "LOGLEVEL", *(f"{name}_" for name in names_of_objects(known)))
-    theirs = tuple(map(_variable, others))
+    objects = (f"{name}_" for name, setting in known.items() if "object" in setting["type"])
+    theirs = tuple(map(_variable, ("_", "LOGLEVEL", *objects)))
     ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
     variables = [name for name in ours if not name.startswith(theirs)]
     for form, names in ((str, config), (_variable, variables)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import logging
 import os
 import signal
@@ -17,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import msgspec
 import requests
 from singer_sdk import Tap
-from singer_sdk.exceptions import ConfigurationError, ConfigValidationError, SingerSDKError
+from singer_sdk.exceptions import ConfigurationError, SingerSDKError
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
 from singer_sdk.mapper import RemoveRecordTransform
 from singer_sdk.singerlib import Catalog
@@ -37,9 +37,7 @@ from tap_bugspulse.settings import (
     Settings,
     check_environment,
     check_maps,
-    drop_empty_variables,
     map_error,
-    names_of_objects,
     unknown_settings,
 )
 from tap_bugspulse.streams import Crashes, Network, Sessions
@@ -65,29 +63,22 @@ class TapBugsPulse(Tap):
     # No BATCH, which bypasses stream maps, and no ACTIVATE_VERSION: the warehouse keeps the
     # rows that BugsPulse's retention deletes.
     capabilities: t.ClassVar[list[t.Any]] = [
-        TapCapabilities.CATALOG,
-        TapCapabilities.DISCOVER,
-        TapCapabilities.STATE,
-        PluginCapabilities.ABOUT,
-        PluginCapabilities.FLATTENING,
-        PluginCapabilities.STREAM_MAPS,
-        PluginCapabilities.STRUCTURED_LOGGING,
+        one
+        for one in Tap.capabilities
+        if one not in {TapCapabilities.ACTIVATE_VERSION, PluginCapabilities.BATCH}
     ]
     # A test brings a shorter minute and a clock of its own.
     minute_seconds = 60.0
     clock = Clock()
 
+    is_ready = False  # whether there is a state to write
+
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         self.append_builtin_config(self.config_jsonschema)
-        known = self.config_jsonschema["properties"]
-        drop_empty_variables(known)
-        try:
-            super().__init__(*args, **kwargs)
-        except ValueError:
-            # The SDK reads numbers and JSON in the environment without saying which.
-            check_environment(known)
-            raise
-        super()._setup_signal_handlers()
+        if kwargs.get("parse_env_config"):
+            check_environment(self.config_jsonschema["properties"])
+        super().__init__(*args, **kwargs)
+        self.is_ready = True
         # Meltano sets one, too, which does not name them.
         config = os.environ.get("SINGER_SDK_LOG_CONFIG")
         is_asked_for = config and self.metrics_logger.name in Path(config).read_text("utf-8")
@@ -101,10 +92,8 @@ class TapBugsPulse(Tap):
     @cached_property
     def run(self) -> Run:
         """What the streams of this run share."""
-        # The SDK's own tests bring another writer.
-        writer = self.message_writer
-        ours = writer if isinstance(writer, WholeMessageWriter) else None
-        return Run(self.config, self.clock, self.minute_seconds, self.logger, ours)
+        writer = t.cast("WholeMessageWriter", self.message_writer)
+        return Run(self.config, self.clock, self.minute_seconds, self.logger, writer)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
@@ -185,8 +174,7 @@ class TapBugsPulse(Tap):
     def _log_run_summary(self) -> None:
         """Log a line for machines, or raise IncompleteError if something is not loaded."""
         run, streams = self.run, self.streams
-        if run.writer:
-            run.writer.flush()
+        run.writer.flush()
         run.http.close()
         sessions = Bookmark.read(streams["sessions"].stream_state).range()
         found = {"sessions": sessions, "events": t.cast("Events", streams["events"]).complete()}
@@ -220,38 +208,33 @@ class TapBugsPulse(Tap):
         if not raise_errors:
             return []
         settings = Settings.from_config(self.config)
-        known = self.config_jsonschema["properties"]
-        # Environments give empty text for what is not set, and null is no stream map.
-        for name in [one for one in known if self._config.get(one) in (None, "")]:
-            self._config.pop(name, None)
-        for name, setting in CONFIG_SCHEMA["properties"].items():
-            # They give text for numbers, too.
-            if "string" not in setting["type"] and isinstance(self._config.get(name), str):
-                self._config[name] = getattr(settings, name)
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
-        for name in names_of_objects(known):
-            if not isinstance(self._config.get(name, {}), dict):
+        known = self.config_jsonschema["properties"]
+        for name, setting in known.items():
+            value = self._config.get(name)
+            if value is None or value == "":
+                # Environments give empty text for what is not set, and null is no stream map.
+                self._config.pop(name, None)
+            elif "object" in setting["type"] and not isinstance(value, dict):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
-        try:
-            super()._validate_config(raise_errors=raise_errors)
-        except ConfigValidationError as exc:
-            raise ConfigurationError("; ".join(exc.errors)) from None
+            elif isinstance(value, str) and name in Settings.__struct_fields__:
+                # They give text for numbers, too.
+                is_text = "string" in setting["type"]
+                self._config[name] = value if is_text else getattr(settings, name)
+        super()._validate_config(raise_errors=raise_errors)
         for unknown, hint in unknown_settings(self._config, known):
             self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
         return []
-
-    # The SDK does this before the state is loaded: a signal in between would write a STATE
-    # that holds less than the one the run was started with.
-    @override
-    def _setup_signal_handlers(self) -> None:
-        """Do nothing yet: they are set up when there is a state to write."""
 
     # The SDK ends with 0, and a killed run must not look successful. Its state could also land
     # in the middle of a message that is being written.
     @override
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
+        if not self.is_ready:
+            raise SystemExit(STOPPED + signum)
+
         def end() -> None:
             writer.after, writer.is_ending = None, True
             # Even when it is the last one again: a target acts on what comes last.
@@ -315,17 +298,14 @@ def is_for_a_person(record: logging.LogRecord) -> bool:
 def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
     """Return the JSON of a file; the SDK would end with a traceback where there is none."""
     try:
-        content = json.loads(file.read(), parse_constant=lambda _: None)
+        text = file.read()
+        msgspec.json.decode(text, type=dict | None)
     except ValueError:
-        content = ""
-    if content is not None and not isinstance(content, dict):
         msg = f"the file given with --{name} is not JSON: restore it, or run without it"
         if name == "state":
             msg += " to load everything again"
-        raise ConfigurationError(msg)
-    # Half a surrogate pair could not be written again.
-    whole = json.dumps(content, ensure_ascii=False).encode(errors="replace")
-    return io.StringIO(whole.decode())
+        raise ConfigurationError(msg) from None
+    return io.StringIO(text)
 
 
 def end_on_signals() -> None:
@@ -343,23 +323,22 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     """End the process with one line for a person instead of a traceback."""
     try:
         yield
-    except (SingerSDKError, requests.RequestException) as exc:
-        logger.critical("%s", map_error(exc) or exc)
-    except OSError as exc:
-        if isinstance(exc, BrokenPipeError):
-            logger.critical("the target has closed its input: look for its own error above")
-        else:
-            logger.critical("the output cannot be written: %s", exc.strerror)
-        # Python would complain once more when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as exc:  # whatever the expression of a stream map raises; no other is kept
-        if (line := map_error(exc)) is None:
-            raise
-        logger.critical("%s", line)
     except SystemExit as exc:
         if isinstance(exc.code, int) and exc.code > STOPPED:
             logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
         raise
-    else:
-        return
-    sys.exit(1)
+    except Exception as exc:
+        if line := map_error(exc):  # whatever the expression of a stream map raises
+            logger.critical("%s", line)
+        elif isinstance(exc, SingerSDKError | requests.RequestException):
+            logger.critical("%s", "; ".join(getattr(exc, "errors", [str(exc)])))
+        elif isinstance(exc, OSError):
+            if isinstance(exc, BrokenPipeError):
+                logger.critical("the target has closed its input: look for its own error above")
+            else:
+                logger.critical("the output cannot be written: %s", exc.strerror)
+            # Python would complain once more when it flushes what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            raise
+        sys.exit(1)
