@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import typing as t
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -162,21 +161,19 @@ class Listing:
         self.reading = yield from self._pages
 
 
-def _is_as_written(text: Value) -> bool:
-    """Return whether a value is an instant in UTC of a year that clocks are set to."""
-    try:
-        msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
-        return False
-    return bool(text[10] == "T" and text[-1] == "Z" and "1900" <= text < "9000")
+# An instant in UTC as the API writes it, of a year that clocks are set to. What is not of this
+# form, such as a leap day, is looked at more closely.
+_DAY = r"(?:0[13578]|1[02])-31|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
+_TIME = r"(?:[01]\d|2[0-3])(?::[0-5]\d){2}(?:\.\d{1,9})?"
+AS_WRITTEN = rf"(?a)^(?:19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z"
 
 
 def _instant(value: Value) -> str | None:
     """Return an instant as the API writes it, None where it is not of RFC 3339's form."""
-    if _is_as_written(value):
-        return str(value)
     with suppress(msgspec.ValidationError):
         instant = parse_instant(msgspec.convert(value, datetime).isoformat())
+        if instant and value[10] == "T" and value[-1] == "Z":
+            return str(value)
         return format_instant(instant) if instant else None
     return None
 
@@ -191,7 +188,7 @@ def _whole(value: Value) -> int | None:
 _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
     "id": (str | None, lambda v: str(v) if type(v) in {str, int} else None),
     "string": (str | None, lambda v: v if isinstance(v, str) else None),
-    "date-time": (str | None, _instant),
+    "date-time": (t.Annotated[str, Meta(pattern=AS_WRITTEN)] | None, _instant),
     "integer": (t.Annotated[int, Meta(ge=-INT64, le=INT64 - 1)] | None, _whole),
     "boolean": (bool | None, lambda v: bool(v) if v in (0, 1) else None),
     "object": (dict | None, lambda v: v if isinstance(v, dict) else {"value": v}),
@@ -210,7 +207,6 @@ class Table:
         self.row_type = msgspec.defstruct(
             name, fields, forbid_unknown_fields=True, kw_only=True, gc=False
         )
-        self._instants = [n for n, kind in self._kinds.items() if kind == "date-time"]
         self._ours = [n for n in (EXTRA, PROJECT) if n in properties]
         self._objects = [n for n, kind in self._kinds.items() if kind == "object" and n != EXTRA]
         rows = GenericAlias(list, self.row_type)
@@ -228,19 +224,8 @@ class Table:
             ours = (getattr(row, name) for name in self._ours for row in page.rows)
             is_counted = (page.total, page.pages) != (None, None)
             if is_counted and not any(map(_is_deep, objects)) and all(one is None for one in ours):
-                self._fit_instants(page)
                 return page
         return self._decode_any(content)
-
-    def _fit_instants(self, page: Page) -> None:
-        for name in self._instants:
-            for row in page.rows:
-                text = getattr(row, name)
-                if text is not None and not _is_as_written(text):
-                    setattr(row, name, _instant(text))
-                    if getattr(row, name) is None:
-                        setattr(row, EXTRA, {**(getattr(row, EXTRA) or {}), name: text})
-                        page.misfits[name] += 1
 
     def _decode_any(self, content: bytes) -> Page:
         """Return the page of a body that is not as documented, value by value."""
@@ -300,23 +285,15 @@ def _is_deep(value: Value, levels: int = MAX_DEPTH - 4) -> bool:
     return not levels or any(_is_deep(one, levels - 1) for one in inner)
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
-
-
-def _shallow(text: str) -> str:
-    """Return JSON in which what is nested deeper than others can read is kept as text."""
-    parts: list[str] = []
-    depth = done = begin = 0
-    for token in _TOKEN.finditer(text):
-        if token[0] in {"[", "{"}:
-            depth += 1
-            begin = token.start() if depth == MAX_DEPTH else begin
-        elif token[0] in {"]", "}"}:
-            if depth == MAX_DEPTH:
-                parts += text[done:begin], json.dumps(text[begin : token.end()])
-                done = token.end()
-            depth -= 1
-    return "".join([*parts, text[done:]])
+def _shallow(value: Value, levels: int = MAX_DEPTH - 1) -> Value:
+    """Return a value in which what is nested deeper than others can read is kept as text."""
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(value, list):
+        return [_shallow(one, levels - 1) for one in value]
+    return {name: _shallow(one, levels - 1) for name, one in value.items()}
 
 
 def _loads(content: bytes) -> Value:
@@ -328,9 +305,8 @@ def _loads(content: bytes) -> Value:
     def finite(text: str) -> float | None:
         return number if math.isfinite(number := float(text)) else None
 
-    text = _shallow(content.decode("utf-8-sig", errors="replace"))
+    text = content.decode("utf-8-sig", errors="replace")
     value = json.loads(text, parse_constant=lambda _: None, parse_float=finite)
     if "\\ud" in text.lower():
-        whole = json.dumps(value, ensure_ascii=False).encode(errors="replace")
-        value = json.loads(whole)
-    return value
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return _shallow(value)
