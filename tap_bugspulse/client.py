@@ -64,14 +64,15 @@ class BugsPulseStream(RESTStream[int]):
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
     is_incremental = False  # to the SDK
     allow_redirects = False  # the key never leaves its host
+    # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
+    emit_activate_version_messages = False
 
     def __init__(self, tap: Tap, run: Run) -> None:
         self.run = run
         self.counts: Counts = run.counts[str(self.name)]
-        keys = tuple(self.primary_keys)
         super().__init__(tap)
         if run.project is not None:
-            self.primary_keys = (PROJECT, *keys)
+            self.primary_keys = (PROJECT, *self.primary_keys)
         self.table = Table(self.name, self.schema["properties"])
 
     @cached_property
@@ -103,17 +104,9 @@ class BugsPulseStream(RESTStream[int]):
                 f"{self.name} cannot be INCREMENTAL, as the catalog asks: it is loaded as usual"
             )
 
-    @property
-    @override
-    def emit_activate_version_messages(self) -> bool:
-        # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
-        return False
-
     @override
     def get_batch_config(self, config: Mapping[str, t.Any]) -> None:
         return None  # batches bypass stream maps, which may hide personal data
-
-    # --- One request
 
     @property
     @override
@@ -129,10 +122,6 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def authenticator(self) -> BearerTokenAuthenticator:
         return BearerTokenAuthenticator(token=self.run.settings.api_key)
-
-    @override
-    def get_new_paginator(self) -> PagePaginator:
-        return PagePaginator()
 
     @override
     def get_http_request(self, *, page: PageContext[int]) -> HTTPRequest:
@@ -184,14 +173,15 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def response_error_message(self, response: requests.Response) -> str:
         # Never the body: it may hold personal data.
-        msg = (
-            ": the API does not know this api_key. Copy the API key of your BugsPulse project "
-            "again (it begins with bp_)"
-        )
         asked = parse_qs(urlsplit(response.url).query)
         dates = "".join(f" {name} {asked[name][0]}" for name in ("from", "to") if name in asked)
-        why = msg if response.status_code == HTTPStatus.UNAUTHORIZED else ""
-        return f"{response.status_code} {response.reason} for {self.path}{dates}{why}"
+        msg = f"{response.status_code} {response.reason} for {self.path}{dates}"
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            msg += (
+                ": the API does not know this api_key. Copy the API key of your BugsPulse project "
+                "again (it begins with bp_)"
+            )
+        return msg
 
     @override
     def request_decorator(self, func: t.Any) -> t.Any:
@@ -211,13 +201,11 @@ class BugsPulseStream(RESTStream[int]):
         call = t.cast("Call", threading.current_thread())
         call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
-    # --- A listing
-
     def pages(self, query: Query, first: requests.Response | None = None) -> Iterator[Page]:
         """Yield the pages of a listing, ``first`` where it has come, the next on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
         ahead = self.run.settings.concurrency - 1 if "to" in query else 0
-        paginator = self.get_new_paginator()
+        paginator = PagePaginator()
         calls: deque[Call] = deque()
         number = 1  # of the last page that was asked for
         try:
@@ -302,11 +290,10 @@ class BugsPulseStream(RESTStream[int]):
 
     def _note_short_listing(self, reading: Reading, query: Query) -> None:
         self.counts.short_listings += 1
+        asked = " ".join(f"{name} {value}" for name, value in query.items()) or "all"
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",
-            reading.rows,
-            reading.first_total or 0,
-            " ".join(f"{name} {value}" for name, value in query.items()) or "all",
+            *(reading.rows, reading.first_total or 0, asked),
         )
 
     def _new_rows(self, page: Page, ids: list[str], known: set[str]) -> list[Row]:
@@ -348,12 +335,9 @@ class BugsPulseStream(RESTStream[int]):
         """Yield the rows that this run emits, or raise OutOfTime at the time limit."""
         return itertools.chain.from_iterable(self.listing({}))
 
-    # --- A record, and the state
-
     @override
     def generate_child_contexts(self, record: Row, context: t.Any) -> Iterator[t.Any]:
-        # None for a row: the sessions run the events when all of them are listed.
-        return iter(())
+        return iter(())  # the sessions run the events when all of them are listed
 
     @cached_property
     def is_plain(self) -> bool:

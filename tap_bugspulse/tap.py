@@ -43,15 +43,7 @@ from tap_bugspulse.settings import (
 from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
-Row = dict[str, t.Any]
-
-STREAMS = {kind.name for kind in (Crashes, Events, Network, Sessions)}
 STOPPED = 128  # and the number of the signal are the exit code
-SDK_KEYS = {"replication_key", "replication_key_value"}
-
-
-class IncompleteError(SingerSDKError):
-    """The run has ended without rows or streams that it should have loaded."""
 
 
 class TapBugsPulse(Tap):
@@ -72,6 +64,7 @@ class TapBugsPulse(Tap):
     clock = Clock()
 
     is_ready = False  # whether there is a state to write
+    signals = 0  # that have come since
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         self.append_builtin_config(self.config_jsonschema)
@@ -110,9 +103,9 @@ class TapBugsPulse(Tap):
     def setup_mapper(self) -> None:
         # Without the SDK's next step, which fails at maps of streams that are not selected.
         super(Tap, self).setup_mapper()
-        mapper, maps = self.mapper, t.cast("Row", self.mapper.stream_maps_dict)
+        mapper, maps = self.mapper, t.cast("dict[str, t.Any]", self.mapper.stream_maps_dict)
         given = {n: one for n, one in (mapper.map_config or {}).items() if one not in (None, "")}
-        filters: Row = {
+        filters: dict[str, t.Any] = {
             key: {"__filter__": one["__filter__"]}
             for key, one in maps.items()
             if "__filter__" in (one or ()) and "__source__" not in one
@@ -142,11 +135,11 @@ class TapBugsPulse(Tap):
         written = ((state or {}).get("bookmarks") or {}) if isinstance(state or {}, dict) else None
         if not isinstance(written, dict):
             raise ConfigurationError("the state holds no bookmarks: restore it, or run without it")
-        unknown = written.keys() - STREAMS
+        unknown = written.keys() - self.streams.keys()
         if unknown:
             names = ", ".join(sorted(unknown))
             self.logger.warning("the state has a bookmark of %s, which is no stream", names)
-        kept = {name: self._read(name, written[name]) for name in written.keys() & STREAMS}
+        kept = {name: self._read(name, written[name]) for name in written.keys() - unknown}
         super().load_state({"bookmarks": kept})
 
     def _read(self, stream: str, written: t.Any) -> t.Any:
@@ -154,7 +147,8 @@ class TapBugsPulse(Tap):
         run, bookmark = self.run, Bookmark.read(written, stream)
         ours = Bookmark.__struct_fields__
         kept = {key: one for key, one in (written or {}).items() if key in ours and one is not None}
-        if (is_foreign := kept.keys() <= SDK_KEYS) and kept:  # or set by hand
+        is_foreign = kept.keys() <= {"replication_key", "replication_key_value"}  # or set by hand
+        if is_foreign and kept:
             start = run.settings.requested.start
             kept["complete_from"] = format_instant(start) if start else BEGINNING
             bookmark = Bookmark.read(kept, stream)
@@ -172,7 +166,7 @@ class TapBugsPulse(Tap):
         return kept
 
     def _log_run_summary(self) -> None:
-        """Log a line for machines, or raise IncompleteError if something is not loaded."""
+        """Log a line for machines, or raise an error if something is not loaded."""
         run, streams = self.run, self.streams
         run.writer.flush()
         run.http.close()
@@ -199,7 +193,7 @@ class TapBugsPulse(Tap):
             rows = ", ".join(f"{count:,} of {name}" for name, count in lost.items())
             problems.append(f"rows without a key could not be loaded: {rows}. All others were")
         if problems:
-            raise IncompleteError("; ".join(problems))
+            raise SingerSDKError("; ".join(problems))
 
     # The SDK has no public hook before its own validation, whose messages would print an
     # api_key of the wrong type.
@@ -234,21 +228,22 @@ class TapBugsPulse(Tap):
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
         if not self.is_ready:
             raise SystemExit(STOPPED + signum)
+        writer = t.cast("WholeMessageWriter", self.message_writer)
+        self.signals += 1
 
         def end() -> None:
-            writer.after, writer.is_ending = None, True
+            writer.after = None
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
             raise SystemExit(STOPPED + signum)  # it may come while a line is logged: log none here
 
-        writer = t.cast("WholeMessageWriter", self.message_writer)
-        if writer.is_writing and (writer.is_ending or writer.after is not None):
-            # A second one, while nobody reads what is written: its last line is cut.
-            os._exit(STOPPED + signum)
-        elif writer.is_writing:
+        if not writer.is_writing:
+            end()
+        elif self.signals == 1:
             writer.after = end
         else:
-            end()
+            # While nobody reads what is written: its last line is cut.
+            os._exit(STOPPED + signum)
 
     @classmethod
     @override

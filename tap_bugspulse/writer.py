@@ -32,7 +32,7 @@ class WholeMessageWriter(MsgSpecWriter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_writing = self.is_ending = False
+        self.is_writing = False
         self.after: t.Callable[[], None] | None = None
         self._messages: list[t.Any] = []
         self._extracted = ""
