@@ -41,8 +41,6 @@ from tap_bugspulse.pages import (
     PROJECT,
     PROJECT_COLUMN,
     Listing,
-    Page,
-    PagePaginator,
     Reading,
     Row,
     Table,
@@ -201,34 +199,35 @@ class BugsPulseStream(RESTStream[int]):
         call = t.cast("Call", threading.current_thread())
         call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
-    def pages(self, query: Query, first: requests.Response | None = None) -> Iterator[Page]:
-        """Yield the pages of a listing, ``first`` where it has come, the next on their way."""
+    def pages(
+        self, query: Query, reading: Reading, first: requests.Response | None
+    ) -> Iterator[list[Row]]:
+        """Yield the rows of each page, ``first`` where it has come, the next on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
         ahead = self.run.settings.concurrency - 1 if "to" in query else 0
-        paginator = PagePaginator()
         calls: deque[Call] = deque()
         number = 1  # of the last page that was asked for
         try:
             with self.get_http_request_counter() as counter:
-                while not paginator.finished:
+                while not reading.finished:
                     if first is None and not calls:
-                        number = paginator.current_value
+                        number = reading.current_value
                         calls.append(self.fetch(query, number))
                     try:
                         response = first or self.take(calls.popleft())
                     except (NotFoundError, BadRequestError):
-                        if paginator.current_value == 1:
+                        if reading.current_value == 1:
                             raise
-                        yield Page([], is_gone=True)
+                        reading.shrank, reading.is_complete = True, False  # the API had named it
                         return
                     first = None
                     counter.increment()
-                    paginator.advance(response)
-                    last = 0 if paginator.finished else paginator.last_page
+                    reading.advance(response)
+                    last = 0 if reading.finished else reading.last_page
                     while number < last and len(calls) < ahead:
                         number += 1
                         calls.append(self.fetch(query, number))
-                    yield page_of(response)
+                    yield page_of(response).rows
         finally:
             for call in calls:
                 call.cancel()
@@ -251,20 +250,15 @@ class BugsPulseStream(RESTStream[int]):
         asked = query
         for number in range(1, MAX_READINGS + 1):
             reading = Reading()
-            head: list[Row] = []
-            for page in self.pages(asked, first):
-                ids = [row.id for row in page.rows]
-                head = head if reading.pages else page.rows
-                if not reading.add(page, ids):
-                    break
-                rows = self._new_rows(page, ids, known)
+            for page in self.pages(asked, reading, first):
+                rows = self._new_rows(page, reading.page_ids, known)
                 self.set_fixed(rows, query)
                 yield rows
-                known.update(ids)
+                known.update(reading.page_ids)
             first = None
             if reading.is_complete and not (
                 reading.pages > 1
-                and self.can_shift(head)
+                and self.can_shift(reading.head)
                 and reading.first_page_lost_rows(page_of(self.take(self.fetch(asked))))
             ):
                 return reading
@@ -296,8 +290,7 @@ class BugsPulseStream(RESTStream[int]):
             *(reading.rows, reading.first_total or 0, asked),
         )
 
-    def _new_rows(self, page: Page, ids: list[str], known: set[str]) -> list[Row]:
-        rows = page.rows
+    def _new_rows(self, rows: list[Row], ids: list[str], known: set[str]) -> list[Row]:
         if len(set(ids)) < len(ids):
             self.run.warn_once(
                 f"{self.name}: the API sends rows with the same {' and '.join(self.primary_keys)} "

@@ -48,7 +48,6 @@ class Page:
     pages: int | None = None
     limit: int | None = None
     without_key: int = 0
-    is_gone: bool = False  # the API refuses it, though it named it
     misfits: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
 
@@ -56,34 +55,6 @@ class Page:
     def rows_in_all(self) -> int:
         """Number of rows of the listing, a guess where the API does not count them."""
         return (self.pages or 1) * len(self.rows) if self.total is None else self.total
-
-
-class PagePaginator(PageNumberPaginator):
-    """Goes on until all rows have come that the API counts, or a page has none.
-
-    ``pages`` and ``limit`` of the envelope may be those of another page size, and the page
-    number may be any: ``pages`` count only where there is no ``total``, or none of the listing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(start_value=1)
-        self.last_page = 1  # as far as is known
-        self._arrived = 0
-
-    @override
-    def has_more(self, response: requests.Response) -> bool:
-        page = page_of(response)
-        here = len(page.rows) + page.without_key
-        self._arrived += here
-        if page.total is None:
-            self.last_page = page.pages or 1
-        elif here:
-            missing = page.total - self._arrived
-            # ``total`` may be that of the page alone.
-            is_full = page.total == here >= (page.limit or 0)
-            is_of_page = is_full and (page.pages or 1) > self.current_value
-            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
-        return here > 0 and self.current_value < self.last_page
 
 
 def page_of(response: requests.Response, table: Table | None = None) -> Page:
@@ -99,36 +70,60 @@ def page_of(response: requests.Response, table: Table | None = None) -> Page:
     return t.cast("Page", kept["page"])
 
 
-class Reading:
-    """What one reading of all pages of a listing has brought."""
+class Reading(PageNumberPaginator):
+    """One reading of all pages of a listing: whether it goes on, and what it has brought.
+
+    It goes on until all rows have come that the API counts, or a page has none. ``pages`` and
+    ``limit`` of the envelope may be those of another page size, and the page number may be any:
+    ``pages`` count only where there is no ``total``, or none of the listing.
+    """
 
     def __init__(self) -> None:
+        super().__init__(start_value=1)
+        self.last_page = 1  # as far as is known
+        self.head: list[Row] = []  # the rows of the first page
+        self.page_ids: list[str] = []  # of the last page
         self.ids: set[str] = set()
         self.first_total: int | None = 0
         self.shrank = False  # rows were deleted while the pages were read
         self.is_complete = True  # no row that was there all the time can have been missed
         self.pages = 0
         self._others = self._total = 0  # rows without a key, or with one on the same page
-        self._first: list[str] = []
-        self._before: list[str] = []
+        self._arrived = 0
 
-    def add(self, page: Page, ids: list[str]) -> bool:
-        """Note a page and the ids of its rows; False if it is the one before again."""
+    @override
+    def has_more(self, response: requests.Response) -> bool:
+        page = page_of(response)
+        here = len(page.rows) + page.without_key
+        self._arrived += here
+        if page.total is None:
+            self.last_page = page.pages or 1
+        elif here:
+            missing = page.total - self._arrived
+            # ``total`` may be that of the page alone.
+            is_full = page.total == here >= (page.limit or 0)
+            is_of_page = is_full and (page.pages or 1) > self.current_value
+            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
+        return self._add(page) and here > 0 and self.current_value < self.last_page
+
+    def _add(self, page: Page) -> bool:
+        """Note a page; False if it is the one before again, and stands for one not seen."""
+        ids, before = [row.id for row in page.rows], self.page_ids
+        self.page_ids = ids
         if self.pages == 0:
-            self.first_total, self._first = page.total, ids
-        elif ids and ids == self._before:
-            self.pages += 1  # it stands for one that was not seen
+            self.first_total, self.head = page.total, page.rows
+        elif ids and ids == before:
+            self.pages += 1
             self.is_complete = False
             return False
         self.pages += bool(ids) or self.pages == 0
         # On a later page, as many as it has itself is the number of no listing.
         is_total = page.total and (self.pages <= 1 or page.total != len(ids) + page.without_key)
         total = page.total if page.total and is_total else self._total
-        self.shrank = self.shrank or page.is_gone or total < self._total
+        self.shrank = self.shrank or total < self._total
         self._total = total
         self._others += page.without_key + len(ids) - len(set(ids))
         self.ids.update(ids)
-        self._before = ids
         self.is_complete = not self.shrank and self.rows >= (self.first_total or 0)
         return True
 
@@ -143,9 +138,9 @@ class Reading:
         As many may have come, and then no total shows it. Those push the last ones off the page
         and leave the others in order.
         """
-        ids = [row.id for row in again.rows]
-        stayed = [one for one in ids if one in self._first]
-        return ids[-1:] != stayed[-1:] or stayed != self._first[: len(stayed)]
+        ids, first = ([row.id for row in rows] for rows in (again.rows, self.head))
+        stayed = [one for one in ids if one in first]
+        return ids[-1:] != stayed[-1:] or stayed != first[: len(stayed)]
 
 
 class Listing:

@@ -202,11 +202,11 @@ def check_environment(known: Config) -> None:
         if not text:
             del os.environ[_variable(name)]
             continue
-        Settings.from_config({"api_key": KEY_PREFIX, name: text})
         kind, read = readers[setting["type"][0]]
         try:
             read(text)
         except ValueError:
+            Settings.from_config({"api_key": KEY_PREFIX, name: text})  # it may say more
             # Not the value: stream_map_config may hold the salt of a hash.
             raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
 

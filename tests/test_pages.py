@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from singer_sdk.exceptions import RetriableAPIError
 
-from tap_bugspulse.pages import EXTRA, PROJECT, PagePaginator, Table, page_of
+from tap_bugspulse.pages import EXTRA, PROJECT, Reading, Table, page_of
 from tests.conftest import NOW
 from tests.running import PRIMARY_KEYS, Row, tap_class
 from tests.sandbox import generate
@@ -367,10 +367,10 @@ def test_a_page_with_more_in_its_envelope_is_read() -> None:
 )
 def test_pages_end_when_all_rows_have_come(envelopes: list[str], pages: int) -> None:
     """The number of rows decides; that of the pages only where rows are not counted."""
-    paginator, number = PagePaginator(), 0
+    paginator, number = Reading(), 0
     for envelope in envelopes:
         assert not paginator.finished
-        response = answer(f'{{"data": [{{"id": "1"}}, {{}}], {envelope}}}'.encode())
+        response = answer(f'{{"data": [{{"id": "{number}"}}, {{}}], {envelope}}}'.encode())
         page_of(response, TABLES["sessions"])
         paginator.advance(response)
         number += 1
@@ -379,7 +379,7 @@ def test_pages_end_when_all_rows_have_come(envelopes: list[str], pages: int) -> 
 
 def test_an_empty_page_is_the_last() -> None:
     """Rows that an API counts but never sends are not asked for endlessly."""
-    paginator = PagePaginator()
+    paginator = Reading()
     for rows, is_last in (('{"id": "1"}', False), ("", True)):
         response = answer(f'{{"data": [{rows}], "total": 9}}'.encode())
         page_of(response, TABLES["sessions"])

@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import typing as t
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ from typing_extensions import override
 from tap_bugspulse import tap as tap_module
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.events import Events
-from tap_bugspulse.pages import Page, PagePaginator
+from tap_bugspulse.pages import Page, Reading
 from tap_bugspulse.streams import Network, Sessions
 from tap_bugspulse.windows import WindowedStream
 from tap_bugspulse.writer import WholeMessageWriter
@@ -44,7 +45,7 @@ Kind = t.TypeVar("Kind")
 OURS = (
     tap_module.TapBugsPulse,
     WholeMessageWriter,
-    PagePaginator,
+    Reading,
     BugsPulseStream,
     WindowedStream,
     Network,
@@ -404,11 +405,11 @@ def test_a_wait_is_told_by_the_error(sandbox: Sandbox) -> None:
 
 def test_a_paginator_ends_where_there_is_no_more() -> None:
     """`advance` asks `has_more` and `get_next`, and then moves `current_value`."""
-    kind, calls = noting(PagePaginator, "has_more", "get_next")
+    kind, calls = noting(Reading, "has_more", "get_next")
     paginator = kind()
-    for _ in range(2):
+    for name in "ab":
         response = requests.Response()
-        vars(response)["page"] = Page([object()], total=2)
+        vars(response)["page"] = Page([SimpleNamespace(id=name)], total=2)
         assert not paginator.finished
         paginator.advance(response)
     assert [name for name, _, _ in calls] == ["has_more", "get_next", "has_more"]
