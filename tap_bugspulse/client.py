@@ -7,6 +7,7 @@ import threading
 import typing as t
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import cached_property
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
@@ -136,13 +137,16 @@ class BugsPulseStream(RESTStream[int]):
         send = self.request_decorator(self._request) if retries else self._request
         return Call(self.name, lambda: send(prepared, query), retries=retries)
 
-    def prefetch(self, calls: Iterable[Call]) -> Generator[Call, None, None]:
+    def prefetch(
+        self, calls: Iterable[Call], many: int | None = None
+    ) -> Generator[Call, None, None]:
         """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
+        many = many or self.run.settings.concurrency
         sent: deque[Call] = deque()
         try:
             for call in calls:
                 sent.append(call)
-                if len(sent) >= self.run.settings.concurrency:
+                if len(sent) >= many:
                     yield sent.popleft()
             while sent:
                 yield sent.popleft()
@@ -204,33 +208,25 @@ class BugsPulseStream(RESTStream[int]):
     ) -> Iterator[list[Row]]:
         """Yield the rows of each page, ``first`` where it has come, the next on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
-        ahead = self.run.settings.concurrency - 1 if "to" in query else 0
-        calls: deque[Call] = deque()
-        number = 1  # of the last page that was asked for
+        many = None if "to" in query else 1
         try:
             with self.get_http_request_counter() as counter:
-                while not reading.finished:
-                    if first is None and not calls:
-                        number = reading.current_value
-                        calls.append(self.fetch(query, number))
-                    try:
-                        response = first or self.take(calls.popleft())
-                    except (NotFoundError, BadRequestError):
-                        if reading.current_value == 1:
-                            raise
-                        reading.shrank, reading.is_complete = True, False  # the API had named it
-                        return
+                while True:
+                    at = itertools.count(reading.current_value)
+                    numbers = itertools.takewhile(lambda number: number <= reading.last_page, at)
+                    calls = self.prefetch((self.fetch(query, number) for number in numbers), many)
+                    with closing(calls):
+                        for response in [first] if first else map(self.take, calls):
+                            counter.increment()
+                            reading.advance(response)
+                            yield page_of(response).rows
+                            if reading.finished:
+                                return
                     first = None
-                    counter.increment()
-                    reading.advance(response)
-                    last = 0 if reading.finished else reading.last_page
-                    while number < last and len(calls) < ahead:
-                        number += 1
-                        calls.append(self.fetch(query, number))
-                    yield page_of(response).rows
-        finally:
-            for call in calls:
-                call.cancel()
+        except (NotFoundError, BadRequestError):
+            if reading.current_value == 1:
+                raise
+            reading.shrank, reading.is_complete = True, False  # the API had named that page
 
     def listing(self, query: Query, first: requests.Response | None = None) -> Listing:
         """Return the rows of a listing, each once; its first page may have come already."""
