@@ -34,6 +34,7 @@ from tap_bugspulse.http import (
     NotFoundError,
     PatienceError,
     RefusedError,
+    UnreachableError,
     patience,
     reason,
 )
@@ -313,8 +314,7 @@ class BugsPulseStream(RESTStream[int]):
         except OutOfTime:
             self.logger.info("the time limit is reached, the next run goes on here")
         except (RefusedError, PatienceError) as error:
-            is_unreachable = isinstance(error, PatienceError) and not error.is_answer
-            if self.ABORT_AT_RECORD_COUNT is not None or is_unreachable:
+            if self.ABORT_AT_RECORD_COUNT is not None or isinstance(error, UnreachableError):
                 raise
             # The other streams load; the run ends with it.
             self.run.errors[self.name] = str(error)

@@ -56,9 +56,9 @@ REASONS = {
 class PatienceError(FatalAPIError):
     """A request failed again and again, for longer than a rate window lasts."""
 
-    def __init__(self, message: str, *, is_answer: bool) -> None:
-        super().__init__(message)
-        self.is_answer = is_answer  # whether the API did answer, if only with an error
+
+class UnreachableError(PatienceError):
+    """The same, and the last time the API did not even answer with an error."""
 
 
 class RefusedError(FatalAPIError):
@@ -226,10 +226,9 @@ def patience(path: str, session: ApiSession) -> Generator[float, Exception, None
         began = now if failures == 1 else began
         left = MAX_FAILING * session.minute - (now - began)
         if failures >= MAX_TRIES or left <= 0:
-            raise PatienceError(
+            raise (UnreachableError if response is None else PatienceError)(
                 f"gave up on {path} after {failures} failures in {now - began:.0f} s, "
-                f"the last one: {reason(error)}",
-                is_answer=response is not None,
+                f"the last one: {reason(error)}"
             ) from None
         wait = min(left, session.minute / 60 * min(60.0, 2.0**failures))
 

@@ -62,7 +62,6 @@ class TapBugsPulse(Tap):
     # A test brings a shorter minute and a clock of its own.
     minute_seconds = 60.0
     clock = Clock()
-
     is_ready = False  # whether there is a state to write
     signals = 0  # that have come since
 
@@ -213,10 +212,9 @@ class TapBugsPulse(Tap):
             elif "object" in setting["type"] and not isinstance(value, dict):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
-            elif isinstance(value, str) and name in Settings.__struct_fields__:
+            elif "string" not in setting["type"] and isinstance(value, str):
                 # They give text for numbers, too.
-                is_text = "string" in setting["type"]
-                self._config[name] = value if is_text else getattr(settings, name)
+                self._config[name] = getattr(settings, name, value)
         super()._validate_config(raise_errors=raise_errors)
         for unknown, hint in unknown_settings(self._config, known):
             self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
