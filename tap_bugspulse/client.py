@@ -38,21 +38,16 @@ from tap_bugspulse.http import (
     patience,
     reason,
 )
-from tap_bugspulse.pages import (
-    EXTRA,
-    PROJECT,
-    PROJECT_COLUMN,
-    Listing,
-    Reading,
-    Row,
-    Table,
-    page_of,
-)
+from tap_bugspulse.pages import EXTRA, PROJECT, Listing, Reading, Row, Table, page_of
 from tap_bugspulse.run import Counts, OutOfTime, Run
 
 Query = Mapping[str, str]
 
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
+PROJECT_COLUMN = {
+    "type": "string",
+    "description": "Name of the BugsPulse project, from the setting project.",
+}
 AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and all from 500
 
 

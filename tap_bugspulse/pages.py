@@ -24,10 +24,6 @@ from tap_bugspulse.replication import format_instant, parse_instant
 
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
-PROJECT_COLUMN = {
-    "type": "string",
-    "description": "Name of the BugsPulse project, from the setting project.",
-}
 INT64 = 2**63  # from here on no database holds a whole number
 MAX_DEPTH = 100  # levels of JSON, those of the envelope included
 

@@ -83,8 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def from_config(cls, config: Config) -> Settings:
         """Return the settings of a configuration; numbers may be text, empty is not set.
 
-        Raises:
-            ConfigValidationError: With a line in ``errors`` for each that breaks its rule.
+        Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.
         """
         values: dict[str, t.Any] = {}
         problems: list[str] = []
@@ -232,11 +231,8 @@ NAMES = {"_", "record", "config", "fake", "__NULL__", "__stream_name__", "__orig
 
 def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable: Config) -> None:
     """Raise an error for a map that would not do what it says to a stream's usable columns."""
-    fits = [
-        key
-        for key in maps
-        if fnmatch.fnmatchcase(stream, key) and "__source__" not in (maps[key] or ())
-    ]
+    named = [key for key, one in maps.items() if "__source__" not in (one or ())]
+    fits = [key for key in named if fnmatch.fnmatchcase(stream, key)]
     if len(fits) > 1:
         raise ConfigurationError(
             f"stream_maps: {' and '.join(fits)} fit {stream}, but only one of them would count"

@@ -215,6 +215,7 @@ class TapBugsPulse(Tap):
             elif "string" not in setting["type"] and isinstance(value, str):
                 # They give text for numbers, too.
                 self._config[name] = getattr(settings, name, value)
+        self._config.setdefault("user_agent", settings.user_agent)  # else it is the SDK's
         super()._validate_config(raise_errors=raise_errors)
         for unknown, hint in unknown_settings(self._config, known):
             self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
