@@ -99,10 +99,7 @@ class Run:
                 call.cancel()  # its thread is left behind, and holds up nothing
                 late += 1
                 if late == MAX_TRIES or not call.retries:
-                    raise requests.exceptions.ReadTimeout(
-                        f"gave up on {call.stream} after {late} failures in "
-                        f"{self.clock.seconds() - began:.0f} s, the last one: no answer in time"
-                    )
+                    raise requests.exceptions.ReadTimeout(f"{call.stream}: no answer in time")
                 call = Call(call.stream, call.job)
                 call.notes.append(f"{call.stream}: trying again in 0 s after no answer in time")
         self._check_wait(call, counts)

@@ -195,15 +195,12 @@ def check_environment(known: Config) -> None:
         "object": ("a JSON object", json.loads),
     }
     for name, setting in known.items():
+        kind, read = readers.get(setting["type"][0], ("", str))
         text = os.environ.get(_variable(name))
-        if text is None or setting["type"][0] not in readers:
-            continue
-        if not text:
+        if kind and text == "":
             del os.environ[_variable(name)]
-            continue
-        kind, read = readers[setting["type"][0]]
         try:
-            read(text)
+            read(text or "0")
         except ValueError:
             Settings.from_config({"api_key": KEY_PREFIX, name: text})  # it may say more
             # Not the value: stream_map_config may hold the salt of a hash.
