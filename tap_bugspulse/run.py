@@ -50,6 +50,7 @@ class Run:
     """What the streams of one run share; a minute of the rate limit has ``minute`` seconds."""
 
     config: Mapping[str, t.Any]  # read when it is needed
+    project: str | None  # that every row carries; known before the settings are
     clock: Clock
     minute: float
     logger: logging.Logger
@@ -66,11 +67,6 @@ class Run:
         self._began = self._progress_at = self.clock.seconds()
         self._said: set[str] = set()
         self._says_pause = True
-
-    @property
-    def project(self) -> str | None:
-        """The name that every row carries, if any; known before the settings are."""
-        return self.config.get("project") or None
 
     @cached_property
     def settings(self) -> Settings:

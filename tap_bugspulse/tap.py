@@ -85,7 +85,8 @@ class TapBugsPulse(Tap):
     def run(self) -> Run:
         """What the streams of this run share."""
         writer = t.cast("WholeMessageWriter", self.message_writer)
-        return Run(self.config, self.clock, self.minute_seconds, self.logger, writer)
+        project = self.config.get("project") or None
+        return Run(self.config, project, self.clock, self.minute_seconds, self.logger, writer)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
