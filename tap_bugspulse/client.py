@@ -18,7 +18,7 @@ import requests
 from backoff.types import Details
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema, Tap
 from singer_sdk.authenticators import BearerTokenAuthenticator
-from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
+from singer_sdk.exceptions import RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.pagination import PageNumberPaginator
@@ -48,7 +48,6 @@ PROJECT_COLUMN = {
     "type": "string",
     "description": "Name of the BugsPulse project, from the setting project.",
 }
-AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and all from 500
 
 
 class BugsPulseStream(RESTStream[int]):
@@ -58,6 +57,7 @@ class BugsPulseStream(RESTStream[int]):
     # The rows are JSON already, and made to fit when they are decoded.
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
     is_incremental = False  # to the SDK
+    extra_retry_statuses = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
     allow_redirects = False  # the key never leaves its host
     # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
     emit_activate_version_messages = False
@@ -160,13 +160,11 @@ class BugsPulseStream(RESTStream[int]):
         if status in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
             page_of(response, self.table)
             return
-        message = self.response_error_message(response)
-        if status in AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise RetriableAPIError(message, response)
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise FatalAPIError(message)
-        kinds: dict[int, type[RefusedError]] = {404: NotFoundError, 400: BadRequestError}
-        raise kinds.get(status, RefusedError)(message)
+        others = {HTTPStatus.UNAUTHORIZED, *self.extra_retry_statuses}
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in others:
+            kinds: dict[int, type[RefusedError]] = {404: NotFoundError, 400: BadRequestError}
+            raise kinds.get(status, RefusedError)(self.response_error_message(response))
+        super().validate_response(response)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
