@@ -133,9 +133,7 @@ class BugsPulseStream(RESTStream[int]):
         send = self.request_decorator(self._request) if retries else self._request
         return Call(self.name, lambda: send(prepared, query), retries=retries)
 
-    def prefetch(
-        self, calls: Iterable[Call], many: int | None = None
-    ) -> Generator[Call, None, None]:
+    def prefetch(self, calls: Iterable[Call], many: int = 0) -> Generator[Call, None, None]:
         """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
         many = many or self.run.settings.concurrency
         sent: deque[Call] = deque()
@@ -202,7 +200,7 @@ class BugsPulseStream(RESTStream[int]):
     ) -> Iterator[list[Row]]:
         """Yield the rows of each page, ``first`` where it has come, the next on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
-        many = None if "to" in query else 1
+        many = 0 if "to" in query else 1
         try:
             with self.get_http_request_counter() as counter:
                 while True:

@@ -149,8 +149,7 @@ class ApiSession(requests.Session):
         self._environment = self.merge_environment_settings(
             settings.api_url, proxies={}, stream=None, verify=None, cert=None
         )
-        for scheme in ("https://", "http://"):
-            self.mount(scheme, HTTPAdapter(pool_maxsize=2 * settings.concurrency))
+        self.mount(settings.api_url, HTTPAdapter(pool_maxsize=2 * settings.concurrency))
 
     def paused_for(self) -> float:
         """Return the seconds for which nobody may send, 0 or less where all may."""
