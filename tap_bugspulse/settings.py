@@ -85,21 +85,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.
         """
-        values: dict[str, t.Any] = {}
-        problems: list[str] = []
-        for name in cls.__struct_fields__:
-            value = config.get(name)
-            if isinstance(value, Decimal):  # a fraction in a file, as the SDK reads it
-                value = float(value)
-            if value is not None and value != "":
-                values[name] = _read(name, value)
-                if values[name] is None:
-                    problems.append(_problem(name, value))
-            elif name == "api_key":
-                problems.append(
-                    "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
-                    "--config=ENV, to your project's API key (it begins with bp_)"
-                )
+        given = {
+            name: float(one) if isinstance(one, Decimal) else one  # which the SDK makes of 0.5
+            for name in cls.__struct_fields__
+            if (one := config.get(name)) is not None and one != ""
+        }
+        values = {name: _read(name, one) for name, one in given.items()}
+        problems = [_problem(name, given[name]) for name, one in values.items() if one is None]
+        if "api_key" not in given:
+            problems.append(
+                "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
+                "--config=ENV, to your project's API key (it begins with bp_)"
+            )
         start, end = values.get("start_date"), values.get("end_date")
         if start and end and end <= start:
             rule = f"end_date must be after start_date ({config['start_date']}), not "
