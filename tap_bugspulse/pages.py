@@ -153,10 +153,10 @@ class Listing:
 
 
 # An instant in UTC as the API writes it, of a year that clocks are set to. What is not of this
-# form, such as a leap day, is looked at more closely.
-_DAY = r"(?:0[13578]|1[02])-31|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
-_TIME = r"(?:[01]\d|2[0-3])(?::[0-5]\d){2}(?:\.\d{1,9})?"
-AS_WRITTEN = rf"(?a)^(?:19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z"
+# form, such as a leap day, is looked at more closely. What is most frequent stands first.
+_DAY = r"(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31"
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?"
+AS_WRITTEN = rf"(?a)^(?:20|19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z"
 
 
 def _instant(value: Value) -> str | None:
