@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = 1000
 API_KEY = "bp_bench"
 UNLIMITED = 1_000_000
-PACKAGES = ("singer-sdk", "requests", "requests-ratelimiter", "msgspec", "simplejson")
+PACKAGES = ("singer-sdk", "requests", "msgspec", "simplejson")
 RECORD = re.compile(rb'\{"type": ?"RECORD", ?"stream": ?"(\w+)"')
 STATE = re.compile(rb'\{"type": ?"STATE"')
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import typing as t
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import cached_property
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
@@ -16,9 +18,10 @@ import requests
 from backoff.types import Details
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema, Tap
 from singer_sdk.authenticators import BearerTokenAuthenticator
-from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
+from singer_sdk.exceptions import RetriableAPIError
 from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
+from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.singerlib import Catalog, Schema
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from singer_sdk.streams.rest import HTTPRequest, PageContext
@@ -26,33 +29,25 @@ from typing_extensions import override
 
 from tap_bugspulse import schemas
 from tap_bugspulse.http import (
-    REFUSALS,
     BadRequestError,
     Call,
     NotFoundError,
-    Patience,
     PatienceError,
     RefusedError,
+    UnreachableError,
+    patience,
     reason,
 )
-from tap_bugspulse.pages import (
-    EXTRA,
-    PROJECT,
-    PROJECT_COLUMN,
-    Listing,
-    Page,
-    PagePaginator,
-    Reading,
-    Row,
-    Table,
-    page_of,
-)
+from tap_bugspulse.pages import EXTRA, PROJECT, Listing, Reading, Row, Table, page_of
 from tap_bugspulse.run import Counts, OutOfTime, Run
 
 Query = Mapping[str, str]
 
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
-AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and all from 500
+PROJECT_COLUMN = {
+    "type": "string",
+    "description": "Name of the BugsPulse project, from the setting project.",
+}
 
 
 class BugsPulseStream(RESTStream[int]):
@@ -62,15 +57,17 @@ class BugsPulseStream(RESTStream[int]):
     # The rows are JSON already, and made to fit when they are decoded.
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
     is_incremental = False  # to the SDK
+    extra_retry_statuses = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
     allow_redirects = False  # the key never leaves its host
+    # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
+    emit_activate_version_messages = False
 
     def __init__(self, tap: Tap, run: Run) -> None:
         self.run = run
         self.counts: Counts = run.counts[str(self.name)]
-        keys = tuple(self.primary_keys)
         super().__init__(tap)
         if run.project is not None:
-            self.primary_keys = (PROJECT, *keys)
+            self.primary_keys = (PROJECT, *self.primary_keys)
         self.table = Table(self.name, self.schema["properties"])
 
     @cached_property
@@ -102,17 +99,9 @@ class BugsPulseStream(RESTStream[int]):
                 f"{self.name} cannot be INCREMENTAL, as the catalog asks: it is loaded as usual"
             )
 
-    @property
-    @override
-    def emit_activate_version_messages(self) -> bool:
-        # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
-        return False
-
     @override
     def get_batch_config(self, config: Mapping[str, t.Any]) -> None:
         return None  # batches bypass stream maps, which may hide personal data
-
-    # --- One request
 
     @property
     @override
@@ -130,10 +119,6 @@ class BugsPulseStream(RESTStream[int]):
         return BearerTokenAuthenticator(token=self.run.settings.api_key)
 
     @override
-    def get_new_paginator(self) -> PagePaginator:
-        return PagePaginator()
-
-    @override
     def get_http_request(self, *, page: PageContext[int]) -> HTTPRequest:
         request = super().get_http_request(page=page)
         request.params["page"] = page.next_page_token
@@ -143,24 +128,19 @@ class BugsPulseStream(RESTStream[int]):
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> Call:
         """Return the call that asks for a page of a listing, on its way from now on."""
-        request = self.get_http_request(page=PageContext[int](query, number))
-        prepared = self.build_prepared_request(
-            method=request.method,
-            url=request.url,
-            params=request.encode_params(),
-            headers=request.headers,
-        )
-        # The call that the SDK's request_records makes.
+        at = PageNumberPaginator(start_value=number)
+        prepared = self._prepare_request(context=query, page=at)
         send = self.request_decorator(self._request) if retries else self._request
-        return Call(self.name, lambda: send(prepared, query))
+        return Call(self.name, lambda: send(prepared, query), retries=retries)
 
-    def prefetch(self, calls: Iterable[Call]) -> Generator[Call, None, None]:
+    def prefetch(self, calls: Iterable[Call], many: int = 0) -> Generator[Call, None, None]:
         """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
+        many = many or self.run.settings.concurrency
         sent: deque[Call] = deque()
         try:
             for call in calls:
                 sent.append(call)
-                if len(sent) >= self.run.settings.concurrency:
+                if len(sent) >= many:
                     yield sent.popleft()
             while sent:
                 yield sent.popleft()
@@ -170,9 +150,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def take(self, call: Call) -> requests.Response:
         """Return the response of a call, and count what no column holds."""
-        response = self.run.result(call, self.counts)
-        self.run.note(self.name, page_of(response))
-        return response
+        return self.run.result(call, self.counts)
 
     @override
     def validate_response(self, response: requests.Response) -> None:
@@ -180,80 +158,67 @@ class BugsPulseStream(RESTStream[int]):
         if status in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
             page_of(response, self.table)
             return
-        message = self.response_error_message(response)
-        if status in AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise RetriableAPIError(message, response)
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise FatalAPIError(message)
-        raise REFUSALS.get(status, RefusedError)(message)
+        others = {HTTPStatus.UNAUTHORIZED, *self.extra_retry_statuses}
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in others:
+            kinds: dict[int, type[RefusedError]] = {404: NotFoundError, 400: BadRequestError}
+            raise kinds.get(status, RefusedError)(self.response_error_message(response))
+        super().validate_response(response)
 
     @override
     def response_error_message(self, response: requests.Response) -> str:
         # Never the body: it may hold personal data.
-        msg = (
-            ": the API does not know this api_key. Copy the API key of your BugsPulse project "
-            "again (it begins with bp_)"
-        )
         asked = parse_qs(urlsplit(response.url).query)
         dates = "".join(f" {name} {asked[name][0]}" for name in ("from", "to") if name in asked)
-        why = msg if response.status_code == HTTPStatus.UNAUTHORIZED else ""
-        return f"{response.status_code} {response.reason} for {self.path}{dates}{why}"
+        msg = f"{response.status_code} {response.reason} for {self.path}{dates}"
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            msg += (
+                ": the API does not know this api_key. Copy the API key of your BugsPulse project "
+                "again (it begins with bp_)"
+            )
+        return msg
 
     @override
     def request_decorator(self, func: t.Any) -> t.Any:
         # As the SDK's own, but patience counts the tries, one tap is no herd that needs jitter,
         # and what is logged of a failure is up to backoff_handler alone.
         return backoff.on_exception(
-            self.backoff_wait_generator,
-            (RetriableAPIError, ConnectionResetError, requests.RequestException),
+            lambda: patience(self.path, self.run.http),
+            (RetriableAPIError, requests.RequestException),
             on_backoff=self.backoff_handler,
             jitter=None,
             logger=None,
         )(func)
 
     @override
-    def backoff_wait_generator(self) -> Generator[float, t.Any, None]:
-        patience = Patience(self.path, self.run.http)
-        return self.backoff_runtime(value=patience.wait_after)
-
-    @override
     def backoff_handler(self, details: Details) -> None:
         wait, why = details["wait"], reason(details["exception"])
-        Call.note(f"{self.name}: trying again in {wait:.0f} s after {why}")
+        call = t.cast("Call", threading.current_thread())
+        call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
-    # --- A listing
-
-    def pages(self, query: Query, first: requests.Response | None = None) -> Iterator[Page]:
-        """Yield the pages of a listing, ``first`` where it has come, the next on their way."""
+    def pages(
+        self, query: Query, reading: Reading, first: requests.Response | None
+    ) -> Iterator[list[Row]]:
+        """Yield the rows of each page, ``first`` where it has come, the next on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
-        ahead = self.run.settings.concurrency - 1 if "to" in query else 0
-        paginator = self.get_new_paginator()
-        calls: deque[Call] = deque()
-        number = 1  # of the last page that was asked for
+        many = 0 if "to" in query else 1
         try:
             with self.get_http_request_counter() as counter:
-                while not paginator.finished:
-                    if first is None and not calls:
-                        number = paginator.current_value
-                        calls.append(self.fetch(query, number))
-                    try:
-                        response = first or self.take(calls.popleft())
-                    except (NotFoundError, BadRequestError):
-                        if paginator.current_value == 1:
-                            raise
-                        yield Page([], is_gone=True)
-                        return
+                while True:
+                    at = itertools.count(reading.current_value)
+                    numbers = itertools.takewhile(lambda number: number <= reading.last_page, at)
+                    calls = self.prefetch((self.fetch(query, number) for number in numbers), many)
+                    with closing(calls):
+                        for response in [first] if first else map(self.take, calls):
+                            counter.increment()
+                            reading.advance(response)
+                            yield page_of(response).rows
+                            if reading.finished:
+                                return
                     first = None
-                    counter.increment()
-                    paginator.advance(response)
-                    last = 0 if paginator.finished else paginator.last_page
-                    while number < last and len(calls) < ahead:
-                        number += 1
-                        calls.append(self.fetch(query, number))
-                    yield page_of(response)
-        finally:
-            for call in calls:
-                call.cancel()
+        except (NotFoundError, BadRequestError):
+            if reading.current_value == 1:
+                raise
+            reading.shrank, reading.is_complete = True, False  # the API had named that page
 
     def listing(self, query: Query, first: requests.Response | None = None) -> Listing:
         """Return the rows of a listing, each once; its first page may have come already."""
@@ -273,20 +238,15 @@ class BugsPulseStream(RESTStream[int]):
         asked = query
         for number in range(1, MAX_READINGS + 1):
             reading = Reading()
-            head: list[Row] = []
-            for page in self.pages(asked, first):
-                ids = [row.id for row in page.rows]
-                head = head if reading.pages else page.rows
-                if not reading.add(page, ids):
-                    break
-                rows = self._new_rows(page, ids, known)
+            for page in self.pages(asked, reading, first):
+                rows = self._new_rows(page, reading.page_ids, known)
                 self.set_fixed(rows, query)
                 yield rows
-                known.update(ids)
+                known.update(reading.page_ids)
             first = None
             if reading.is_complete and not (
                 reading.pages > 1
-                and self.can_shift(head)
+                and self.can_shift(reading.head)
                 and reading.first_page_lost_rows(page_of(self.take(self.fetch(asked))))
             ):
                 return reading
@@ -312,15 +272,13 @@ class BugsPulseStream(RESTStream[int]):
 
     def _note_short_listing(self, reading: Reading, query: Query) -> None:
         self.counts.short_listings += 1
+        asked = " ".join(f"{name} {value}" for name, value in query.items()) or "all"
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",
-            reading.rows,
-            reading.first_total or 0,
-            " ".join(f"{name} {value}" for name, value in query.items()) or "all",
+            *(reading.rows, reading.first_total or 0, asked),
         )
 
-    def _new_rows(self, page: Page, ids: list[str], known: set[str]) -> list[Row]:
-        rows = page.rows
+    def _new_rows(self, rows: list[Row], ids: list[str], known: set[str]) -> list[Row]:
         if len(set(ids)) < len(ids):
             self.run.warn_once(
                 f"{self.name}: the API sends rows with the same {' and '.join(self.primary_keys)} "
@@ -347,8 +305,7 @@ class BugsPulseStream(RESTStream[int]):
         except OutOfTime:
             self.logger.info("the time limit is reached, the next run goes on here")
         except (RefusedError, PatienceError) as error:
-            is_unreachable = isinstance(error, PatienceError) and not error.is_answer
-            if self.ABORT_AT_RECORD_COUNT is not None or is_unreachable:
+            if self.ABORT_AT_RECORD_COUNT is not None or isinstance(error, UnreachableError):
                 raise
             # The other streams load; the run ends with it.
             self.run.errors[self.name] = str(error)
@@ -358,20 +315,16 @@ class BugsPulseStream(RESTStream[int]):
         """Yield the rows that this run emits, or raise OutOfTime at the time limit."""
         return itertools.chain.from_iterable(self.listing({}))
 
-    # --- A record, and the state
-
     @override
     def generate_child_contexts(self, record: Row, context: t.Any) -> Iterator[t.Any]:
-        # None for a row: the sessions run the events when all of them are listed.
-        return iter(())
+        return iter(())  # the sessions run the events when all of them are listed
 
     @cached_property
     def is_plain(self) -> bool:
         """Whether rows are emitted as they are: no stream map, nothing left out."""
         maps = self.stream_maps
         return (
-            self.run.writer is not None
-            and [type(one) for one in maps] == [SameRecordTransform]
+            [type(one) for one in maps] == [SameRecordTransform]
             and not maps[0].flattening_enabled
             and all(self.mask[("properties", name)] for name in self.schema["properties"])
         )
@@ -381,7 +334,7 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def _write_record_message(self, record: Row) -> None:
         self.counts.rows += 1
-        if self.is_plain and self.run.writer is not None:
+        if self.is_plain:
             self.run.writer.write_row(self.name, record)
         else:
             super()._write_record_message(msgspec.structs.asdict(record))

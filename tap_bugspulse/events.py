@@ -208,7 +208,7 @@ class Events(BugsPulseStream):
     def _still_due(self, due: list[Candidate]) -> list[Candidate]:
         """Return sessions newest first, without those that came in another window."""
         ledger = self.parent.fetched
-        by_id = {one.id: one for one in due if ledger.get(one.id, one.day) != one.mark}
+        by_id = {one.id: one for one in due if ledger.get(one.id) != one.mark}
         order = sorted(by_id.values(), key=lambda one: one.instant or midnight(one.day))
         return order[::-1]
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import threading
 import time
 import typing as t
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import requests
-import urllib3.exceptions
-from requests_ratelimiter import InMemoryBucket, Limiter, LimiterAdapter, Rate
-from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
+from requests.adapters import HTTPAdapter
+from singer_sdk.exceptions import FatalAPIError
 from typing_extensions import override
 
 from tap_bugspulse.settings import Settings
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
-CHUNK = 1 << 16  # bytes
 TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 MAX_TRIES = 8
 MAX_FAILING = 5  # minutes of failures of one request
@@ -43,14 +40,25 @@ HOPELESS = {
     "NO_CERTIFICATE_OR_CRL_FOUND": UNREADABLE,
     "[X509] PEM lib": UNREADABLE,
 }
+# What the names of errors of requests and urllib3 mean, the first that comes up in one.
+REASONS = {
+    "ProxyError": "no way through the proxy: check HTTPS_PROXY",
+    "SSLError": "the TLS connection broke",
+    "NameResolutionError": "the host's name is not known: check api_url",
+    "NewConnectionError": "the host does not answer: check api_url and the network",
+    "Timeout": "no answer in time",
+    "ChunkedEncodingError": "the answer was cut short",
+    "ContentDecodingError": "the answer cannot be decoded",
+    "": "the connection broke",  # any other
+}
 
 
 class PatienceError(FatalAPIError):
     """A request failed again and again, for longer than a rate window lasts."""
 
-    def __init__(self, message: str, *, is_answer: bool = False) -> None:
-        super().__init__(message)
-        self.is_answer = is_answer  # whether the API did answer, if only with an error
+
+class UnreachableError(PatienceError):
+    """The same, and the last time the API did not even answer with an error."""
 
 
 class RefusedError(FatalAPIError):
@@ -65,12 +73,6 @@ class BadRequestError(RefusedError):
     """The API cannot make sense of what was asked for."""
 
 
-REFUSALS: dict[int, type[RefusedError]] = {
-    HTTPStatus.NOT_FOUND: NotFoundError,
-    HTTPStatus.BAD_REQUEST: BadRequestError,
-}
-
-
 class Clock:
     """The wall clock and the stopwatch the tap goes by; tests bring their own."""
 
@@ -83,25 +85,28 @@ class Clock:
         return time.monotonic()
 
 
-class Call:
+class Call(threading.Thread):
     """One request on its way, with all the tries that it takes.
 
     ``future`` has the response in the end. ``sent_at`` is the stopwatch's reading when the
     current try was sent, None while none is; ``notes`` say why others failed.
     """
 
-    def __init__(self, stream: str, job: Callable[[], requests.Response]) -> None:
+    def __init__(
+        self, stream: str, job: Callable[[], requests.Response], *, retries: bool = True
+    ) -> None:
+        super().__init__(target=self._work, daemon=True)
         self.stream = stream
         self.job = job
+        self.retries = retries
         self.future: Future[requests.Response] = Future()
         self.sent_at: float | None = None
         self.notes: deque[str] = deque()
         self._is_cancelled = False
-        self._lock = threading.Lock()
-        threading.Thread(target=self._work, daemon=True).start()
+        self._guard = threading.Lock()
+        self.start()
 
     def _work(self) -> None:
-        _local.call = self
         try:
             self.future.set_result(self.job())
         except BaseException as error:  # noqa: BLE001 - raised where the result is taken
@@ -109,57 +114,22 @@ class Call:
 
     def cancel(self, *, if_unsent: bool = False) -> bool:
         """Return whether the request is not sent any more; ``if_unsent`` leaves one on its way."""
-        with self._lock:
+        with self._guard:
             is_waiting = self.sent_at is None and not self.future.done()
             self._is_cancelled = is_waiting or not if_unsent
             return self._is_cancelled
 
     def begin_try(self, seconds: float) -> None:
         """Note that a try is sent now, or raise CancelledError if nobody wants it."""
-        with self._lock:
+        with self._guard:
             if self._is_cancelled:
                 raise CancelledError
             self.sent_at = seconds
 
-    @classmethod
-    def note(cls, why: str) -> None:
-        """Leave a note why a try of this thread's call has failed, for whoever waits for it."""
-        call: Call = _local.call
-        call.sent_at = None
-        call.notes.append(why)
-
-
-_local = threading.local()  # the call that a thread works on
-
-
-class Pacer(Limiter):
-    """Gives each try its turn: no faster than the pace, and none during a pause."""
-
-    def __init__(self, bucket: InMemoryBucket, clock: Clock) -> None:
-        super().__init__(bucket)
-        self._clock = clock
-        self._one_by_one = threading.Lock()  # turns come about in the order of asking
-        self._paused_until = -math.inf
-
-    def pause_for(self, seconds: float) -> None:
-        """Let nobody send for some seconds, as the 429 response asked."""
-        self._paused_until = max(self._paused_until, self._clock.seconds() + seconds)
-
-    def paused_for(self) -> float:
-        """Return the seconds for which nobody may send, 0 or less where all may."""
-        return self._paused_until - self._clock.seconds()
-
-    @override
-    def try_acquire(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        with self._one_by_one:
-            acquired = super().try_acquire(*args, **kwargs)
-            # A turn that comes during a pause is lost, and another is taken.
-            while (wait := self.paused_for()) > 0:
-                time.sleep(wait)
-                acquired = super().try_acquire(*args, **kwargs)
-            if call := getattr(_local, "call", None):
-                call.begin_try(self._clock.seconds())
-        return acquired
+    def end_try(self, why: str) -> None:
+        """Leave a note why a try has failed, for whoever waits."""
+        self.sent_at = None
+        self.notes.append(why)
 
 
 class ApiSession(requests.Session):
@@ -169,32 +139,42 @@ class ApiSession(requests.Session):
         super().__init__()
         self.clock = clock
         self.minute = minute
+        self._settings = settings
+        self._turns: deque[float] = deque()  # when the requests of the last minute were sent
+        self._one_by_one = threading.Lock()  # turns come about in the order of asking
+        self._paused_until = -math.inf
         self._refused: float | None = None  # since when all responses are 429
-        self._timeout = settings.request_timeout
         # A prepared request knows nothing of proxy and CA variables by itself. All go to one
         # host, for which they are looked up once.
         self._environment = self.merge_environment_settings(
-            settings.api_url, proxies={}, stream=True, verify=None, cert=None
+            settings.api_url, proxies={}, stream=None, verify=None, cert=None
         )
-        rate = Rate(settings.requests_per_minute, round(minute * RATE_WINDOW * 1000))
-        self.pacer = Pacer(InMemoryBucket([rate]), clock)
-        # The adapter paces every try, retries included. It must not fill its bucket on a 429
-        # by itself: the pause that the response asks for is kept instead.
-        size = 2 * settings.concurrency
-        adapter = LimiterAdapter(
-            limiter=self.pacer, per_host=False, limit_statuses=(), pool_maxsize=size
-        )
-        for scheme in ("https://", "http://"):
-            self.mount(scheme, adapter)
+        self.mount(settings.api_url, HTTPAdapter(pool_maxsize=2 * settings.concurrency))
+
+    def paused_for(self) -> float:
+        """Return the seconds for which nobody may send, 0 or less where all may."""
+        return self._paused_until - self.clock.seconds()
+
+    def _take_turn(self) -> None:
+        """Wait until a request may be sent: at the set pace, and not during a pause."""
+        with self._one_by_one:
+            is_full = len(self._turns) >= self._settings.requests_per_minute
+            free_at = self._turns.popleft() + self.minute * RATE_WINDOW if is_full else -math.inf
+            while (now := self.clock.seconds()) < max(free_at, self._paused_until):
+                time.sleep(max(free_at, self._paused_until) - now)
+            if isinstance(call := threading.current_thread(), Call):
+                call.begin_try(now)
+            self._turns.append(now)
 
     @override
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
-        """Return the whole answer to a request.
+        """Return the answer to a request.
 
         Raises FatalAPIError if no other try can help, RequestException if one may.
         """
+        self._take_turn()
+        options = {**kwargs, **self._environment, "timeout": self._settings.request_timeout}
         try:
-            options = {**kwargs, **self._environment, "timeout": self._timeout}
             response = super().send(request, **options)
         except ValueError:
             # Not the error's own text, which may hold a header or a proxy's password.
@@ -205,10 +185,7 @@ class ApiSession(requests.Session):
             for sign, msg in HOPELESS.items():
                 if sign in str(error):
                     raise FatalAPIError(msg) from None
-            if isinstance(error, requests.RequestException):
-                raise
             raise requests.exceptions.ConnectionError(error) from None
-        response.raw = io.BytesIO(self._body(response))
         now = self.clock.seconds()
         self._refused = self._refused or now if response.status_code == TOO_MANY else None
         if self._refused:
@@ -227,85 +204,50 @@ class ApiSession(requests.Session):
         if why:
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
         # Where no wait is asked for, asking at once would go on for ever.
-        self.pacer.pause_for(max(asked, self.minute / 60))
-
-    def _body(self, response: requests.Response) -> bytes:
-        """Return the body; each read has a timeout of its own, and all have a deadline."""
-        deadline = self.clock.seconds() + self._timeout
-        chunks: list[bytes] = []
-        try:
-            while chunk := response.raw.read1(CHUNK, decode_content=True):
-                chunks.append(chunk)
-                if self.clock.seconds() > deadline:
-                    raise requests.exceptions.ReadTimeout("the answer took too long")
-        except urllib3.exceptions.ReadTimeoutError as error:
-            raise requests.exceptions.ReadTimeout(error) from None
-        except urllib3.exceptions.DecodeError as error:
-            raise requests.exceptions.ContentDecodingError(error) from None
-        except urllib3.exceptions.HTTPError as error:
-            raise requests.exceptions.ChunkedEncodingError(error) from None
-        finally:
-            response.close()
-        return b"".join(chunks)
+        until = self.clock.seconds() + max(asked, self.minute / 60)
+        self._paused_until = max(self._paused_until, until)
 
 
-class Patience:
-    """How long to wait after each failure of one request, and when to give up.
+def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
+    """Yield the seconds to wait after each failure of a request, which is sent in.
 
-    Waits double up to a minute; eight failures, or five minutes of them, are enough. A 429 is
-    none: the pause that it asks for is waited for.
+    They double up to a minute. Raises PatienceError after eight failures, or five minutes of
+    them. A 429 is none: the pause that it asks for is waited for.
     """
-
-    def __init__(self, path: str, session: ApiSession) -> None:
-        self._path = path
-        self._session = session
-        self._failures = 0
-        self._since = 0.0
-
-    def wait_after(self, error: Exception) -> float:
-        """Return the seconds to wait after a failure; PatienceError if it was one too many."""
-        minute, now = self._session.minute, self._session.clock.seconds()
-        response = error.response if isinstance(error, RetriableAPIError) else None
+    failures, began, wait = 0, 0.0, 0.0
+    while True:
+        error = yield wait
+        now, response = session.clock.seconds(), getattr(error, "response", None)
         if response is not None and response.status_code == TOO_MANY:
-            return max(0.0, self._session.pacer.paused_for())
-        self._failures += 1
-        self._since = now if self._failures == 1 else self._since
-        failing = now - self._since
-        if self._failures >= MAX_TRIES or failing >= MAX_FAILING * minute:
-            msg = (
-                f"gave up on {self._path} after {self._failures} failures in {failing:.0f} s, "
+            wait = max(0.0, session.paused_for())
+            continue
+        failures += 1
+        began = now if failures == 1 else began
+        left = MAX_FAILING * session.minute - (now - began)
+        if failures >= MAX_TRIES or left <= 0:
+            raise (UnreachableError if response is None else PatienceError)(
+                f"gave up on {path} after {failures} failures in {now - began:.0f} s, "
                 f"the last one: {reason(error)}"
-            )
-            raise PatienceError(msg, is_answer=response is not None) from None
-        wait = minute / 60 * min(60.0, 2.0**self._failures)
-        return max(0.0, min(wait, MAX_FAILING * minute - failing))
+            ) from None
+        wait = min(left, session.minute / 60 * min(60.0, 2.0**failures))
 
 
 def retry_after(response: requests.Response, now: datetime) -> float | None:
     """Return the seconds that a 429 response asks to wait, None where it does not.
 
-    ``Retry-After`` holds seconds or an HTTP date; a reset header holds seconds or the instant
-    as seconds since 1970.
+    A header holds seconds, an HTTP date, or the instant as seconds or milliseconds since 1970.
     """
-    written = response.headers.get("Retry-After", "")
-    if (seconds := _number(written)) is not None:
-        return max(0.0, seconds)
-    with contextlib.suppress(ValueError):  # it is no date
-        date = parsedate_to_datetime(written)
-        date = date if date.tzinfo else date.replace(tzinfo=UTC)
-        return max(0.0, (date - now).total_seconds())
-    for name in ("RateLimit-Reset", "X-RateLimit-Reset"):
-        reset = _number(response.headers.get(name, ""))
-        if reset is not None:
-            reset = reset / 1000 if reset > MILLISECONDS_1970_TO_2001 else reset
-            is_instant = reset > SECONDS_1970_TO_2001
-            return max(0.0, reset - now.timestamp() if is_instant else reset)
-    return None
-
-
-def _number(text: str) -> float | None:
-    with contextlib.suppress(ValueError):
-        return number if math.isfinite(number := float(text)) else None
+    for name in ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset"):
+        written = response.headers.get(name, "")
+        with contextlib.suppress(ValueError):
+            number = float(written)
+            number = number / 1000 if number > MILLISECONDS_1970_TO_2001 else number
+            seconds = number - now.timestamp() if number > SECONDS_1970_TO_2001 else number
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
+        with contextlib.suppress(ValueError):  # it is no date
+            date = parsedate_to_datetime(written)
+            return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
     return None
 
 
@@ -315,16 +257,3 @@ def reason(error: object) -> str:
         return str(error)
     text = f"{type(error).__name__} {error!r}"
     return next(words for sign, words in REASONS.items() if sign in text)
-
-
-# What the names of errors of requests and urllib3 mean, the first that comes up in one.
-REASONS = {
-    "ProxyError": "no way through the proxy: check HTTPS_PROXY",
-    "SSLError": "the TLS connection broke",
-    "NameResolutionError": "the host's name is not known: check api_url",
-    "NewConnectionError": "the host does not answer: check api_url and the network",
-    "Timeout": "no answer in time",
-    "ChunkedEncodingError": "the answer was cut short",
-    "ContentDecodingError": "the answer cannot be decoded",
-    "": "the connection broke",  # any other
-}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import typing as t
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -25,10 +24,6 @@ from tap_bugspulse.replication import format_instant, parse_instant
 
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
-PROJECT_COLUMN = {
-    "type": "string",
-    "description": "Name of the BugsPulse project, from the setting project.",
-}
 INT64 = 2**63  # from here on no database holds a whole number
 MAX_DEPTH = 100  # levels of JSON, those of the envelope included
 
@@ -49,7 +44,6 @@ class Page:
     pages: int | None = None
     limit: int | None = None
     without_key: int = 0
-    is_gone: bool = False  # the API refuses it, though it named it
     misfits: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
 
@@ -57,34 +51,6 @@ class Page:
     def rows_in_all(self) -> int:
         """Number of rows of the listing, a guess where the API does not count them."""
         return (self.pages or 1) * len(self.rows) if self.total is None else self.total
-
-
-class PagePaginator(PageNumberPaginator):
-    """Goes on until all rows have come that the API counts, or a page has none.
-
-    ``pages`` and ``limit`` of the envelope may be those of another page size, and the page
-    number may be any: ``pages`` count only where there is no ``total``, or none of the listing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(start_value=1)
-        self.last_page = 1  # as far as is known
-        self._arrived = 0
-
-    @override
-    def has_more(self, response: requests.Response) -> bool:
-        page = page_of(response)
-        here = len(page.rows) + page.without_key
-        self._arrived += here
-        if page.total is None:
-            self.last_page = page.pages or 1
-        elif here:
-            missing = page.total - self._arrived
-            # ``total`` may be that of the page alone.
-            is_full = page.total == here >= (page.limit or 0)
-            is_of_page = is_full and (page.pages or 1) > self.current_value
-            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
-        return here > 0 and self.current_value < self.last_page
 
 
 def page_of(response: requests.Response, table: Table | None = None) -> Page:
@@ -100,36 +66,60 @@ def page_of(response: requests.Response, table: Table | None = None) -> Page:
     return t.cast("Page", kept["page"])
 
 
-class Reading:
-    """What one reading of all pages of a listing has brought."""
+class Reading(PageNumberPaginator):
+    """One reading of all pages of a listing: whether it goes on, and what it has brought.
+
+    It goes on until all rows have come that the API counts, or a page has none. ``pages`` and
+    ``limit`` of the envelope may be those of another page size, and the page number may be any:
+    ``pages`` count only where there is no ``total``, or none of the listing.
+    """
 
     def __init__(self) -> None:
+        super().__init__(start_value=1)
+        self.last_page = 1  # as far as is known
+        self.head: list[Row] = []  # the rows of the first page
+        self.page_ids: list[str] = []  # of the last page
         self.ids: set[str] = set()
         self.first_total: int | None = 0
         self.shrank = False  # rows were deleted while the pages were read
         self.is_complete = True  # no row that was there all the time can have been missed
         self.pages = 0
         self._others = self._total = 0  # rows without a key, or with one on the same page
-        self._first: list[str] = []
-        self._before: list[str] = []
+        self._arrived = 0
 
-    def add(self, page: Page, ids: list[str]) -> bool:
-        """Note a page and the ids of its rows; False if it is the one before again."""
+    @override
+    def has_more(self, response: requests.Response) -> bool:
+        page = page_of(response)
+        here = len(page.rows) + page.without_key
+        self._arrived += here
+        if page.total is None:
+            self.last_page = page.pages or 1
+        elif here:
+            missing = page.total - self._arrived
+            # ``total`` may be that of the page alone.
+            is_full = page.total == here >= (page.limit or 0)
+            is_of_page = is_full and (page.pages or 1) > self.current_value
+            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
+        return self._add(page) and here > 0 and self.current_value < self.last_page
+
+    def _add(self, page: Page) -> bool:
+        """Note a page; False if it is the one before again, and stands for one not seen."""
+        ids, before = [row.id for row in page.rows], self.page_ids
+        self.page_ids = ids
         if self.pages == 0:
-            self.first_total, self._first = page.total, ids
-        elif ids and ids == self._before:
-            self.pages += 1  # it stands for one that was not seen
+            self.first_total, self.head = page.total, page.rows
+        elif ids and ids == before:
+            self.pages += 1
             self.is_complete = False
             return False
         self.pages += bool(ids) or self.pages == 0
         # On a later page, as many as it has itself is the number of no listing.
         is_total = page.total and (self.pages <= 1 or page.total != len(ids) + page.without_key)
         total = page.total if page.total and is_total else self._total
-        self.shrank = self.shrank or page.is_gone or total < self._total
+        self.shrank = self.shrank or total < self._total
         self._total = total
         self._others += page.without_key + len(ids) - len(set(ids))
         self.ids.update(ids)
-        self._before = ids
         self.is_complete = not self.shrank and self.rows >= (self.first_total or 0)
         return True
 
@@ -144,9 +134,9 @@ class Reading:
         As many may have come, and then no total shows it. Those push the last ones off the page
         and leave the others in order.
         """
-        ids = [row.id for row in again.rows]
-        stayed = [one for one in ids if one in self._first]
-        return ids[-1:] != stayed[-1:] or stayed != self._first[: len(stayed)]
+        ids, first = ([row.id for row in rows] for rows in (again.rows, self.head))
+        stayed = [one for one in ids if one in first]
+        return ids[-1:] != stayed[-1:] or stayed != first[: len(stayed)]
 
 
 class Listing:
@@ -162,21 +152,19 @@ class Listing:
         self.reading = yield from self._pages
 
 
-def _is_as_written(text: Value) -> bool:
-    """Return whether a value is an instant in UTC of a year that clocks are set to."""
-    try:
-        msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
-        return False
-    return bool(text[10] == "T" and text[-1] == "Z" and "1900" <= text < "9000")
+# An instant in UTC as the API writes it, of a year that clocks are set to. What is not of this
+# form, such as a leap day, is looked at more closely. What is most frequent stands first.
+_DAY = r"(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31"
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?"
+AS_WRITTEN = rf"(?a)^(?:20|19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z"
 
 
 def _instant(value: Value) -> str | None:
     """Return an instant as the API writes it, None where it is not of RFC 3339's form."""
-    if _is_as_written(value):
-        return str(value)
     with suppress(msgspec.ValidationError):
         instant = parse_instant(msgspec.convert(value, datetime).isoformat())
+        if instant and value[10] == "T" and value[-1] == "Z":
+            return str(value)
         return format_instant(instant) if instant else None
     return None
 
@@ -191,7 +179,7 @@ def _whole(value: Value) -> int | None:
 _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
     "id": (str | None, lambda v: str(v) if type(v) in {str, int} else None),
     "string": (str | None, lambda v: v if isinstance(v, str) else None),
-    "date-time": (str | None, _instant),
+    "date-time": (t.Annotated[str, Meta(pattern=AS_WRITTEN)] | None, _instant),
     "integer": (t.Annotated[int, Meta(ge=-INT64, le=INT64 - 1)] | None, _whole),
     "boolean": (bool | None, lambda v: bool(v) if v in (0, 1) else None),
     "object": (dict | None, lambda v: v if isinstance(v, dict) else {"value": v}),
@@ -210,7 +198,6 @@ class Table:
         self.row_type = msgspec.defstruct(
             name, fields, forbid_unknown_fields=True, kw_only=True, gc=False
         )
-        self._instants = [n for n, kind in self._kinds.items() if kind == "date-time"]
         self._ours = [n for n in (EXTRA, PROJECT) if n in properties]
         self._objects = [n for n, kind in self._kinds.items() if kind == "object" and n != EXTRA]
         rows = GenericAlias(list, self.row_type)
@@ -228,19 +215,8 @@ class Table:
             ours = (getattr(row, name) for name in self._ours for row in page.rows)
             is_counted = (page.total, page.pages) != (None, None)
             if is_counted and not any(map(_is_deep, objects)) and all(one is None for one in ours):
-                self._fit_instants(page)
                 return page
         return self._decode_any(content)
-
-    def _fit_instants(self, page: Page) -> None:
-        for name in self._instants:
-            for row in page.rows:
-                text = getattr(row, name)
-                if text is not None and not _is_as_written(text):
-                    setattr(row, name, _instant(text))
-                    if getattr(row, name) is None:
-                        setattr(row, EXTRA, {**(getattr(row, EXTRA) or {}), name: text})
-                        page.misfits[name] += 1
 
     def _decode_any(self, content: bytes) -> Page:
         """Return the page of a body that is not as documented, value by value."""
@@ -300,23 +276,15 @@ def _is_deep(value: Value, levels: int = MAX_DEPTH - 4) -> bool:
     return not levels or any(_is_deep(one, levels - 1) for one in inner)
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
-
-
-def _shallow(text: str) -> str:
-    """Return JSON in which what is nested deeper than others can read is kept as text."""
-    parts: list[str] = []
-    depth = done = begin = 0
-    for token in _TOKEN.finditer(text):
-        if token[0] in {"[", "{"}:
-            depth += 1
-            begin = token.start() if depth == MAX_DEPTH else begin
-        elif token[0] in {"]", "}"}:
-            if depth == MAX_DEPTH:
-                parts += text[done:begin], json.dumps(text[begin : token.end()])
-                done = token.end()
-            depth -= 1
-    return "".join([*parts, text[done:]])
+def _shallow(value: Value, levels: int = MAX_DEPTH - 1) -> Value:
+    """Return a value in which what is nested deeper than others can read is kept as text."""
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(value, list):
+        return [_shallow(one, levels - 1) for one in value]
+    return {name: _shallow(one, levels - 1) for name, one in value.items()}
 
 
 def _loads(content: bytes) -> Value:
@@ -328,9 +296,8 @@ def _loads(content: bytes) -> Value:
     def finite(text: str) -> float | None:
         return number if math.isfinite(number := float(text)) else None
 
-    text = _shallow(content.decode("utf-8-sig", errors="replace"))
+    text = content.decode("utf-8-sig", errors="replace")
     value = json.loads(text, parse_constant=lambda _: None, parse_float=finite)
     if "\\ud" in text.lower():
-        whole = json.dumps(value, ensure_ascii=False).encode(errors="replace")
-        value = json.loads(whole)
-    return value
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return _shallow(value)

@@ -12,8 +12,8 @@ from functools import cached_property
 
 import requests
 
-from tap_bugspulse.http import MAX_TRIES, ApiSession, Call, Clock, PatienceError
-from tap_bugspulse.pages import Page
+from tap_bugspulse.http import MAX_TRIES, ApiSession, Call, Clock
+from tap_bugspulse.pages import page_of
 from tap_bugspulse.settings import Settings
 from tap_bugspulse.writer import WholeMessageWriter
 
@@ -50,10 +50,11 @@ class Run:
     """What the streams of one run share; a minute of the rate limit has ``minute`` seconds."""
 
     config: Mapping[str, t.Any]  # read when it is needed
+    project: str | None  # that every row carries; known before the settings are
     clock: Clock
     minute: float
     logger: logging.Logger
-    writer: WholeMessageWriter | None  # None if it is not ours
+    writer: WholeMessageWriter
     counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     errors: dict[str, str] = field(default_factory=dict)  # of streams that the API refuses
     is_complete: bool = True
@@ -66,11 +67,6 @@ class Run:
         self._began = self._progress_at = self.clock.seconds()
         self._said: set[str] = set()
         self._says_pause = True
-
-    @property
-    def project(self) -> str | None:
-        """The name that every row carries, if any; known before the settings are."""
-        return self.config.get("project") or None
 
     @cached_property
     def settings(self) -> Settings:
@@ -87,24 +83,30 @@ class Run:
 
         Raises OutOfTime if the time limit is reached during a pause or between two tries.
         """
-        began, stuck = self.clock.seconds(), 0
-        if not call.future.done() and self.writer:
+        began, late = self.clock.seconds(), 0
+        if not call.future.done():
             self.writer.flush()
         while not call.future.done():
             wait([call.future], TICK)
             self._check_wait(call, counts)
-            # Each read has a timeout, which headers that come byte by byte never meet.
+            # Each read has a timeout, which an answer that comes byte by byte never meets.
             most = 2 * self.settings.request_timeout + TICK
             if call.sent_at is not None and self.clock.seconds() - call.sent_at > most:
                 call.cancel()  # its thread is left behind, and holds up nothing
-                if (stuck := stuck + 1) >= MAX_TRIES:
-                    raise PatienceError("gave up on an answer whose headers do not end")
+                late += 1
+                if late == MAX_TRIES or not call.retries:
+                    raise requests.exceptions.ReadTimeout(f"{call.stream}: no answer in time")
                 call = Call(call.stream, call.job)
                 call.notes.append(f"{call.stream}: trying again in 0 s after no answer in time")
         self._check_wait(call, counts)
         counts.requests += 1
         counts.seconds += self.clock.seconds() - began
-        return call.future.result()
+        response = call.future.result()
+        page = page_of(response)
+        counts.without_key += page.without_key
+        counts.misfits += page.misfits
+        counts.unknown |= page.unknown
+        return response
 
     def _check_wait(self, call: Call, counts: Counts) -> None:
         """Say why a call waits; end the wait when the time limit is reached."""
@@ -112,7 +114,7 @@ class Run:
         while call.notes:
             self.logger.info(call.notes.popleft())
             counts.retries += 1
-        pause = self.http.pacer.paused_for()
+        pause = self.http.paused_for()
         if pause > LONG_PAUSE and self._says_pause:
             self.logger.info("waiting %.0f s, as the 429 response asked", pause)
         self._says_pause = pause <= 0
@@ -144,12 +146,6 @@ class Run:
         if now - self._progress_at >= interval:
             self._progress_at = now
             self.logger.info(message, *args)
-
-    def note(self, stream: str, page: Page) -> None:
-        """Count what a page of a stream has that no column holds."""
-        self.counts[stream].without_key += page.without_key
-        self.counts[stream].misfits += page.misfits
-        self.counts[stream].unknown |= page.unknown
 
     def minutes_for(self, requests: int) -> float:
         """Return the minutes that requests take at the set pace."""

@@ -83,24 +83,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def from_config(cls, config: Config) -> Settings:
         """Return the settings of a configuration; numbers may be text, empty is not set.
 
-        Raises:
-            ConfigValidationError: With a line in ``errors`` for each that breaks its rule.
+        Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.
         """
-        values: dict[str, t.Any] = {}
-        problems: list[str] = []
-        for name in cls.__struct_fields__:
-            value = config.get(name)
-            if isinstance(value, Decimal):  # a fraction in a file, as the SDK reads it
-                value = float(value)
-            if value is not None and value != "":
-                values[name] = _read(name, value)
-                if values[name] is None:
-                    problems.append(_problem(name, value))
-            elif name == "api_key":
-                problems.append(
-                    "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
-                    "--config=ENV, to your project's API key (it begins with bp_)"
-                )
+        given = {
+            name: float(one) if isinstance(one, Decimal) else one  # which the SDK makes of 0.5
+            for name in cls.__struct_fields__
+            if (one := config.get(name)) is not None and one != ""
+        }
+        values = {name: _read(name, one) for name, one in given.items()}
+        problems = [_problem(name, given[name]) for name, one in values.items() if one is None]
+        if "api_key" not in given:
+            problems.append(
+                "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
+                "--config=ENV, to your project's API key (it begins with bp_)"
+            )
         start, end = values.get("start_date"), values.get("end_date")
         if start and end and end <= start:
             rule = f"end_date must be after start_date ({config['start_date']}), not "
@@ -118,11 +114,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def lookback(self) -> timedelta:
         """How far before the end of the complete range rows are read again."""
         return timedelta(days=self.lookback_days)
-
-    def __repr__(self) -> str:
-        """Return what may be shown: all settings but the key."""
-        names = [name for name in self.__struct_fields__ if name != "api_key"]
-        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 _TYPES = t.get_type_hints(Settings, include_extras=True)
@@ -194,38 +185,31 @@ def _variable(name: str) -> str:
     return f"{ENV_PREFIX}{name.upper()}"
 
 
-def names_of_objects(known: Config) -> list[str]:
-    """Return the settings that are JSON objects."""
-    return [name for name, setting in known.items() if "object" in setting["type"]]
-
-
-def drop_empty_variables(known: Config) -> None:
-    """Take a number or object that is set to nothing for one that is not set."""
-    for name, setting in known.items():
-        if "string" not in setting["type"] and os.environ.get(_variable(name)) == "":
-            del os.environ[_variable(name)]
-
-
 def check_environment(known: Config) -> None:
-    """Raise an error for the variable that the SDK could not read, if it is found."""
-    given = {n: os.environ[_variable(n)] for n in known if _variable(n) in os.environ}
-    Settings.from_config({"api_key": KEY_PREFIX, **given})
-    for name, text in given.items():
-        kinds = {"object": "a JSON object", "integer": "a whole number"}
-        if kind := kinds.get(known[name]["type"][0]):
-            try:
-                json.loads(text)
-            except ValueError:
-                # Not the value: stream_map_config may hold the salt of a hash.
-                raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
+    """Raise an error for a variable that the SDK could not read; one set to nothing is not set."""
+    readers: dict[str, tuple[str, t.Callable[[str], t.Any]]] = {
+        "integer": ("a whole number", int),
+        "object": ("a JSON object", json.loads),
+    }
+    for name, setting in known.items():
+        kind, read = readers.get(setting["type"][0], ("", str))
+        text = os.environ.get(_variable(name))
+        if kind and text == "":
+            del os.environ[_variable(name)]
+        try:
+            read(text or "0")
+        except ValueError:
+            Settings.from_config({"api_key": KEY_PREFIX, name: text})  # it may say more
+            # Not the value: stream_map_config may hold the salt of a hash.
+            raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
-    """Return each setting that does not exist, and what may have been meant."""
+    """Yield each setting that does not exist, and what may have been meant."""
     # Meltano sets variables for its own extras, which begin with one more underscore,
     # and for each part of a setting that is an object.
-    others = ("_", "LOGLEVEL", *(f"{name}_" for name in names_of_objects(known)))
-    theirs = tuple(map(_variable, others))
+    objects = (f"{name}_" for name, setting in known.items() if "object" in setting["type"])
+    theirs = tuple(map(_variable, ("_", "LOGLEVEL", *objects)))
     ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
     variables = [name for name in ours if not name.startswith(theirs)]
     for form, names in ((str, config), (_variable, variables)):
@@ -241,11 +225,8 @@ NAMES = {"_", "record", "config", "fake", "__NULL__", "__stream_name__", "__orig
 
 def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable: Config) -> None:
     """Raise an error for a map that would not do what it says to a stream's usable columns."""
-    fits = [
-        key
-        for key in maps
-        if fnmatch.fnmatchcase(stream, key) and "__source__" not in (maps[key] or ())
-    ]
+    named = [key for key, one in maps.items() if "__source__" not in (one or ())]
+    fits = [key for key in named if fnmatch.fnmatchcase(stream, key)]
     if len(fits) > 1:
         raise ConfigurationError(
             f"stream_maps: {' and '.join(fits)} fit {stream}, but only one of them would count"

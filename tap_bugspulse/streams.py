@@ -267,7 +267,7 @@ class Sessions(WindowedStream):
                 self.due[row.id] = due
             known = mark = None
             if day >= kept_from and not sync.ignores_state:
-                known, mark = self.ledger.get(row.id, day), fingerprint(row)
+                known, mark = self.ledger.get(row.id), fingerprint(row)
             if known != mark if known else not self.was_emitted(row, instant, sync):
                 news.append(row)
                 if mark:
@@ -282,7 +282,7 @@ class Sessions(WindowedStream):
         if is_empty or not wanted[self.run.settings.events_for]:
             return None
         mark = fingerprint([row.eventCount, row.status, row.endedAt, row.hasCrash])
-        if self.fetched.get(row.id, day) == mark or not self._passes_map(row):
+        if self.fetched.get(row.id) == mark or not self._passes_map(row):
             return None
         return Candidate(row.id, instant, day, mark, crashed, row.eventCount or 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import logging
 import os
 import signal
@@ -17,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import msgspec
 import requests
 from singer_sdk import Tap
-from singer_sdk.exceptions import ConfigurationError, ConfigValidationError, SingerSDKError
+from singer_sdk.exceptions import ConfigurationError, SingerSDKError
 from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
 from singer_sdk.mapper import RemoveRecordTransform
 from singer_sdk.singerlib import Catalog
@@ -37,23 +37,13 @@ from tap_bugspulse.settings import (
     Settings,
     check_environment,
     check_maps,
-    drop_empty_variables,
     map_error,
-    names_of_objects,
     unknown_settings,
 )
 from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
-Row = dict[str, t.Any]
-
-STREAMS = {kind.name for kind in (Crashes, Events, Network, Sessions)}
 STOPPED = 128  # and the number of the signal are the exit code
-SDK_KEYS = {"replication_key", "replication_key_value"}
-
-
-class IncompleteError(SingerSDKError):
-    """The run has ended without rows or streams that it should have loaded."""
 
 
 class TapBugsPulse(Tap):
@@ -65,29 +55,22 @@ class TapBugsPulse(Tap):
     # No BATCH, which bypasses stream maps, and no ACTIVATE_VERSION: the warehouse keeps the
     # rows that BugsPulse's retention deletes.
     capabilities: t.ClassVar[list[t.Any]] = [
-        TapCapabilities.CATALOG,
-        TapCapabilities.DISCOVER,
-        TapCapabilities.STATE,
-        PluginCapabilities.ABOUT,
-        PluginCapabilities.FLATTENING,
-        PluginCapabilities.STREAM_MAPS,
-        PluginCapabilities.STRUCTURED_LOGGING,
+        one
+        for one in Tap.capabilities
+        if one not in {TapCapabilities.ACTIVATE_VERSION, PluginCapabilities.BATCH}
     ]
     # A test brings a shorter minute and a clock of its own.
     minute_seconds = 60.0
     clock = Clock()
+    is_ready = False  # whether there is a state to write
+    signals = 0  # that have come since
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         self.append_builtin_config(self.config_jsonschema)
-        known = self.config_jsonschema["properties"]
-        drop_empty_variables(known)
-        try:
-            super().__init__(*args, **kwargs)
-        except ValueError:
-            # The SDK reads numbers and JSON in the environment without saying which.
-            check_environment(known)
-            raise
-        super()._setup_signal_handlers()
+        if kwargs.get("parse_env_config"):
+            check_environment(self.config_jsonschema["properties"])
+        super().__init__(*args, **kwargs)
+        self.is_ready = True
         # Meltano sets one, too, which does not name them.
         config = os.environ.get("SINGER_SDK_LOG_CONFIG")
         is_asked_for = config and self.metrics_logger.name in Path(config).read_text("utf-8")
@@ -101,10 +84,9 @@ class TapBugsPulse(Tap):
     @cached_property
     def run(self) -> Run:
         """What the streams of this run share."""
-        # The SDK's own tests bring another writer.
-        writer = self.message_writer
-        ours = writer if isinstance(writer, WholeMessageWriter) else None
-        return Run(self.config, self.clock, self.minute_seconds, self.logger, ours)
+        writer = t.cast("WholeMessageWriter", self.message_writer)
+        project = self.config.get("project") or None
+        return Run(self.config, project, self.clock, self.minute_seconds, self.logger, writer)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
@@ -121,9 +103,9 @@ class TapBugsPulse(Tap):
     def setup_mapper(self) -> None:
         # Without the SDK's next step, which fails at maps of streams that are not selected.
         super(Tap, self).setup_mapper()
-        mapper, maps = self.mapper, t.cast("Row", self.mapper.stream_maps_dict)
+        mapper, maps = self.mapper, t.cast("dict[str, t.Any]", self.mapper.stream_maps_dict)
         given = {n: one for n, one in (mapper.map_config or {}).items() if one not in (None, "")}
-        filters: Row = {
+        filters: dict[str, t.Any] = {
             key: {"__filter__": one["__filter__"]}
             for key, one in maps.items()
             if "__filter__" in (one or ()) and "__source__" not in one
@@ -153,11 +135,11 @@ class TapBugsPulse(Tap):
         written = ((state or {}).get("bookmarks") or {}) if isinstance(state or {}, dict) else None
         if not isinstance(written, dict):
             raise ConfigurationError("the state holds no bookmarks: restore it, or run without it")
-        unknown = written.keys() - STREAMS
+        unknown = written.keys() - self.streams.keys()
         if unknown:
             names = ", ".join(sorted(unknown))
             self.logger.warning("the state has a bookmark of %s, which is no stream", names)
-        kept = {name: self._read(name, written[name]) for name in written.keys() & STREAMS}
+        kept = {name: self._read(name, written[name]) for name in written.keys() - unknown}
         super().load_state({"bookmarks": kept})
 
     def _read(self, stream: str, written: t.Any) -> t.Any:
@@ -165,7 +147,8 @@ class TapBugsPulse(Tap):
         run, bookmark = self.run, Bookmark.read(written, stream)
         ours = Bookmark.__struct_fields__
         kept = {key: one for key, one in (written or {}).items() if key in ours and one is not None}
-        if (is_foreign := kept.keys() <= SDK_KEYS) and kept:  # or set by hand
+        is_foreign = kept.keys() <= {"replication_key", "replication_key_value"}  # or set by hand
+        if is_foreign and kept:
             start = run.settings.requested.start
             kept["complete_from"] = format_instant(start) if start else BEGINNING
             bookmark = Bookmark.read(kept, stream)
@@ -183,10 +166,9 @@ class TapBugsPulse(Tap):
         return kept
 
     def _log_run_summary(self) -> None:
-        """Log a line for machines, or raise IncompleteError if something is not loaded."""
+        """Log a line for machines, or raise an error if something is not loaded."""
         run, streams = self.run, self.streams
-        if run.writer:
-            run.writer.flush()
+        run.writer.flush()
         run.http.close()
         sessions = Bookmark.read(streams["sessions"].stream_state).range()
         found = {"sessions": sessions, "events": t.cast("Events", streams["events"]).complete()}
@@ -211,7 +193,7 @@ class TapBugsPulse(Tap):
             rows = ", ".join(f"{count:,} of {name}" for name, count in lost.items())
             problems.append(f"rows without a key could not be loaded: {rows}. All others were")
         if problems:
-            raise IncompleteError("; ".join(problems))
+            raise SingerSDKError("; ".join(problems))
 
     # The SDK has no public hook before its own validation, whose messages would print an
     # api_key of the wrong type.
@@ -220,59 +202,52 @@ class TapBugsPulse(Tap):
         if not raise_errors:
             return []
         settings = Settings.from_config(self.config)
-        known = self.config_jsonschema["properties"]
-        # Environments give empty text for what is not set, and null is no stream map.
-        for name in [one for one in known if self._config.get(one) in (None, "")]:
-            self._config.pop(name, None)
-        for name, setting in CONFIG_SCHEMA["properties"].items():
-            # They give text for numbers, too.
-            if "string" not in setting["type"] and isinstance(self._config.get(name), str):
-                self._config[name] = getattr(settings, name)
         if not settings.api_key.startswith(KEY_PREFIX):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
-        for name in names_of_objects(known):
-            if not isinstance(self._config.get(name, {}), dict):
+        known = self.config_jsonschema["properties"]
+        for name, setting in known.items():
+            value = self._config.get(name)
+            if value is None or value == "":
+                # Environments give empty text for what is not set, and null is no stream map.
+                self._config.pop(name, None)
+            elif "object" in setting["type"] and not isinstance(value, dict):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
-        try:
-            super()._validate_config(raise_errors=raise_errors)
-        except ConfigValidationError as exc:
-            raise ConfigurationError("; ".join(exc.errors)) from None
+            elif "string" not in setting["type"] and isinstance(value, str):
+                # They give text for numbers, too.
+                self._config[name] = getattr(settings, name, value)
+        self._config.setdefault("user_agent", settings.user_agent)  # else it is the SDK's
+        super()._validate_config(raise_errors=raise_errors)
         for unknown, hint in unknown_settings(self._config, known):
             self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
         return []
-
-    # The SDK does this before the state is loaded: a signal in between would write a STATE
-    # that holds less than the one the run was started with.
-    @override
-    def _setup_signal_handlers(self) -> None:
-        """Do nothing yet: they are set up when there is a state to write."""
 
     # The SDK ends with 0, and a killed run must not look successful. Its state could also land
     # in the middle of a message that is being written.
     @override
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
+        if not self.is_ready:
+            raise SystemExit(STOPPED + signum)
+        writer = t.cast("WholeMessageWriter", self.message_writer)
+        self.signals += 1
+
         def end() -> None:
-            writer.after, writer.is_ending = None, True
+            writer.after = None
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
             raise SystemExit(STOPPED + signum)  # it may come while a line is logged: log none here
 
-        writer = t.cast("WholeMessageWriter", self.message_writer)
-        if writer.is_writing and (writer.is_ending or writer.after is not None):
-            # A second one, while nobody reads what is written: its last line is cut.
-            os._exit(STOPPED + signum)
-        elif writer.is_writing:
+        if not writer.is_writing:
+            end()
+        elif self.signals == 1:
             writer.after = end
         else:
-            end()
+            # While nobody reads what is written: its last line is cut.
+            os._exit(STOPPED + signum)
 
     @classmethod
     @override
     def invoke(cls, **kwargs: t.Any) -> None:
-        # The limiter's thread says at LOGLEVEL=DEBUG that it has a loop: at any moment, also
-        # after the line that tells why the run ends.
-        logging.getLogger("asyncio").setLevel(logging.INFO)
         with errors_as_one_line(cls.logger):
             end_on_signals()
             if sys.stdout is None:
@@ -318,17 +293,14 @@ def is_for_a_person(record: logging.LogRecord) -> bool:
 def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
     """Return the JSON of a file; the SDK would end with a traceback where there is none."""
     try:
-        content = json.loads(file.read(), parse_constant=lambda _: None)
+        text = file.read()
+        msgspec.json.decode(text, type=dict | None)
     except ValueError:
-        content = ""
-    if content is not None and not isinstance(content, dict):
         msg = f"the file given with --{name} is not JSON: restore it, or run without it"
         if name == "state":
             msg += " to load everything again"
-        raise ConfigurationError(msg)
-    # Half a surrogate pair could not be written again.
-    whole = json.dumps(content, ensure_ascii=False).encode(errors="replace")
-    return io.StringIO(whole.decode())
+        raise ConfigurationError(msg) from None
+    return io.StringIO(text)
 
 
 def end_on_signals() -> None:
@@ -346,23 +318,22 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
     """End the process with one line for a person instead of a traceback."""
     try:
         yield
-    except (SingerSDKError, requests.RequestException) as exc:
-        logger.critical("%s", map_error(exc) or exc)
-    except OSError as exc:
-        if isinstance(exc, BrokenPipeError):
-            logger.critical("the target has closed its input: look for its own error above")
-        else:
-            logger.critical("the output cannot be written: %s", exc.strerror)
-        # Python would complain once more when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as exc:  # whatever the expression of a stream map raises; no other is kept
-        if (line := map_error(exc)) is None:
-            raise
-        logger.critical("%s", line)
     except SystemExit as exc:
         if isinstance(exc.code, int) and exc.code > STOPPED:
             logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
         raise
-    else:
-        return
-    sys.exit(1)
+    except Exception as exc:
+        if line := map_error(exc):  # whatever the expression of a stream map raises
+            logger.critical("%s", line)
+        elif isinstance(exc, SingerSDKError | requests.RequestException):
+            logger.critical("%s", "; ".join(getattr(exc, "errors", [str(exc)])))
+        elif isinstance(exc, OSError):
+            if isinstance(exc, BrokenPipeError):
+                logger.critical("the target has closed its input: look for its own error above")
+            else:
+                logger.critical("the output cannot be written: %s", exc.strerror)
+            # Python would complain once more when it flushes what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            raise
+        sys.exit(1)

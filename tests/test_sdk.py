@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import typing as t
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -19,13 +20,15 @@ from singer_sdk import RESTStream, Stream, Tap
 from singer_sdk import typing as th
 from singer_sdk.contrib.msgspec import MsgSpecWriter
 from singer_sdk.exceptions import ConfigValidationError
+from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.singerlib.messages import RecordMessage, StateMessage
+from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
 from tap_bugspulse import tap as tap_module
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.events import Events
-from tap_bugspulse.pages import Page, PagePaginator
+from tap_bugspulse.pages import Page, Reading
 from tap_bugspulse.streams import Network, Sessions
 from tap_bugspulse.windows import WindowedStream
 from tap_bugspulse.writer import WholeMessageWriter
@@ -44,7 +47,7 @@ Kind = t.TypeVar("Kind")
 OURS = (
     tap_module.TapBugsPulse,
     WholeMessageWriter,
-    PagePaginator,
+    Reading,
     BugsPulseStream,
     WindowedStream,
     Network,
@@ -379,6 +382,16 @@ def test_a_request_is_sent_by_one_method_inside_the_decorator(
     assert len(kinds(messages)) == 1 + len(sandbox.project.crashes)
 
 
+def test_a_request_is_made_of_a_context_and_the_number_of_a_page(sandbox: Sandbox) -> None:
+    """`_prepare_request` takes both, and `get_http_request` says what is asked for."""
+    kind, calls = noting(rest_stream(sandbox), "get_http_request")
+    stream = kind(tap_of(Parents)())
+    at = PageNumberPaginator(start_value=3)
+    prepared = stream._prepare_request(context={"a": "b"}, page=at)  # noqa: SLF001 - it is called
+    assert calls == [("get_http_request", (), {"page": PageContext({"a": "b"}, 3)})]
+    assert prepared.url == sandbox.url + "/crashes"
+
+
 def test_a_request_goes_through_the_session_of_the_stream(sandbox: Sandbox) -> None:
     """`_request` calls `send` of `requests_session`, with the request and keywords."""
     session, calls = noting(requests.Session, "send")
@@ -404,11 +417,11 @@ def test_a_wait_is_told_by_the_error(sandbox: Sandbox) -> None:
 
 def test_a_paginator_ends_where_there_is_no_more() -> None:
     """`advance` asks `has_more` and `get_next`, and then moves `current_value`."""
-    kind, calls = noting(PagePaginator, "has_more", "get_next")
+    kind, calls = noting(Reading, "has_more", "get_next")
     paginator = kind()
-    for _ in range(2):
+    for name in "ab":
         response = requests.Response()
-        vars(response)["page"] = Page([object()], total=2)
+        vars(response)["page"] = Page([SimpleNamespace(id=name)], total=2)
         assert not paginator.finished
         paginator.advance(response)
     assert [name for name, _, _ in calls] == ["has_more", "get_next", "has_more"]

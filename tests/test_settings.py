@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import typing as t
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 import pytest
 from singer_sdk.exceptions import ConfigValidationError
@@ -14,8 +14,10 @@ from tap_bugspulse.replication import Span
 from tap_bugspulse.settings import CONFIG_SCHEMA, Settings
 from tap_bugspulse.tap import TapBugsPulse
 
-if TYPE_CHECKING:
+if t.TYPE_CHECKING:
     from pathlib import Path
+
+    from tap_bugspulse.client import BugsPulseStream
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,13 @@ def test_settings_may_be_text_and_empty_text_is_not_set() -> None:
     assert re.fullmatch(r"tap-bugspulse/\d+\.\d+\.\d+", found.user_agent)
 
 
-def test_the_key_is_not_shown() -> None:
-    """What a log or a debugger shows of the settings has all of them but the key."""
-    shown = repr(Settings.from_config({"api_key": "bp_secret", "project": "shop"}))
-    assert "secret" not in shown
-    assert "project='shop'" in shown
+@pytest.mark.parametrize(("given", "sent"), [({}, "tap-bugspulse/"), ({"user_agent": "me"}, "me")])
+def test_a_request_says_who_sends_it(given: dict[str, str], sent: str) -> None:
+    """Its User-Agent is the tap and its version, or what is set."""
+    tap = TapBugsPulse(config={"api_key": "bp_x", **given})
+    stream = t.cast("BugsPulseStream", tap.streams["crashes"])
+    request = stream.build_prepared_request(method="GET", url=stream.get_url(None))
+    assert request.headers["User-Agent"].startswith(sent)
 
 
 @pytest.mark.parametrize(

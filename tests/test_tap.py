@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import sys
 import typing as t
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from singer_sdk.singerlib.encoding import SimpleSingerWriter
 from singer_sdk.testing import get_tap_test_class
+from typing_extensions import override
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tap_bugspulse.tap import TapBugsPulse
+from tap_bugspulse.writer import WholeMessageWriter
 from tests import forks
 from tests.conftest import sweep
 from tests.running import KEPT, PRIMARY_KEYS, assert_whole, counted, expected, select, sync
@@ -41,16 +45,23 @@ def standard_sandbox() -> Iterator[Sandbox]:
         yield running
 
 
+class TextWriter(WholeMessageWriter):
+    """Writes text, which the runner of the SDK's tests captures, where the tap writes bytes."""
+
+    @override
+    def flush(self) -> None:
+        with io.BytesIO() as written, contextlib.redirect_stdout(io.TextIOWrapper(written)):
+            super().flush()
+            text = written.getvalue().decode()
+        sys.stdout.write(text)
+
+
 # _extra is null where the API sends nothing new, and the suite warns of empty columns.
 @pytest.mark.filterwarnings("ignore:No records were available to test")
 @pytest.mark.usefixtures("standard_sandbox")
 class TestStandard(
     get_tap_test_class(  # type: ignore[misc]  # its base is made by a function
-        TapBugsPulse,
-        config=CONFIG,
-        parse_env_config=False,
-        # The runner captures text; the tap's own writer writes bytes.
-        message_writer=SimpleSingerWriter(),
+        TapBugsPulse, config=CONFIG, parse_env_config=False, message_writer=TextWriter()
     )
 ):
     """The SDK's tests of any tap."""
