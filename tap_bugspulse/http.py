@@ -142,6 +142,7 @@ class ApiSession(requests.Session):
         self._settings = settings
         self._turns: deque[float] = deque()  # when the requests of the last minute were sent
         self._one_by_one = threading.Lock()  # turns come about in the order of asking
+        self._on_their_way = threading.BoundedSemaphore(settings.concurrency)
         self._paused_until = -math.inf
         self._refused: float | None = None  # since when all responses are 429
         # A prepared request knows nothing of proxy and CA variables by itself. All go to one
@@ -149,7 +150,7 @@ class ApiSession(requests.Session):
         self._environment = self.merge_environment_settings(
             settings.api_url, proxies={}, stream=None, verify=None, cert=None
         )
-        self.mount(settings.api_url, HTTPAdapter(pool_maxsize=2 * settings.concurrency))
+        self.mount(settings.api_url, HTTPAdapter(pool_maxsize=settings.concurrency))
 
     def paused_for(self) -> float:
         """Return the seconds for which nobody may send, 0 or less where all may."""
@@ -172,10 +173,11 @@ class ApiSession(requests.Session):
 
         Raises FatalAPIError if no other try can help, RequestException if one may.
         """
-        self._take_turn()
         options = {**kwargs, **self._environment, "timeout": self._settings.request_timeout}
         try:
-            response = super().send(request, **options)
+            with self._on_their_way:
+                self._take_turn()
+                response = super().send(request, **options)
         except ValueError:
             # Not the error's own text, which may hold a header or a proxy's password.
             raise FatalAPIError(

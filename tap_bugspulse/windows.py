@@ -192,8 +192,7 @@ class WindowedStream(BugsPulseStream):
     ) -> Iterator[Cut]:
         """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
 
-        The next one is asked for while one is read, if that alone is done meanwhile: where
-        ``rows`` is set, it is not. Raises OutOfTime if one is not wanted.
+        The next one is asked for while one is read. Raises OutOfTime if one is not wanted.
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
         cutter = Cutter(days, limit, self.today, newest_first=newest_first)
@@ -215,8 +214,7 @@ class WindowedStream(BugsPulseStream):
                     return
                 fits = cutter.fits(rows_in_all)
                 following = cutter.propose()
-                is_next = following and rows is None and is_wanted()
-                call = self.fetch(self.query_of(following)) if following and is_next else None
+                call = self.fetch(self.query_of(following)) if following and is_wanted() else None
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
                 window = following
