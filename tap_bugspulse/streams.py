@@ -95,8 +95,12 @@ class Network(WindowedStream):
         self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
     ) -> Iterator[Cut]:
         pieces = list(self._pieces(days, sync)) if days else []
+        newest: requests.Response | None = None
         if days and pieces[2:] and not sync.in_history and not self.days:
-            first = self.take(self.fetch(self.query_of(days)))
+            newest = self.take(self.fetch(self.query_of(pieces[-1])))
+            # Where nothing happens now, nothing may have happened in all these days.
+            is_empty = page_of(newest).total == 0
+            first = self.take(self.fetch(self.query_of(days))) if is_empty else newest
             if page_of(first).total == 0:
                 start = self.run.settings.requested.start
                 empty = (one.start for one in pieces if one.start and one.end)
@@ -105,18 +109,21 @@ class Network(WindowedStream):
                 return
         pieces = pieces[::-1] if sync.in_history else pieces
         for are_days, group in itertools.groupby(pieces, self._is_day):
+            some = list(group)
             if are_days and not sync.in_history:
-                yield from self._one_by_one(list(group))
+                yield from self._one_by_one(some, newest if some[-1] == pieces[-1] else None)
             else:
-                for piece in group:
+                for piece in some:
                     yield from self.cut(piece, is_wanted, newest_first=sync.in_history)
             if self.ignores_dates and days:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
 
-    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
-        calls = self.prefetch(self.fetch(self.query_of(one)) for one in days)
-        for day, answer in zip(days, map(self.take, calls), strict=True):
+    def _one_by_one(self, days: list[Window], last: requests.Response | None) -> Iterator[Cut]:
+        asked = days[:-1] if last else days
+        calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
+        answers = itertools.chain(map(self.take, calls), [last] if last else [])
+        for day, answer in zip(days, answers, strict=True):
             first = self.checked(day, answer)
             if self.ignores_dates:
                 return
