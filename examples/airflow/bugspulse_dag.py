@@ -40,10 +40,12 @@ with DAG(
     BashOperator.partial(
         task_id="load",
         map_index_template="{{ params.project }}",
-        # The extractor's own variables: tap-bugspulse--shop reads TAP_BUGSPULSE__SHOP_API_KEY.
+        # The extractor's own variables: tap-bugspulse--my-shop reads
+        # TAP_BUGSPULSE__MY_SHOP_API_KEY.
         bash_command=(
-            "export TAP_BUGSPULSE__{{ params.project | upper }}_API_URL=$API_URL "
-            "TAP_BUGSPULSE__{{ params.project | upper }}_API_KEY=$API_KEY; "
+            "{% set name = params.project | upper | replace('-', '_') %}"
+            "export TAP_BUGSPULSE__{{ name }}_API_URL=$API_URL "
+            "TAP_BUGSPULSE__{{ name }}_API_KEY=$API_KEY; "
             "meltano --environment=prod run tap-bugspulse--{{ params.project }} target-snowflake"
         ),
         env={
