@@ -37,7 +37,11 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
     tmp_path: Path, connector: Connector
 ) -> None:
     """Two mapped tasks that load at the same instant each bring all rows of their project."""
-    meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
+    # A name with a dash, which a variable cannot have.
+    projects = tmp_path / "projects.meltano.yml"
+    renamed = PROJECTS.read_text("utf-8").replace("courier", "my-app").replace("COURIER", "MY_APP")
+    projects.write_text(renamed, "utf-8")
+    meltano = MeltanoProject(tmp_path / "project", include=projects)
     # The first command makes the tables of Meltano's database, as the example says.
     assert meltano.call("state", "list", settings={}) == 0
     now = datetime.now(UTC)
@@ -46,10 +50,10 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
             generate(seed, 30, 3, now, crash_groups=3),
             Options((f"bp_{name}",), requests_per_minute=None),
         )
-        for seed, name in enumerate(("shop", "courier"), start=4)
+        for seed, name in enumerate(("shop", "my-app"), start=4)
     }
     assert AIRFLOW.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
-    with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["courier"]:
+    with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["my-app"]:
         env = environment(tmp_path / "airflow", snowflake.settings)
         env |= {
             "AIRFLOW_HOME": str(tmp_path / "airflow"),
