@@ -9,9 +9,9 @@ In Airflow, set the variable `bugspulse_projects` to the list of their names, su
 `["shop", "courier"]`, and for each of them a connection, such as `bugspulse_shop`, of type
 `generic` with the API's address as host and the key as password. Workers need the Meltano
 project in `MELTANO_PROJECT_ROOT`, `meltano` on their PATH, the settings of target-snowflake
-and, if there is more than one worker, MELTANO_STATE_BACKEND_URI in their environment. Run
-`meltano state list` once before the first tasks: it makes the tables of Meltano's own
-database, which two first runs at once would both try to make.
+and, if there is more than one worker, MELTANO_STATE_BACKEND_URI in their environment. Load
+one project by hand before the first tasks: that makes Meltano's own database, the schema and
+the tables, which two first runs at once would both try to make.
 """
 # ruff: noqa: INP001 - a folder of DAGs is no package
 
