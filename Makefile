@@ -24,7 +24,7 @@ help:
 	@echo 'make hub     write the definition for MeltanoHub from what the tap says of itself'
 	@echo 'make setup   install what these need, into .venv, .venv-meltano and .meltano'
 	@echo 'make lock    resolve dependencies anew into constraints/ (needs uv)'
-	@echo 'make clean   remove everything that these made'
+	@echo 'make clean   remove what these installed and built; output/ and the state of loads stay'
 
 setup:
 	@sh scripts/setup.sh tap meltano
@@ -87,5 +87,8 @@ hub:
 lock:
 	@sh scripts/lock.sh
 
+# The state of one's own loads, .meltano/meltano.db, and their rows in output/ stay.
 clean:
-	rm -rf .venv .venv-meltano .venv-airflow .venv-dagster .venv-dbt .venv-streamlit .meltano .demo dist output
+	rm -rf .venv .venv-meltano .venv-airflow .venv-dagster .venv-dbt .venv-streamlit .demo dist \
+		.meltano/extractors .meltano/loaders .meltano/utilities .meltano/home \
+		.meltano/setup.log .meltano/.stamp

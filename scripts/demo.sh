@@ -7,7 +7,7 @@ if [ ! -f .venv/.stamp ] || [ ! -f .venv-meltano/.stamp ] || [ ! -f .meltano/.st
     cat <<'END'
 The first run installs, inside this checkout: the tap and an emulated Snowflake (.venv),
 Meltano (.venv-meltano), Meltano's plugins (.meltano), and dbt (.venv-dbt). That is about
-1.5 GB and takes one to five minutes, depending on the network. `make clean` removes it all.
+1.5 GB and takes one to five minutes, depending on the network. `make clean` removes it.
 
 END
 fi

@@ -37,19 +37,21 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
     tmp_path: Path, connector: Connector
 ) -> None:
     """Two mapped tasks that load at the same instant each bring all rows of their project."""
-    meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
-    # The first command makes the tables of Meltano's database, as the example says.
-    assert meltano.call("state", "list", settings={}) == 0
+    # A name with a dash, which a variable cannot have.
+    projects = tmp_path / "projects.meltano.yml"
+    renamed = PROJECTS.read_text("utf-8").replace("courier", "my-app").replace("COURIER", "MY_APP")
+    projects.write_text(renamed, "utf-8")
+    meltano = MeltanoProject(tmp_path / "project", include=projects)
     now = datetime.now(UTC)
     sandboxes = {
         name: Sandbox(
             generate(seed, 30, 3, now, crash_groups=3),
             Options((f"bp_{name}",), requests_per_minute=None),
         )
-        for seed, name in enumerate(("shop", "courier"), start=4)
+        for seed, name in enumerate(("shop", "my-app"), start=4)
     }
     assert AIRFLOW.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
-    with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["courier"]:
+    with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["my-app"]:
         env = environment(tmp_path / "airflow", snowflake.settings)
         env |= {
             "AIRFLOW_HOME": str(tmp_path / "airflow"),
@@ -68,6 +70,14 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
                 {"conn_type": "generic", "host": sandbox.url, "password": sandbox.api_key}
             )
 
+        # The first load makes Meltano's database and all tables, as the example says.
+        first = {
+            "TAP_BUGSPULSE__SHOP_API_URL": sandboxes["shop"].url,
+            "TAP_BUGSPULSE__SHOP_API_KEY": sandboxes["shop"].api_key,
+            "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
+        }
+        blocks = ("--state-id-suffix=first", "tap-bugspulse--shop", "target-snowflake")
+        assert meltano.run(*blocks, settings=snowflake.settings | first) == 0
         output = airflow(tmp_path, env, ("db", "migrate"))
         # This would run the tasks one after the other; a scheduler starts them together.
         run = ("dags", "test", "bugspulse", INSTANT, "--mark-success-pattern", "load")

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from tests.documents import blocks
 from tests.pipeline.children import ALLOWED, CHECKOUT
+from tests.pipeline.demo import OWN_PROJECT
 from tests.pipeline.meltano import MeltanoProject
 from tests.sandbox import Project, generate
 
@@ -342,6 +344,33 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < deadline, f"no {path.name}"
         time.sleep(0.05)
+
+
+def test_the_demo_names_all_that_a_load_needs() -> None:
+    """What it says of one's own project sets each variable of target-snowflake in README."""
+    names = re.compile("TARGET_SNOWFLAKE_[A-Z_]+")
+    load = next(one for one in blocks("README.md") if "export TARGET_SNOWFLAKE" in one.text)
+    assert {*names.findall(OWN_PROJECT)} == {*names.findall(load.text)}
+
+
+def test_clean_keeps_what_was_loaded(tmp_path: Path) -> None:
+    """`make clean` removes what was installed, but no state of a load and no row of it."""
+    shutil.copyfile(CHECKOUT / "Makefile", tmp_path / "Makefile")
+    kept = {"Makefile", ".env", ".meltano/meltano.db", "output/sessions.jsonl"}
+    installed = {
+        *(".venv/bin/tap-bugspulse", ".venv-meltano/.stamp", ".demo/report.html", "dist/a.whl"),
+        *(".meltano/.stamp", ".meltano/setup.log", ".meltano/extractors/tap-bugspulse/venv/a"),
+        *(".meltano/loaders/target-csv/venv/a", ".meltano/utilities/dbt-bugspulse/venv/a"),
+    }
+    for name in kept | installed:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".venv-dbt").symlink_to(".meltano/utilities/dbt-bugspulse/venv")
+    make = ["make", "--silent", "clean"]
+    subprocess.run(make, cwd=tmp_path, timeout=SECONDS, check=True)
+    found = {one.relative_to(tmp_path) for one in tmp_path.rglob("*") if not one.is_dir()}
+    assert {one.as_posix() for one in found} == kept
+    assert not (tmp_path / ".venv-dbt").is_symlink()
 
 
 PYTHON_TOO_OLD = '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.18" && exit 0\nexit 1\n'

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import typing as t
+from datetime import timedelta
 
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
-from tests.documents import blocks, table, text
+from tests.documents import DOCUMENTS, blocks, table, text
 from tests.messages import messages
 from tests.running import PRIMARY_KEYS, select, sync
 from tests.test_release import script
@@ -62,6 +63,30 @@ def test_the_example_state_has_the_keys_of_a_real_one(sandbox: Sandbox, now: dat
 def test_the_readme_is_read_in_five_minutes() -> None:
     """README has 150 lines at most; what goes further stands in docs/."""
     assert len(text("README.md").splitlines()) <= 150
+
+
+def test_the_pages_of_docs_stay_short() -> None:
+    """README and docs/ have 1,290 lines at most: what is added has something else cut."""
+    pages = [one for one in DOCUMENTS if one.startswith(("README", "docs/"))]
+    assert sum(len(text(one).splitlines()) for one in pages) <= 1290
+
+
+def test_no_page_names_a_library_that_is_gone() -> None:
+    """Pace and retries are the tap's own: no document names what once kept them."""
+    gone = re.compile("requests.?ratelimiter|backoff library", re.IGNORECASE)
+    assert [one for one in DOCUMENTS if gone.search(text(one))] == []
+
+
+def test_a_day_of_calls_has_the_values_that_the_page_names(sandbox: Sandbox, now: datetime) -> None:
+    """`days` of a state has three values, and the start_date as a fourth with one."""
+    (row,) = (row for row in table("docs/replication.md", "The state") if row[0] == "`days`")
+    assert "the `start_date` of that reading" in row[1]
+    start = f"{(now - timedelta(days=2)).date()}T12:00:00Z"
+    days = sync(sandbox, now).state["bookmarks"]["network"]["days"]
+    assert {len(values) for values in days.values()} == {3}
+    days = sync(sandbox, now, start_date=start).state["bookmarks"]["network"]["days"]
+    assert {instant.replace(".000Z", "Z") for *_, instant in days.values()} == {start}
+    assert {len(values) for values in days.values()} == {4}
 
 
 # --- Messages -------------------------------------------------------------------------

@@ -26,14 +26,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import psycopg
 import pytest
 import sqlglot
 import yaml  # type: ignore[import-untyped] # it has no types
+from psycopg import sql
 
 from tap_bugspulse.settings import CONFIG_SCHEMA
 from tests.documents import DOCUMENTS, ROOT, Block, anchors, blocks, links, text
-from tests.pipeline.children import environment
+from tests.pipeline.children import environment, serving
 from tests.pipeline.meltano import MeltanoProject
+from tests.pipeline.truth import events_asked, tap_settings
 from tests.running import PRIMARY_KEYS, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
@@ -110,6 +113,9 @@ def reader(
     programs = Path(sys.executable).parent
     for program in ("tap-bugspulse", "tap-bugspulse-check", "python"):
         (folder / ".venv" / "bin" / program).symlink_to(programs / program)
+    # Who does without Meltano installs a target.
+    target = ROOT / ".meltano" / "loaders" / "target-jsonl" / "venv" / "bin" / "target-jsonl"
+    (folder / ".venv" / "bin" / target.name).symlink_to(target)
     settings = {
         "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
         "TAP_BUGSPULSE_API_URL": sandbox.url,
@@ -169,6 +175,8 @@ def test_what_a_document_says_to_type_works(
     document: str, reader: tuple[Path, dict[str, str]]
 ) -> None:
     """Each command ends well, and prints the lines that are shown, in that order."""
+    if document == "docs/repair.md":  # who repairs has loaded before
+        shell("meltano --environment=prod run tap-bugspulse target-snowflake", *reader)
     for block in (one for one in COMMANDS if one.document == document):
         for command, shown in steps(block):
             printed = map(plain, shell(command, *reader).splitlines())
@@ -198,6 +206,9 @@ def test_a_run_beside_one_that_was_killed_says_what_the_page_shows(
         runs.commit()
         command = "! meltano --environment=prod run tap-bugspulse target-jsonl"
         printed = plain(" ".join(shell(command, folder, env).split()))
+        # One that was forced to run leaves the killed one as it is.
+        shell(command.removeprefix("! ").replace("run", "run --force"), folder, env)
+        assert "already running" in shell(command, folder, env)
         runs.execute("update runs set state = 'FAIL' where run_id = ?", killed[:1])
         runs.commit()
     shown = next(block for block in blocks("docs/repair.md") if block.text.startswith("Another"))
@@ -239,6 +250,98 @@ def test_what_is_pasted_without_an_account_loads_all(reader: tuple[Path, dict[st
         assert len((output / f"{stream}.jsonl").read_text().splitlines()) == held[stream]
     states = shell("meltano state list", folder, env).splitlines()
     assert [line for line in states if line.endswith(":sandbox")]
+
+
+@pytest.mark.pipeline
+def test_a_full_refresh_that_stopped_is_run_again_as_its_log_says(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Without a confirmed state, only `--full-refresh` loads all again; with one, it resumes."""
+    said = re.search(r"whether its log says `(.*?)`", text("docs/repair.md"))
+    assert said
+    meltano, log = MeltanoProject(tmp_path / "project"), tmp_path / "log"
+
+    def run(*options: str, code: int = 0, **settings: str) -> set[str]:
+        """Return the sessions whose events a run requested."""
+        sandbox.reset()
+        blocks = (*options, "tap-bugspulse", "target-jsonl")
+        with log.open("w") as output:
+            given = tap_settings(sandbox) | settings
+            assert meltano.run(*blocks, settings=given, output=output) == code
+        return set(events_asked(sandbox))
+
+    everything = run()
+    assert run() == set()
+    # The target fails before it has confirmed anything.
+    nowhere = str(log / "no directory")
+    run("--full-refresh", code=1, TARGET_JSONL_DESTINATION_PATH=nowhere)
+    assert said[1] not in log.read_text()
+    assert run() == set()
+    assert run("--full-refresh") == everything
+
+    part = run("--full-refresh", TAP_BUGSPULSE_MAX_RUNTIME_MINUTES="0.000001")
+    assert said[1] in log.read_text()
+    assert set() < part < everything
+    assert run() == everything - part
+
+
+@pytest.mark.pipeline
+def test_meltano_ignores_a_second_entry_of_the_tap_and_shows_it(tmp_path: Path) -> None:
+    """Maps count in the entry of meltano.yml or of an inherited extractor, as safety.md says."""
+    command = re.search(r"Check with `(.*?)`", " ".join(text("docs/safety.md").split()))
+    assert command
+    (recipe, *_) = (one for one in blocks("docs/safety.md") if one.language == "yaml")
+    included, log = tmp_path / "included.meltano.yml", tmp_path / "log"
+
+    def shown(maps: str, name: str, settings: dict[str, str]) -> Any:
+        """Return what Meltano says is the configuration of an extractor."""
+        included.write_text(maps)
+        meltano = MeltanoProject(tmp_path / name, include=included)
+        _, *arguments, _ = command[1].split()
+        with log.open("w") as output:
+            given = ("--log-level", "error", *arguments, name)
+            assert meltano.call(*given, settings=settings, output=output) == 0
+        return json.loads(log.read_text())
+
+    _, *_, extractor = command[1].split()
+    salt = {"BUGSPULSE_SALT": "pepper"}
+    assert shown(recipe.text, extractor, salt) == {}
+    inherited = f"name: {extractor}--masked\n    inherit_from: {extractor}"
+    found = shown(
+        recipe.text.replace(f"name: {extractor}", inherited), f"{extractor}--masked", salt
+    )
+    assert found == recipes()[0]["config"] | {"stream_map_config": {"salt": "pepper"}}
+
+
+@pytest.mark.pipeline
+def test_the_state_is_printed_in_one_line_inside_its_key(
+    reader: tuple[Path, dict[str, str]],
+) -> None:
+    """`meltano state get` prints what replication.md says, for the id of a run."""
+    folder, env = reader
+    shell("meltano run --state-id-suffix=printed tap-bugspulse target-jsonl", folder, env)
+    command = "meltano state get dev:tap-bugspulse-to-target-jsonl:printed 2>/dev/null"
+    (line,) = shell(command, folder, env).splitlines()
+    (key,) = re.findall(r"in one line, inside `(\w+)`", text("docs/replication.md"))
+    assert json.loads(line).keys() == {key}
+
+
+def test_each_command_of_a_plugin_that_is_named_exists() -> None:
+    """`plugin:command` in a document is a command of that plugin in meltano.yml."""
+    kinds = yaml.safe_load(text("meltano.yml"))["plugins"]
+    existing = {
+        f"{one['name']}:{command}"
+        for plugins_of_kind in kinds.values()
+        for one in plugins_of_kind
+        for command in one.get("commands", [])
+    }
+    named = {
+        one
+        for document in DOCUMENTS
+        for one in re.findall(r"\b((?:tap|dbt)-bugspulse:[a-z]+)", text(document))
+    }
+    assert "dbt-bugspulse:rebuild" in named
+    assert named <= existing
 
 
 @pytest.fixture(scope="module")
@@ -424,7 +527,7 @@ def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox)
     theirs = {name for name, row in sandbox.project.sessions.items() if row["userId"] == USER}
     assert theirs
     sandbox.reset()
-    output = sync(sandbox, NOW, **recipes()[2]["config"])
+    output = sync(sandbox, NOW, **recipes()[1]["config"])
     assert {row["id"] for row in output.rows("sessions")} == (
         sandbox.project.sessions.keys() - theirs
     )
@@ -434,7 +537,7 @@ def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox)
 
 def test_the_recipes_without_a_hash_leave_nothing_personal(sandbox: Sandbox) -> None:
     """They take a null for what it is, and keep what they say they keep."""
-    output = sync(sandbox, NOW, **recipes()[3]["config"])
+    output = sync(sandbox, NOW, **recipes()[2]["config"])
     held = sandbox.project
     for row in output.rows("sessions"):
         assert "userId" not in row
@@ -451,8 +554,32 @@ def test_the_recipes_without_a_hash_leave_nothing_personal(sandbox: Sandbox) -> 
     assert not any("data" in row for row in output.rows("events"))
 
 
+HASHED = re.compile(r"`(\w[^`]*'usr_b8to55ji'[^`]*)` in (Snowflake|Postgres)")
+
+
+def hashed_user(dialect: str) -> str:
+    """Return the expression of docs/safety.md for the hash of the user."""
+    found = HASHED.findall(" ".join(text("docs/safety.md").split()))
+    (expression,) = (one for one, database_ in found if database_.lower() == dialect)
+    return str(expression)
+
+
+@pytest.mark.pipeline
+def test_the_hash_of_a_user_is_found_in_postgres(tmp_path: Path) -> None:
+    """A real PostgreSQL computes the hash that the mask of docs/safety.md makes."""
+    with (
+        serving("tests.pipeline.postgres", home=tmp_path / "home") as server,
+        psycopg.connect(server["dsn"]) as connection,
+    ):
+        rows = connection.execute(sql.SQL("select " + hashed_user("postgres"))).fetchall()
+    assert rows == [(hashlib.sha256(f"salt{USER}".encode()).hexdigest(),)]
+
+
+@pytest.mark.parametrize("is_hashed", [False, True])
 @pytest.mark.parametrize("dialect", ["snowflake", "postgres"])
-def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path) -> None:
+def test_a_deletion_request_leaves_no_row_of_the_user(
+    dialect: str, files: Path, *, is_hashed: bool
+) -> None:
     """The statements delete the user's sessions, events and calls, and no others."""
     (block,) = (
         one for one in blocks("docs/safety.md") if one.text.lower().startswith(f"-- {dialect}")
@@ -460,17 +587,25 @@ def test_a_deletion_request_leaves_no_row_of_the_user(dialect: str, files: Path)
     connection = database(files, dialect)
     schema = "bugspulse." if dialect == "postgres" else ""
     user, session = column("userId", dialect), column("sessionId", dialect)
+    name, statements = USER, block.text
+    if is_hashed:
+        name = hashlib.sha256(f"salt{USER}".encode()).hexdigest()
+        connection.execute(f"update {schema}sessions set {user} = sha256('salt' || {user})")
+        # DuckDB's own, for that of Postgres, which is tested above.
+        own = "sha256('salt' || 'usr_b8to55ji')"
+        expression = own if dialect == "postgres" else hashed_user(dialect)
+        statements = statements.replace(f"'{USER}'", expression)
     rest = [
-        f"select id from {schema}sessions where {user} is distinct from '{USER}'",
+        f"select id from {schema}sessions where {user} is distinct from '{name}'",
         *(
-            f"select id, {session} from {schema}{name} where {session} in"
-            f" (select id from {schema}sessions where {user} is distinct from '{USER}')"
-            for name in ("events", "network")
+            f"select id, {session} from {schema}{table} where {session} in"
+            f" (select id from {schema}sessions where {user} is distinct from '{name}')"
+            for table in ("events", "network")
         ),
     ]
     kept = [sorted(connection.execute(sql).fetchall()) for sql in rest]
     before = counts(connection, schema)
-    run_sql(block.text, connection)
+    run_sql(statements, connection)
     assert [sorted(connection.execute(sql).fetchall()) for sql in rest] == kept
     assert counts(connection, schema) == [len(rows) for rows in kept]
     assert all(less < more for less, more in zip(counts(connection, schema), before, strict=True))

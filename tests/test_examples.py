@@ -25,6 +25,17 @@ JOBS = {job["name"]: job["tasks"] for job in PROJECT["jobs"]}
 LIMIT = re.compile(r"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES\W+(?:value: \")?(\d+)")
 
 
+def test_the_job_that_masks_runs_the_extractor_that_masks() -> None:
+    """Its one task is the extractor of the file, into a target of the project."""
+    masked = yaml.safe_load((EXAMPLES / "masking" / "masked.meltano.yml").read_text("utf-8"))
+    (extractor,), (own,) = masked["plugins"]["extractors"], masked["jobs"]
+    assert own["name"] not in JOBS
+    (task,) = own["tasks"]
+    name, target = task.split()
+    assert name == extractor["name"]
+    assert target in {one["name"] for one in PROJECT["plugins"]["loaders"]}
+
+
 def limit(path: Path) -> int:
     """Return the minutes after which an example has the tap end."""
     (minutes,) = set(LIMIT.findall(path.read_text("utf-8")))

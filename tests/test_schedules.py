@@ -210,7 +210,9 @@ def test_the_line_for_cron_runs_with_what_cron_gives(snowflake: Snowflake, tmp_p
         settings = {"MELTANO_AUTO_INSTALL": "false"} | snowflake.settings
         dotenv = "".join(f"{name}='{text}'\n" for name, text in settings.items())
         (meltano.directory / ".env").write_text(dotenv)
-        assert "api_key" in run()
+        mail = run()
+        assert "api_key" in mail
+        assert all(re.search(r"\[(warning|error|critical)", one) for one in mail.splitlines())
         assert sandbox.requests == []
 
         dotenv += "".join(f"{name}='{text}'\n" for name, text in tap_settings(sandbox).items())
@@ -218,6 +220,9 @@ def test_the_line_for_cron_runs_with_what_cron_gives(snowflake: Snowflake, tmp_p
         assert run() == ""
         rows = held(sandbox.project)
         assert_same(snowflake.rows(rows), rows)
+        # Without Meltano there is no line of its log, and what the shell said is mailed.
+        (meltano.directory / ".venv-meltano").unlink()
+        assert "not found" in run()
 
 
 @pytest.mark.pipeline

@@ -9,9 +9,9 @@ In Airflow, set the variable `bugspulse_projects` to the list of their names, su
 `["shop", "courier"]`, and for each of them a connection, such as `bugspulse_shop`, of type
 `generic` with the API's address as host and the key as password. Workers need the Meltano
 project in `MELTANO_PROJECT_ROOT`, `meltano` on their PATH, the settings of target-snowflake
-and, if there is more than one worker, MELTANO_STATE_BACKEND_URI in their environment. Run
-`meltano state list` once before the first tasks: it makes the tables of Meltano's own
-database, which two first runs at once would both try to make.
+and, if there is more than one worker, MELTANO_STATE_BACKEND_URI in their environment. Load
+one project by hand before the first tasks: that makes Meltano's own database, the schema and
+the tables, which two first runs at once would both try to make.
 """
 # ruff: noqa: INP001 - a folder of DAGs is no package
 
@@ -40,10 +40,12 @@ with DAG(
     BashOperator.partial(
         task_id="load",
         map_index_template="{{ params.project }}",
-        # The extractor's own variables: tap-bugspulse--shop reads TAP_BUGSPULSE__SHOP_API_KEY.
+        # The extractor's own variables: tap-bugspulse--my-shop reads
+        # TAP_BUGSPULSE__MY_SHOP_API_KEY.
         bash_command=(
-            "export TAP_BUGSPULSE__{{ params.project | upper }}_API_URL=$API_URL "
-            "TAP_BUGSPULSE__{{ params.project | upper }}_API_KEY=$API_KEY; "
+            "{% set name = params.project | upper | replace('-', '_') %}"
+            "export TAP_BUGSPULSE__{{ name }}_API_URL=$API_URL "
+            "TAP_BUGSPULSE__{{ name }}_API_KEY=$API_KEY; "
             "meltano --environment=prod run tap-bugspulse--{{ params.project }} target-snowflake"
         ),
         env={

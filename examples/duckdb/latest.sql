@@ -1,4 +1,6 @@
--- The files of target-jsonl as tables, without a load: the latest row of each key.
+-- The files of target-jsonl as tables, without a load: the latest row of each key. Sessions
+-- and events are views. Crash groups, which every run appends, come from the macro: `from
+-- latest('output/crashes*.jsonl', ['$.id'])`; calls likewise.
 --
 -- A row that was loaded again stands in its file twice, since rows are only appended; the
 -- last line of a key is the latest. Run this from the directory that holds `output/`, in
