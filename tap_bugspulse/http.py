@@ -103,6 +103,7 @@ class Call(threading.Thread):
         self.sent_at: float | None = None
         self.notes: deque[str] = deque()
         self._is_cancelled = False
+        self._places: threading.Semaphore | None = None  # where it has one, while it is sent
         self._guard = threading.Lock()
         self.start()
 
@@ -125,6 +126,18 @@ class Call(threading.Thread):
             if self._is_cancelled:
                 raise CancelledError
             self.sent_at = seconds
+
+    def enter(self, places: threading.Semaphore) -> None:
+        """Take one of the places of those that are on their way."""
+        places.acquire()
+        self._places = places
+
+    def leave(self) -> None:
+        """Leave it to another, once; the answer may never end."""
+        with self._guard:
+            places, self._places = self._places, None
+        if places is not None:
+            places.release()
 
     def end_try(self, why: str) -> None:
         """Leave a note why a try has failed, for whoever waits."""
@@ -163,8 +176,7 @@ class ApiSession(requests.Session):
             free_at = self._turns.popleft() + self.minute * RATE_WINDOW if is_full else -math.inf
             while (now := self.clock.seconds()) < max(free_at, self._paused_until):
                 time.sleep(max(free_at, self._paused_until) - now)
-            if isinstance(call := threading.current_thread(), Call):
-                call.begin_try(now)
+            t.cast("Call", threading.current_thread()).begin_try(now)
             self._turns.append(now)
 
     @override
@@ -174,10 +186,11 @@ class ApiSession(requests.Session):
         Raises FatalAPIError if no other try can help, RequestException if one may.
         """
         options = {**kwargs, **self._environment, "timeout": self._settings.request_timeout}
+        call = t.cast("Call", threading.current_thread())
+        call.enter(self._on_their_way)
         try:
-            with self._on_their_way:
-                self._take_turn()
-                response = super().send(request, **options)
+            self._take_turn()
+            response = super().send(request, **options)
         except ValueError:
             # Not the error's own text, which may hold a header or a proxy's password.
             raise FatalAPIError(
@@ -188,6 +201,8 @@ class ApiSession(requests.Session):
                 if sign in str(error):
                     raise FatalAPIError(msg) from None
             raise requests.exceptions.ConnectionError(error) from None
+        finally:
+            call.leave()
         now = self.clock.seconds()
         self._refused = self._refused or now if response.status_code == TOO_MANY else None
         if self._refused:

@@ -93,6 +93,7 @@ class Run:
             most = 2 * self.settings.request_timeout + TICK
             if call.sent_at is not None and self.clock.seconds() - call.sent_at > most:
                 call.cancel()  # its thread is left behind, and holds up nothing
+                call.leave()
                 late += 1
                 if late == MAX_TRIES or not call.retries:
                     raise requests.exceptions.ReadTimeout(f"{call.stream}: no answer in time")

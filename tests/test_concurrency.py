@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from tests.conftest import sweep
-from tests.running import PRIMARY_KEYS, Row, events_asked, expected, select, sync
+from tests.running import PRIMARY_KEYS, Row, assert_whole, events_asked, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import TapProcess, ticking
 
@@ -52,6 +52,27 @@ def test_rows_and_requests_are_the_same_as_one_at_a_time(slow: Sandbox, now: dat
     assert many.state == one.state
     assert asked(slow) == in_turn
     assert len(in_turn) > 100
+
+
+@sweep("concurrency", [1, MANY], quick=[(1,)])
+def test_answers_that_never_end_keep_none_from_being_sent(
+    now: datetime, tmp_path: Path, concurrency: int
+) -> None:
+    """As many bodies that drip as may be on their way at once are given up, and others sent."""
+    project = generate(seed=3, sessions=20, days=5, until=now - timedelta(hours=1))
+    left = [*range(concurrency)]
+
+    def script(request: Request) -> str | None:
+        return "drip" if request.path == "/events" and left and left.pop() >= 0 else None
+
+    options = Options(requests_per_minute=None, script=script, drip_seconds=0.1)
+    with Sandbox(project, options) as running:
+        tap = TapProcess(
+            tmp_path / "tap", running, now, minute=0.5, concurrency=concurrency, request_timeout=0.3
+        )
+        assert tap.end() == 0, tap.log
+    assert_whole(project, tap.output())
+    assert not left
 
 
 @sweep("concurrency", [1, MANY], quick=[(MANY,)])
