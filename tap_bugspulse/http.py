@@ -25,6 +25,7 @@ RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 MAX_TRIES = 8
 MAX_FAILING = 5  # minutes of failures of one request
+LONGEST_ANSWER = 2  # times request_timeout, which is that of each read
 MAX_REFUSED = 15  # minutes of nothing but 429
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; whoever runs the tap should hear of more
 SECONDS_1970_TO_2001, MILLISECONDS_1970_TO_2001 = 1e9, 1e12
@@ -127,10 +128,11 @@ class Call(threading.Thread):
                 raise CancelledError
             self.sent_at = seconds
 
-    def enter(self, places: threading.Semaphore) -> None:
-        """Take one of the places of those that are on their way."""
-        places.acquire()
-        self._places = places
+    def enter(self, places: threading.Semaphore, seconds: float) -> None:
+        """Take one of the places of those that are on their way, or go without after a while."""
+        # Those who hold them for longer than any answer takes will hold them for ever.
+        if places.acquire(timeout=seconds):
+            self._places = places
 
     def leave(self) -> None:
         """Leave it to another, once; the answer may never end."""
@@ -187,7 +189,7 @@ class ApiSession(requests.Session):
         """
         options = {**kwargs, **self._environment, "timeout": self._settings.request_timeout}
         call = t.cast("Call", threading.current_thread())
-        call.enter(self._on_their_way)
+        call.enter(self._on_their_way, LONGEST_ANSWER * self._settings.request_timeout)
         try:
             self._take_turn()
             response = super().send(request, **options)

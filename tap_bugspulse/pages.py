@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import typing as t
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -276,15 +277,23 @@ def _is_deep(value: Value, levels: int = MAX_DEPTH - 4) -> bool:
     return not levels or any(_is_deep(one, levels - 1) for one in inner)
 
 
-def _shallow(value: Value, levels: int = MAX_DEPTH - 1) -> Value:
-    """Return a value in which what is nested deeper than others can read is kept as text."""
-    if not isinstance(value, dict | list):
-        return value
-    if not levels:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if isinstance(value, list):
-        return [_shallow(one, levels - 1) for one in value]
-    return {name: _shallow(one, levels - 1) for name, one in value.items()}
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+def _shallow(text: str) -> str:
+    """Return JSON in which what is nested deeper than others can read is kept as text."""
+    parts: list[str] = []
+    depth = done = begin = 0
+    for token in _TOKEN.finditer(text):
+        if token[0] in {"[", "{"}:
+            depth += 1
+            begin = token.start() if depth == MAX_DEPTH else begin
+        elif token[0] in {"]", "}"}:
+            if depth == MAX_DEPTH:
+                parts += text[done:begin], json.dumps(text[begin : token.end()])
+                done = token.end()
+            depth -= 1
+    return "".join([*parts, text[done:]])
 
 
 def _loads(content: bytes) -> Value:
@@ -296,8 +305,8 @@ def _loads(content: bytes) -> Value:
     def finite(text: str) -> float | None:
         return number if math.isfinite(number := float(text)) else None
 
-    text = content.decode("utf-8-sig", errors="replace")
+    text = _shallow(content.decode("utf-8-sig", errors="replace"))
     value = json.loads(text, parse_constant=lambda _: None, parse_float=finite)
     if "\\ud" in text.lower():
         value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
-    return _shallow(value)
+    return value

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import requests
 
-from tap_bugspulse.http import MAX_TRIES, ApiSession, Call, Clock
+from tap_bugspulse.http import LONGEST_ANSWER, MAX_TRIES, ApiSession, Call, Clock
 from tap_bugspulse.pages import page_of
 from tap_bugspulse.settings import Settings
 from tap_bugspulse.writer import WholeMessageWriter
@@ -90,7 +90,7 @@ class Run:
             wait([call.future], TICK)
             self._check_wait(call, counts)
             # Each read has a timeout, which an answer that comes byte by byte never meets.
-            most = 2 * self.settings.request_timeout + TICK
+            most = LONGEST_ANSWER * self.settings.request_timeout + TICK
             if call.sent_at is not None and self.clock.seconds() - call.sent_at > most:
                 call.cancel()  # its thread is left behind, and holds up nothing
                 call.leave()

@@ -291,7 +291,7 @@ def test_text_that_was_cut_inside_a_character_is_kept(half: str) -> None:
     assert row_of("crashes", '"message": "\\ud83d\\ude00"')[0]["message"] == "\U0001f600"
 
 
-@pytest.mark.parametrize("depth", [150, 400])
+@pytest.mark.parametrize("depth", [150, 400, 1000, DEEP])
 @pytest.mark.parametrize(("opens", "closes"), [("[", "]"), ('{"a":', "}")])
 def test_data_may_be_deeper_than_others_can_read(depth: int, opens: str, closes: str) -> None:
     """What others could not read becomes text in its place, and nothing is lost."""
