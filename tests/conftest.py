@@ -116,11 +116,11 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """A small project of 20 days, without a rate limit.
 
     Its seed gives crashes in six sessions, four of them within the lookback, calls that
-    failed in seven, and sessions that go on, have no events or no user. A module's PROJECT
+    failed in seven, and sessions that go on, have no events or no user. A module's DATA
     and the parameter of a test say what is otherwise.
     """
     usual = {"seed": 126, "sessions": 70, "days": 20, "until": NOW - timedelta(hours=1)}
-    own = getattr(request.module, "PROJECT", {}) | getattr(request, "param", {})
+    own = getattr(request.module, "DATA", {}) | getattr(request, "param", {})
     with Sandbox(generate_once(**usual | own), Options(requests_per_minute=None)) as running:
         yield running
 

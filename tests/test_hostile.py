@@ -27,7 +27,7 @@ if t.TYPE_CHECKING:
 
 HOUR = timedelta(hours=1)
 # Its clocks are right, so that no call lies in the future.
-PROJECT = {"sessions": 60, "lying_clocks": False}
+DATA = {"sessions": 60, "lying_clocks": False}
 
 
 def same_instants(project: Project, instants: int) -> None:

@@ -34,7 +34,7 @@ if t.TYPE_CHECKING:
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MINUTE = 0.02  # seconds that a minute of the tap takes
 # Its clocks are right, so that no call lies in the future.
-PROJECT = {"sessions": 40, "crash_groups": 4, "lying_clocks": False}
+DATA = {"sessions": 40, "crash_groups": 4, "lying_clocks": False}
 MATCH = "row counts match the API"
 
 # --- Logs and output ----------------------------------------------------------------------
