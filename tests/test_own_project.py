@@ -12,9 +12,9 @@ import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tests.documents import blocks
-from tests.pipeline.children import environment
+from tests.pipeline.children import environment, serving
 from tests.pipeline.marts import marts
-from tests.pipeline.transform import TRANSFORM, Dbt, DuckDb, by_key, tables
+from tests.pipeline.transform import TRANSFORM, Dbt, DuckDb, Postgres, by_key, tables
 from tests.pipeline.truth import held
 from tests.running import sync
 from tests.sandbox import Options, Sandbox, generate
@@ -30,14 +30,18 @@ GIT = shutil.which("git") or "git"
 
 
 @pytest.fixture
-def warehouse(tmp_path: Path) -> DuckDb:
-    """DuckDB, with nothing loaded."""
-    return DuckDb(tmp_path / "duckdb")
+def warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DuckDb | Postgres]:
+    """A database with nothing loaded: DuckDB, or the one that a test names."""
+    if getattr(request, "param", "duckdb") == "duckdb":
+        yield DuckDb(tmp_path / "duckdb")
+        return
+    with serving("tests.pipeline.postgres", home=tmp_path / "home") as server:
+        yield Postgres(server["dsn"], tmp_path / "postgres")
 
 
 @pytest.fixture
-def dbt(tmp_path: Path, warehouse: DuckDb) -> Iterator[Dbt]:
-    """One process of dbt, which knows DuckDB."""
+def dbt(tmp_path: Path, warehouse: DuckDb | Postgres) -> Iterator[Dbt]:
+    """One process of dbt, which knows the database."""
     with Dbt(tmp_path / "dbt") as started:
         started.add(warehouse.name, warehouse.output())
         yield started
@@ -66,10 +70,11 @@ def project_of_ones_own(folder: Path, packages: object, variables: object) -> Pa
     return project
 
 
+@pytest.mark.parametrize("warehouse", ["duckdb", "postgres"], indirect=True)
 def test_package_is_installed_from_git_as_the_readme_says(
-    dbt: Dbt, warehouse: DuckDb, tmp_path: Path
+    dbt: Dbt, warehouse: DuckDb | Postgres, tmp_path: Path
 ) -> None:
-    """The lines of the README, but for the address and the funnel, give the tables."""
+    """The lines of the README, but for the address, the funnel and the schema, give the tables."""
     sandbox_project = generate(seed=3, sessions=60, days=5, until=NOW)
     with Sandbox(sandbox_project, Options(requests_per_minute=None)) as sandbox:
         output = sync(sandbox, NOW)
@@ -83,7 +88,9 @@ def test_package_is_installed_from_git_as_the_readme_says(
     packages["packages"][0]["git"] = repository(tmp_path)
     funnel = ["Home", "Product", "Cart"]
     assert settings["vars"]["bugspulse_funnel"] != funnel
-    own = {"bugspulse_files": str(warehouse.folder / "output"), "bugspulse_funnel": funnel}
+    own: dict[str, object] = {"bugspulse_schema": "bugspulse", "bugspulse_funnel": funnel}
+    if isinstance(warehouse, DuckDb):
+        own["bugspulse_files"] = str(warehouse.folder / "output")
     project = project_of_ones_own(tmp_path, packages, settings["vars"] | own)
 
     commands = next(one.text for one in readme if one.text.startswith("dbt deps")).splitlines()
