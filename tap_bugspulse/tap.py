@@ -322,8 +322,8 @@ def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
         if isinstance(exc.code, int) and exc.code > STOPPED:
             logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
         raise
-    except Exception as exc:
-        if line := map_error(exc):  # whatever the expression of a stream map raises
+    except Exception as exc:  # the expression of a stream map may raise any; no other is kept
+        if line := map_error(exc):
             logger.critical("%s", line)
         elif isinstance(exc, SingerSDKError | requests.RequestException):
             logger.critical("%s", "; ".join(getattr(exc, "errors", [str(exc)])))

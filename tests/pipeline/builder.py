@@ -59,8 +59,8 @@ def query(folder: str, queries: list[list[str]]) -> dict[str, Any]:
         The rows of each, values as text.
     """
     # Only one test has these, the demo has dbt alone.
-    from dbt_metricflow.cli.cli_configuration import CLIConfiguration  # noqa: PLC0415
-    from dbt_metricflow.cli.main import query as command  # noqa: PLC0415
+    from dbt_metricflow.cli.cli_configuration import CLIConfiguration  # noqa: PLC0415 - dbt alone has it
+    from dbt_metricflow.cli.main import query as command  # noqa: PLC0415 - same
 
     configuration = CLIConfiguration()
     configuration.setup(Path(folder), Path(folder), configure_file_logging=False)
