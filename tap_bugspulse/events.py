@@ -19,10 +19,9 @@ from tap_bugspulse.http import Call, NotFoundError, PatienceError, RefusedError,
 from tap_bugspulse.pages import Row
 from tap_bugspulse.replication import (
     DAY,
-    LONG_AGO,
     Bookmark,
     CompleteRange,
-    Progress,
+    Plan,
     Window,
     make_plan,
     midnight,
@@ -30,7 +29,7 @@ from tap_bugspulse.replication import (
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
-from tap_bugspulse.windows import PAGES_PER_WINDOW
+from tap_bugspulse.windows import PAGES_PER_WINDOW, Sync
 
 SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
 SESSIONS_PER_STATE = 100  # that a kill may cost: since the last STATE, and on their way
@@ -91,8 +90,7 @@ class Events(BugsPulseStream):
         tried = {*self.set_aside, *self.short}
         settings, started = self.run.settings, self.run.started
         plan = make_plan(self.complete(), settings.requested, settings.lookback, started)
-        progress = Progress(plan, settings.requested, settings.lookback, started)
-        batches = itertools.chain(self._forward(progress), self._history(progress))
+        batches = itertools.chain(self._forward(plan), self._history(plan))
         try:
             # What is ahead is said before the first request: both parts have begun.
             first = list(itertools.islice(batches, 2))
@@ -101,16 +99,16 @@ class Events(BugsPulseStream):
             for batch in itertools.chain(first[:1], again, first[1:], batches):
                 due = [one for one in batch.due if batch.is_again or one.id not in tried]
                 self._window = batch.window
-                yield from self._fetch(self._still_due(due), progress)
+                yield from self._fetch(self._still_due(due), plan)
                 self._settle()
                 batch.done(batch.window)
-                self.checkpoint(progress)
+                self.checkpoint(plan)
             self._believe_counts()
             self._left = 0
-            self.checkpoint(progress)
+            self.checkpoint(plan)
         except OutOfTime:
             self._settle()
-            self.checkpoint(progress)
+            self.checkpoint(plan)
             raise
         finally:
             self.run.events_left = self._left
@@ -127,12 +125,12 @@ class Events(BugsPulseStream):
         found = list(filter(None, ranges))
         return functools.reduce(CompleteRange.joined, found) if found else None
 
-    def checkpoint(self, progress: Progress) -> None:
+    def checkpoint(self, plan: Plan) -> None:
         """Write what is fetched into the state and send it."""
         complete = Bookmark.read(self.stream_state).complete
         ranges = {name: found for name, one in complete.items() if (found := one.range())}
-        now, ledger = progress.complete, self.parent.fetched
-        if now and progress.plan.moves_bookmark:
+        now, ledger = plan.complete, self.parent.fetched
+        if now and plan.moves_bookmark:
             ranges[self.run.settings.events_for] = now
         lookbacks = [
             (self.parent.kept_from(one), one.complete_to.date() + 2 * DAY)
@@ -141,8 +139,7 @@ class Events(BugsPulseStream):
 
         def keep(day: date) -> bool:
             # Outside of what is complete, the ledger alone knows what is fetched.
-            first = now and (now.complete_from or LONG_AGO).date()
-            is_inside = now and first and first < day <= now.complete_to.date()
+            is_inside = now and now.complete_from.date() < day <= now.complete_to.date()
             return not is_inside or any(first <= day <= last for first, last in lookbacks)
 
         ledger.prune(keep, self.parent.today)
@@ -155,9 +152,9 @@ class Events(BugsPulseStream):
 
     # --- Which sessions are due
 
-    def _forward(self, progress: Progress) -> Iterator[Batch]:
+    def _forward(self, plan: Plan) -> Iterator[Batch]:
         """Yield the sessions of the forward part: those this run listed, and the rest."""
-        days, listed = progress.plan.forward, self.parent.listed
+        days, listed = plan.forward, self.parent.listed
         if days is None:
             return
         rest: Window | None = days
@@ -166,36 +163,30 @@ class Events(BugsPulseStream):
             is_whole = begins is None or (days.start is not None and begins <= days.start)
             rest = None if is_whole else Window(days.start, begins)
         due: list[Candidate] = []
-        for cut in self.parent.cut(rest, lambda: True, newest_first=False) if rest else ():
+        for cut in self.parent.cut(rest, Sync(plan, ignores_state=False)) if rest else ():
             due += self.parent.list_due(cut)
             if len(due) > MAX_REMEMBERED:
-                yield Batch(due, cut.window, progress.forward_done)
+                yield Batch(due, cut.window, plan.forward_done)
                 due = []
         # Also those before ``days``, which history may list under no day of its own.
-        known = progress.plan.is_before_lookback
+        known = plan.is_before_lookback
         due += [one for one in self.parent.due.values() if not known(midnight(one.day))]
-        yield Batch(due, days, progress.forward_done)
+        yield Batch(due, days, plan.forward_done)
 
-    def _history(self, progress: Progress) -> Iterator[Batch]:
+    def _history(self, plan: Plan) -> Iterator[Batch]:
         """Yield the sessions of history, listed anew, in windows that can be fetched."""
-        plan, before, done = progress.plan, progress.complete, progress.history_done
-        days = plan.history
+        days, done = plan.history, plan.history_done
         if days is None:
             return
-
-        def is_wanted() -> bool:
-            return not self.run.is_over() or progress.complete == before
-
         rows = min(SESSIONS_PER_WINDOW, PAGES_PER_WINDOW * self.run.settings.page_size)
-        cuts = self.parent.cut(days, is_wanted, newest_first=True, rows=rows)
+        sync = Sync(plan, ignores_state=False, in_history=True, before=plan.complete)
         try:
-            for cut in cuts:
+            for cut in self.parent.cut(days, sync, rows):
                 due = self.parent.list_due(cut)
                 due = [one for one in due if not plan.was_read(one.instant)]
                 yield Batch(due, cut.window, done, cut.rows_left)
         except OutOfTime:
             return  # what is listed gets its turn
-        yield Batch([], days, done)
 
     def _again(self, tried: list[str], listed: list[Batch]) -> Iterator[Batch]:
         """Yield the sessions that failed or came short in an earlier run."""
@@ -247,7 +238,7 @@ class Events(BugsPulseStream):
         # One that has failed for long may do so again.
         return self.fetch({"sessionId": session}, retries=session not in self.set_aside)
 
-    def _fetch(self, due: list[Candidate], progress: Progress) -> Iterator[Row]:
+    def _fetch(self, due: list[Candidate], plan: Plan) -> Iterator[Row]:
         """Yield the events of sessions; raise OutOfTime at the time limit."""
 
         def is_late() -> bool:
@@ -265,14 +256,14 @@ class Events(BugsPulseStream):
                 except FatalAPIError:
                     # One session that stops every run must not have those before it fetched
                     # again and again.
-                    self.checkpoint(progress)
+                    self.checkpoint(plan)
                     raise
                 fetched += 1
-                self._count(progress)
+                self._count(plan)
         if fetched < len(due):
             self.run.check_time()
 
-    def _count(self, progress: Progress) -> None:
+    def _count(self, plan: Plan) -> None:
         """Count a session that is done, and say so from time to time, in a STATE, too."""
         run = self.run
         self._left = max(0, self._left - 1)
@@ -287,7 +278,7 @@ class Events(BugsPulseStream):
         )
         asked = self._since_state + run.settings.concurrency
         if asked >= SESSIONS_PER_STATE or run.clock.seconds() - self._state_at >= SECONDS_PER_STATE:
-            self.checkpoint(progress)
+            self.checkpoint(plan)
 
     def _rows_of(self, session: Candidate, call: Call) -> Iterator[Row]:
         """Yield a session's events, and note that they were fetched once all are there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import typing as t
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 
 import msgspec
@@ -24,7 +24,8 @@ JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
 FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
 FINGERPRINT = 12  # bytes of a session in a ledger: eight of its id, four of a hash
 NOTHING: tuple[t.Any, ...] = (None, "", {}, [])
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
+LONG_AGO = datetime.min.replace(tzinfo=UTC)  # no bound, and
+FAR_AWAY = datetime.max.replace(tzinfo=UTC)
 Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
 
 
@@ -51,15 +52,14 @@ def midnight(day: date) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The instants from ``start`` up to, not including, ``end``; None is no bound."""
+    """The instants from ``start`` up to, not including, ``end``."""
 
-    start: datetime | None = None
-    end: datetime | None = None
+    start: datetime = LONG_AGO
+    end: datetime = FAR_AWAY
 
     def holds(self, instant: datetime | None) -> bool:
         """Return whether an instant lies in the span; an unknown one does."""
-        is_early = instant and self.start and instant < self.start
-        return not is_early and not (instant and self.end and instant >= self.end)
+        return instant is None or self.start <= instant < self.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,9 @@ class Window:
     @classmethod
     def around(cls, span: Span, now: datetime) -> Window:
         """Return the days to ask for so that a span is complete in every time zone."""
-        start = span.start.date() - DAY if span.start else None
-        has_end = span.end is not None and span.end <= now
-        last = (span.end - datetime.resolution).date() if span.end and has_end else None
-        return cls(start, last + 2 * DAY if last else None)
+        start = span.start.date() - DAY if span.start > LONG_AGO else None
+        last = (span.end - datetime.resolution).date()
+        return cls(start, last + 2 * DAY if span.end <= now else None)
 
     def query(self) -> dict[str, str]:
         """Return the query parameters that ask for the window's rows."""
@@ -105,21 +104,22 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class CompleteRange:
-    """The one range of time that is complete, both ends included; it may begin at no bound."""
+    """The one range of time that is complete, both ends included; it may begin LONG_AGO."""
 
-    complete_from: datetime | None
+    complete_from: datetime
     complete_to: datetime
 
     def joined(self, other: CompleteRange) -> CompleteRange:
         """Return both as one where they touch or overlap, else the one that is newer."""
-        first, last = sorted((self, other), key=lambda one: one.complete_from or LONG_AGO)
-        if last.complete_from and last.complete_from > first.complete_to:
+        first, last = sorted((self, other), key=lambda one: one.complete_from)
+        if last.complete_from > first.complete_to:
             return max(self, other, key=lambda one: one.complete_to)
         return CompleteRange(first.complete_from, max(first.complete_to, last.complete_to))
 
     def write(self, key: str) -> dict[str, str]:
         """Return the range as keys of a bookmark, its end under ``key``."""
-        begins = format_instant(self.complete_from) if self.complete_from else BEGINNING
+        has_start = self.complete_from > LONG_AGO
+        begins = format_instant(self.complete_from) if has_start else BEGINNING
         return {key: format_instant(self.complete_to), "complete_from": begins}
 
 
@@ -137,25 +137,21 @@ class DayReading(msgspec.Struct, array_like=True, frozen=True):
     """What the last reading of a day of network calls found.
 
     ``total`` is the API's own, -1 where it says nothing of what was loaded; ``rows`` of them
-    were loaded and not in the future, from ``start`` (None is no bound) to ``last``.
+    were loaded and not in the future, from ``start`` to ``last``.
     """
 
     total: int
     rows: int
     last: Instant
-    start: Instant | None = None
+    start: Instant = LONG_AGO
 
     def holds(self, instant: datetime | None) -> bool:
         """Return whether a row was counted, if it was there; one of an unknown instant was."""
-        return instant is None or (self.start or LONG_AGO) <= instant <= self.last
-
-    def reaches(self, start: datetime | None) -> bool:
-        """Return whether all rows from a start on were counted."""
-        return (self.start or LONG_AGO) <= (start or LONG_AGO)
+        return instant is None or self.start <= instant <= self.last
 
     def write(self) -> list[int | str]:
         """Return the reading as it stands in a bookmark."""
-        instants = [one for one in (self.last, self.start) if one]
+        instants = [one for one in (self.last, self.start) if one > LONG_AGO]
         return [self.total, self.rows, *map(format_instant, instants)]
 
 
@@ -206,7 +202,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
             raise StateError(key, whose, clock)
         if self.complete_from != BEGINNING and (start is None or start > to):
             raise StateError("complete_from", whose, repr(self.complete_from))
-        return CompleteRange(start, min(to, now or to))
+        return CompleteRange(start or LONG_AGO, min(to, now or to))
 
 
 def _without_nulls(written: t.Any) -> t.Any:
@@ -218,101 +214,85 @@ def _without_nulls(written: t.Any) -> t.Any:
 # --- What to read -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """What a run reads: ``forward`` oldest first, then ``history`` newest first.
 
-    ``complete`` is what the state says is complete, ``begins`` where the range starts that
-    this run begins.
+    ``known`` is what the state says is complete, ``complete`` what is while the run reads. That
+    ends at ``target`` in the end; the forward part reads all that it lacks from ``begins`` on.
     """
 
     forward: Window | None
     history: Window | None
-    complete: CompleteRange | None = None
-    begins: datetime | None = None
+    known: CompleteRange | None
+    requested: Span
+    begins: datetime
+    target: datetime
     moves_bookmark: bool = True
+    complete: CompleteRange | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.complete = self.known
 
     def was_read(self, instant: datetime | None) -> bool:
-        """Return whether a row met in history lies where history overlaps the range.
+        """Return whether a row met in history lies where history overlaps what is known.
 
         Only there: one further inside may be filed under an earlier day, by another of its
         instants, and was then never read.
         """
-        days, known = self.history, self.complete
-        if not (instant and self.moves_bookmark and known and days and days.end):
+        if not (instant and self.known and self.history and self.history.end):
             return False
-        begins, overlap = known.complete_from, midnight(days.end + 2 * DAY)
-        return begins is not None and begins <= instant <= known.complete_to and instant < overlap
+        is_known = self.known.complete_from <= instant <= self.known.complete_to
+        return is_known and instant < midnight(self.history.end + 2 * DAY)
 
     def is_before_lookback(self, instant: datetime | None) -> bool:
         """Return whether an instant is complete and lies before what is read again."""
-        known, days = self.complete, self.forward
-        if not (instant and known and days and days.start):
+        if not (instant and self.known and self.forward and self.forward.start):
             return False
-        return (known.complete_from or LONG_AGO) <= instant < midnight(days.start)
-
-
-def latest(requested: Span, now: datetime) -> datetime:
-    """Return the last instant that a run reads, at which a completed one leaves off."""
-    return now if requested.end is None else min(now, requested.end - JUST_BEFORE)
-
-
-def make_plan(
-    complete: CompleteRange | None, requested: Span, lookback: timedelta, now: datetime
-) -> Plan:
-    """Return what a run that starts ``now`` reads: requested less complete, plus lookback."""
-    start = requested.start or LONG_AGO
-    if complete is None or start > complete.complete_to:
-        edge = begins = midnight(latest(requested, now).date()) - lookback
-        complete = None
-        if start >= edge:
-            return Plan(Window.around(requested, now), None, begins=requested.start)
-    else:
-        begins = complete.complete_from or LONG_AGO
-        if requested.end is not None and requested.end < begins:
-            whole = Window.around(requested, now)
-            return Plan(None, whole, complete, moves_bookmark=False)
-        edge = max(complete.complete_to - lookback, start, begins)
-    forward = history = None
-    if requested.end is None or requested.end > edge:
-        forward = Window.around(Span(edge, requested.end), now)
-    if start < begins:
-        history = Window.around(Span(requested.start, begins), now)
-        if forward and forward.start and (history.end is None or history.end > forward.start):
-            history = replace(history, end=forward.start)  # from there on it is read
-    return Plan(forward, history, complete, begins)
-
-
-class Progress:
-    """The complete range while a run extends it, window by window."""
-
-    def __init__(self, plan: Plan, requested: Span, lookback: timedelta, now: datetime) -> None:
-        self.complete = plan.complete
-        self.target = latest(requested, now)
-        known, start = plan.complete, requested.start
-        if known and start and start > max(known.complete_from or LONG_AGO, self.target - lookback):
-            # What start_date keeps from being read again is for the lookback of the next run.
-            self.target = known.complete_to
-        self.plan, self._start = plan, requested.start
+        return self.known.complete_from <= instant < midnight(self.forward.start)
 
     def forward_done(self, window: Window) -> None:
         """Move the end of the range over a completed window."""
-        plan, to = self.plan, self.target
-        if plan.forward is None or window.end != plan.forward.end:
-            to = min(to, midnight((window.end or date.max) - DAY))
-        if self.complete:
-            self.complete = replace(self.complete, complete_to=max(to, self.complete.complete_to))
-        elif to >= (plan.begins or LONG_AGO):
-            self.complete = CompleteRange(plan.begins, to)
+        to = min(self.target, midnight(window.end - DAY)) if window.end else self.target
+        if to >= self.begins:
+            read = CompleteRange(self.begins, to)
+            self.complete = self.complete.joined(read) if self.complete else read
 
     def history_done(self, window: Window) -> None:
         """Move the start of the range back over a completed window."""
-        if not self.plan.moves_bookmark or not self.complete:
-            return
-        start, known = self._start, self.complete.complete_from
-        if window.start is not None:
-            start = max(midnight(window.start + DAY), start or LONG_AGO)
-        self.complete = replace(self.complete, complete_from=start and known and min(start, known))
+        if self.complete and self.moves_bookmark:
+            start = midnight(window.start + DAY) if window.start else LONG_AGO
+            start = min(max(start, self.requested.start), self.complete.complete_from)
+            self.complete = replace(self.complete, complete_from=start)
+
+
+def make_plan(
+    known: CompleteRange | None, requested: Span, lookback: timedelta, now: datetime
+) -> Plan:
+    """Return what a run that starts ``now`` reads: requested less known, plus lookback."""
+    start, target = requested.start, min(now, requested.end - JUST_BEFORE)
+    if known is None or start > known.complete_to:
+        known, edge = None, max(start, midnight(target.date()) - lookback)
+        begins = edge
+    elif requested.end < known.complete_from:
+        whole = Window.around(requested, now)
+        return Plan(None, whole, known, requested, start, target, moves_bookmark=False)
+    else:
+        edge = max(start, known.complete_to - lookback)
+        begins = min(edge, known.complete_from)
+        if start > max(known.complete_from, target - lookback):
+            # What start_date keeps from being read again is for the lookback of the next run.
+            target = known.complete_to
+    forward = history = None
+    if requested.end > edge:
+        forward = Window.around(Span(edge, requested.end), now)
+    if start < begins:
+        history = Window.around(Span(start, begins), now)
+        if forward and forward.start and history.end and history.end > forward.start:
+            history = replace(history, end=forward.start)  # from there on it is read
+        if history.start and history.end and history.start >= history.end:
+            history, begins = None, start
+    return Plan(forward, history, known, requested, begins, target)
 
 
 class Cutter:

@@ -19,7 +19,7 @@ from msgspec import Meta
 from singer_sdk.exceptions import ConfigurationError, ConfigValidationError
 from singer_sdk.mapper import CustomStreamMap
 
-from tap_bugspulse.replication import Span, parse_instant
+from tap_bugspulse.replication import FAR_AWAY, LONG_AGO, Span, parse_instant
 
 NAME = "tap-bugspulse"
 CONCURRENCY = 16  # measured, see docs/performance.md
@@ -108,7 +108,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @functools.cached_property
     def requested(self) -> Span:
         """The instants from start_date to end_date."""
-        return Span(self.start_date, self.end_date)
+        return Span(self.start_date or LONG_AGO, self.end_date or FAR_AWAY)
 
     @property
     def lookback(self) -> timedelta:

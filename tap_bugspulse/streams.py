@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import typing as t
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from datetime import date, datetime
 
 import msgspec
@@ -17,11 +17,9 @@ from tap_bugspulse.ledger import Ledger, fingerprint
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
-    LONG_AGO,
     Bookmark,
     CompleteRange,
     DayReading,
-    Span,
     Window,
     midnight,
     parse_instant,
@@ -30,7 +28,6 @@ from tap_bugspulse.run import Run
 from tap_bugspulse.windows import Cut, Sync, WindowedStream
 
 MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
-ALWAYS = Span()
 
 
 class Crashes(BugsPulseStream):
@@ -61,70 +58,46 @@ class Network(WindowedStream):
     @override
     def begin(self, bookmark: Bookmark) -> Sync:
         sync = super().begin(bookmark)
-        if sync.progress.plan.complete:
+        if sync.plan.known:
             self.days = dict(bookmark.days)
         return sync
 
-    def _lookback(self, complete_to: datetime) -> Iterator[date]:
-        """Yield the days that the lookback before an instant asks for."""
-        first = (complete_to - self.run.settings.lookback).date() - DAY
-        last = min(complete_to.date() + DAY, self.today)
-        return (first + number * DAY for number in range((last - first).days + 1))
+    def _first_counted(self, complete_to: datetime) -> date:
+        """Return the first day that the lookback before an instant asks for."""
+        return (complete_to - self.run.settings.lookback).date() - DAY
 
-    def _pieces(self, days: Window, sync: Sync) -> Iterator[Window]:
-        """Yield days as those that are read one by one, and the rest between them."""
-        known = sync.progress.plan.complete
-        counted = {*self._lookback(sync.progress.target)}
-        counted.update(self._lookback(known.complete_to) if known else ())
-        start = days.start
-        for day in sorted(filter(days.holds, counted)):
-            if start is None or start < day:
-                yield Window(start, day)
-            start = day + DAY
-            yield Window(day, None if days.end is None and day == self.today else start)
-        is_rest = days.end is None or start is None or start < days.end
-        if is_rest and not (days.end is None and start and start > self.today):
-            yield Window(start, days.end)
-
-    def _is_day(self, piece: Window) -> bool:
-        is_open = piece.end is None and piece.start == self.today
-        return piece.start is not None and (is_open or piece.end == piece.start + DAY)
+    def _pieces(self, start: date, end: date | None, first: date) -> list[Window]:
+        """Return days one by one from ``first`` on, and those counted before; and the rest."""
+        until = end or self.today + DAY
+        every = [start + number * DAY for number in range((until - start).days)]
+        counted = [day for day in every if day >= first or day in self.days]
+        starts = {start, *counted, *(day + DAY for day in counted)} - {until}
+        return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), end])]
 
     @override
-    def windows(
-        self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
-    ) -> Iterator[Cut]:
-        pieces = list(self._pieces(days, sync)) if days else []
-        newest: requests.Response | None = None
-        if days and pieces[2:] and not sync.in_history and not self.days:
-            newest = self.take(self.fetch(self.query_of(pieces[-1])))
-            # Where nothing happens now, nothing may have happened in all these days.
-            is_empty = page_of(newest).total == 0
-            first = self.take(self.fetch(self.query_of(days))) if is_empty else newest
-            if page_of(first).total == 0:
-                start = self.run.settings.requested.start
-                empty = (one.start for one in pieces if one.start and one.end)
-                self.days = {day: DayReading(0, 0, midnight(day), start) for day in empty}
-                yield Cut(days, first, 0)
-                return
-        pieces = pieces[::-1] if sync.in_history else pieces
+    def windows(self, days: Window | None, sync: Sync) -> Iterator[Cut]:
+        if days is None or days.start is None or sync.in_history:
+            yield from super().windows(days, sync)
+            return
+        pieces = self._pieces(days.start, days.end, self._first_counted(sync.plan.target))
         for are_days, group in itertools.groupby(pieces, self._is_day):
             some = list(group)
-            if are_days and not sync.in_history:
-                yield from self._one_by_one(some, newest if some[-1] == pieces[-1] else None)
+            if are_days:
+                yield from self._one_by_one(some)
             else:
                 for piece in some:
-                    yield from self.cut(piece, is_wanted, newest_first=sync.in_history)
-            if self.ignores_dates and days:
+                    yield from self.cut(piece, sync)
+            if self.ignores_dates:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
 
-    def _one_by_one(self, days: list[Window], last: requests.Response | None) -> Iterator[Cut]:
-        asked = days[:-1] if last else days
-        calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
-        answers = itertools.chain(map(self.take, calls), [last] if last else [])
-        for day, answer in zip(days, answers, strict=True):
-            first = self.checked(day, answer)
+    def _is_day(self, window: Window) -> bool:
+        return window.start is not None and window.size(self.today) == 1
+
+    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
+        calls = self.prefetch(self.fetch(self.query_of(one)) for one in days)
+        for day, call in zip(days, calls, strict=True):
+            first = self.checked(day, self.take(call))
             if self.ignores_dates:
                 return
             yield Cut(day, first, 0)
@@ -133,11 +106,11 @@ class Network(WindowedStream):
     def read(
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
-        day = window.start
-        if day is None or not self._is_day(window) or sync.ignores_state or self.ignores_dates:
+        day, is_day = window.start, self._is_day(window) and not sync.in_history
+        if day is None or not is_day or sync.ignores_state or self.ignores_dates:
             return (yield from super().read(window, first, sync))
         known, requested = self.days.get(day), self.run.settings.requested
-        if known and known.total == page_of(first).total and known.reaches(requested.start):
+        if known and known.total == page_of(first).total and known.start <= requested.start:
             return set()
         now, old, ids = self.run.clock.now(), list[Row](), set[str]()
         count, counted, ends_early, last = 0, 0, False, midnight(day)
@@ -148,7 +121,7 @@ class Network(WindowedStream):
             is_old = known is not None and known.holds(instant)
             counted += is_old
             if instant and not requested.holds(instant):
-                ends_early = ends_early or instant >= (requested.start or LONG_AGO)
+                ends_early = ends_early or instant >= requested.start
                 continue
             if instant is None or instant <= now:
                 count += 1
@@ -175,21 +148,9 @@ class Network(WindowedStream):
         return ids
 
     @override
-    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
-        requested = self.run.settings.requested
-        if requested == ALWAYS and not sync.progress.plan.complete:
-            return [row for row in rows if row.id not in sync.ids]
-        instants = (parse_instant(row.timestamp) for row in rows)
-        return [
-            row
-            for row, instant in zip(rows, instants, strict=True)
-            if requested.holds(instant) and not self.was_emitted(row, instant, sync)
-        ]
-
-    @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
-        complete = sync.progress.complete
-        first = next(self._lookback(complete.complete_to)) if complete else date.min
+        complete = sync.plan.complete
+        first = self._first_counted(complete.complete_to) if complete else date.min
         kept = sorted(day for day in self.days if day >= first)
         return {"days": {day.isoformat(): self.days[day].write() for day in kept}}
 
@@ -258,11 +219,9 @@ class Sessions(WindowedStream):
 
     @override
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
-        requested = self.run.settings.requested
-        kept_from = self.kept_from(sync.progress.complete)
-        is_old = sync.in_history and window.end is not None and window.end <= kept_from
-        if is_old and requested == ALWAYS and not sync.progress.plan.complete:
-            return [row for row in rows if row.id not in sync.ids]
+        requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
+        if sync.in_history and window.end is not None and window.end <= kept_from:
+            return super().news(rows, window, sync)
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []
         for row in rows:
@@ -326,7 +285,7 @@ class Sessions(WindowedStream):
 
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
-        kept_from = self.kept_from(sync.progress.complete)
+        kept_from = self.kept_from(sync.plan.complete)
         if self.ledger.prune(lambda day: day >= kept_from, self.today):
             self.run.warn_once(
                 "sessions: more than 1,000 lie in the future of the run; those beyond are loaded "

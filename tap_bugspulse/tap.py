@@ -149,7 +149,7 @@ class TapBugsPulse(Tap):
         kept = {key: one for key, one in (written or {}).items() if key in ours and one is not None}
         is_foreign = kept.keys() <= {"replication_key", "replication_key_value"}  # or set by hand
         if is_foreign and kept:
-            start = run.settings.requested.start
+            start = run.settings.start_date
             kept["complete_from"] = format_instant(start) if start else BEGINNING
             bookmark = Bookmark.read(kept, stream)
         bookmark.range(stream, run.started)

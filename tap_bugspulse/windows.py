@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
@@ -18,8 +18,10 @@ from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
     Bookmark,
+    CompleteRange,
     Cutter,
-    Progress,
+    Plan,
+    Span,
     Window,
     make_plan,
     parse_instant,
@@ -43,10 +45,11 @@ class Cut(t.NamedTuple):
 class Sync:
     """What one run of a stream works on; ``ids`` came in the window before."""
 
-    progress: Progress
+    plan: Plan
     ignores_state: bool
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
+    before: CompleteRange | None = None  # what was complete when this part began
 
 
 class WindowedStream(BugsPulseStream):
@@ -70,9 +73,8 @@ class WindowedStream(BugsPulseStream):
 
     def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
         """Return whether a row came in the window before, or in a run before this one."""
-        plan = sync.progress.plan
-        is_known = self.ignores_dates and plan.is_before_lookback(instant)
-        return row.id in sync.ids or is_known or (sync.in_history and plan.was_read(instant))
+        is_known = self.ignores_dates and sync.plan.is_before_lookback(instant)
+        return row.id in sync.ids or is_known or (sync.in_history and sync.plan.was_read(instant))
 
     def checked(self, window: Window, first: requests.Response) -> requests.Response:
         """Return the first page of a window, asked for anew where its dates were ignored."""
@@ -98,11 +100,8 @@ class WindowedStream(BugsPulseStream):
         if 2 * outside <= len(some):
             return False
         self._knows_dates = True
-        ended = replace(window, end=window.end or FAR)
-        calls = self.prefetch(self.fetch(one.query()) for one in (ended, window, Window()))
-        bounded, whole, everything = (page_of(self.take(call)).rows_in_all for call in calls)
         self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
-        self._needs_end = not self.ignores_dates and bounded < whole == everything
+        self._needs_end = not self.ignores_dates and window.end is None
         if self.ignores_dates:
             self.run.warn_once(
                 f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
@@ -135,14 +134,14 @@ class WindowedStream(BugsPulseStream):
         """Return the plan of this run, by the stream's bookmark."""
         settings, started = self.run.settings, self.run.started
         ignores_state = self.replication_method != REPLICATION_INCREMENTAL
-        complete = None if ignores_state else bookmark.range(now=started)
-        plan = make_plan(complete, settings.requested, settings.lookback, started)
+        known = None if ignores_state else bookmark.range(now=started)
+        plan = make_plan(known, settings.requested, settings.lookback, started)
         if not plan.moves_bookmark:
             self.logger.warning(
                 "end_date lies before what is complete: the rows are loaded and the state is "
                 "left as it is"
             )
-        return Sync(Progress(plan, settings.requested, settings.lookback, started), ignores_state)
+        return Sync(plan, ignores_state)
 
     @override
     def read_rows(self) -> Iterator[Row]:
@@ -150,52 +149,39 @@ class WindowedStream(BugsPulseStream):
             yield from super().read_rows()
             return
         sync = self.begin(Bookmark.read(self.stream_state))
-        progress, plan = sync.progress, sync.progress.plan
+        plan = sync.plan
+        # History begins where the windows of the forward part end, or overlaps them.
+        touching = plan.history and plan.history.end
         ids: set[str] = set()
-        touching = plan.history.end if plan.history else None
-        for window, first, _ in self.windows(plan.forward, sync, lambda: True):
+        for window, first, _ in self.windows(plan.forward, sync):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
-            # History begins where these windows end, or overlaps them.
             if self.ignores_dates or (touching and (window.start or date.min) <= touching):
                 ids |= sync.ids
-            progress.forward_done(window)
+            plan.forward_done(window)
             self.checkpoint(sync)
-        before = progress.complete
-
-        def is_wanted() -> bool:
-            # However late it is, a run moves the bookmark by a window.
-            return not self.run.is_over(self.history_share) or progress.complete == before
-
-        sync = replace(sync, ids=ids, in_history=True)
-        for window, first, _ in self.windows(plan.history, sync, is_wanted):
+        sync = replace(sync, ids=ids, in_history=True, before=plan.complete)
+        for window, first, _ in self.windows(plan.history, sync):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
-            progress.history_done(window)
-            self.checkpoint(sync)
-        if plan.history:  # all of it, or none where the forward part has read its days
-            progress.history_done(plan.history)
+            plan.history_done(window)
             self.checkpoint(sync)
 
-    def windows(
-        self, days: Window | None, sync: Sync, is_wanted: Callable[[], bool]
-    ) -> Iterator[Cut]:
+    def windows(self, days: Window | None, sync: Sync) -> Iterator[Cut]:
         """Yield the windows of a part with their first pages."""
-        if days is not None:
-            yield from self.cut(days, is_wanted, newest_first=sync.in_history)
+        return self.cut(days, sync) if days else iter(())
 
-    def cut(
-        self,
-        days: Window,
-        is_wanted: Callable[[], bool],
-        *,
-        newest_first: bool,
-        rows: int | None = None,
-    ) -> Iterator[Cut]:
+    def cut(self, days: Window, sync: Sync, rows: int | None = None) -> Iterator[Cut]:
         """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
 
-        The next one is asked for while one is read. Raises OutOfTime if one is not wanted.
+        The next one is asked for while one is read. Raises OutOfTime at the time limit, which
+        counts in history; however late it is, the bookmark moves by a window.
         """
+
+        def is_wanted() -> bool:
+            has_moved = sync.in_history and sync.plan.complete != sync.before
+            return not (has_moved and self.run.is_over(self.history_share))
+
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
-        cutter = Cutter(days, limit, self.today, newest_first=newest_first)
+        cutter = Cutter(days, limit, self.today, newest_first=sync.in_history)
         window, call, whole = cutter.propose(), None, 0
         try:
             while window:
@@ -236,9 +222,17 @@ class WindowedStream(BugsPulseStream):
             yield from self.news(rows, window, sync)
         return ids
 
-    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
-        """Return the rows of a page of a window that are new or changed."""
-        raise NotImplementedError
+    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002
+        """Return the rows of a page of a window that are requested and not emitted yet."""
+        requested = self.run.settings.requested
+        if requested == Span() and not sync.plan.known:
+            return [row for row in rows if row.id not in sync.ids]
+        instants = (parse_instant(getattr(row, self.instant_column)) for row in rows)
+        return [
+            row
+            for row, instant in zip(rows, instants, strict=True)
+            if requested.holds(instant) and not self.was_emitted(row, instant, sync)
+        ]
 
     @override
     def can_shift(self, head: list[Row]) -> bool:
@@ -259,8 +253,8 @@ class WindowedStream(BugsPulseStream):
     def checkpoint(self, sync: Sync) -> None:
         """Write what is complete into the state and send it; all rows before it are out."""
         state: dict[str, t.Any] = {}
-        if sync.progress.plan.moves_bookmark and not sync.ignores_state:
-            complete = sync.progress.complete
+        if sync.plan.moves_bookmark and not sync.ignores_state:
+            complete = sync.plan.complete
             state = {"replication_key": self.instant_column, **self.more_state(sync)}
             state |= complete.write("replication_key_value") if complete else {}
         self.save(state)

@@ -16,12 +16,12 @@ from tap_bugspulse.ledger import MAX_AHEAD, Ledger
 from tap_bugspulse.replication import (
     BEGINNING,
     DAY,
+    FAR_AWAY,
     JUST_BEFORE,
+    LONG_AGO,
     Bookmark,
     CompleteRange,
     Cutter,
-    Plan,
-    Progress,
     Span,
     StateError,
     Window,
@@ -37,8 +37,10 @@ MIDNIGHT = midnight(TODAY)
 WEEK = 7 * DAY
 instants = st.integers(0, 60 * 86_400).map(lambda second: NOW - timedelta(seconds=second))
 days = st.integers(-60, 3).map(lambda day: TODAY + day * DAY)
-spans = st.tuples(st.none() | instants, st.none() | instants).filter(
-    lambda pair: pair[0] is None or pair[1] is None or pair[0] < pair[1]
+spans = (
+    st.tuples(st.just(LONG_AGO) | instants, st.just(FAR_AWAY) | instants)
+    .filter(lambda pair: pair[0] < pair[1])
+    .map(lambda pair: Span(*pair))
 )
 lookbacks = st.integers(0, 12).map(lambda count: timedelta(days=count))
 
@@ -110,21 +112,20 @@ def test_no_more_days_are_asked_for_than_time_zones_need() -> None:
     """They are one on each side, and there is no end where the run reads up to now."""
     noon, day = NOW - 5 * DAY, TODAY - 5 * DAY
     assert Window.around(Span(noon), NOW) == Window(day - DAY, None)
-    assert Window.around(Span(None, noon), NOW) == Window(None, day + 2 * DAY)
-    assert Window.around(Span(None, midnight(day)), NOW) == Window(None, day + DAY)
-    assert Window.around(Span(None, NOW), NOW) == Window(None, TODAY + 2 * DAY)
-    assert Window.around(Span(None, NOW + JUST_BEFORE), NOW) == Window(None, None)
+    assert Window.around(Span(LONG_AGO, noon), NOW) == Window(None, day + 2 * DAY)
+    assert Window.around(Span(LONG_AGO, midnight(day)), NOW) == Window(None, day + DAY)
+    assert Window.around(Span(LONG_AGO, NOW), NOW) == Window(None, TODAY + 2 * DAY)
+    assert Window.around(Span(LONG_AGO, NOW + JUST_BEFORE), NOW) == Window(None, None)
 
 
 @given(spans, st.sampled_from((-12, -5, 0, 5.5, 14)), st.floats(-3, 3))
 def test_what_is_asked_for_covers_a_span_in_every_time_zone(
-    span: tuple[datetime | None, datetime | None], offset: float, away: float
+    requested: Span, offset: float, away: float
 ) -> None:
     """An instant of the span lies in the days asked for, whatever zone they mean."""
-    requested = Span(*span)
     window = Window.around(requested, NOW)
-    for edge in span:
-        instant = (edge or NOW) + timedelta(days=away)
+    for edge in (requested.start, requested.end):
+        instant = (NOW if edge in {LONG_AGO, FAR_AWAY} else edge) + timedelta(days=away)
         if instant <= NOW and requested.holds(instant):
             assert window.holds((instant + timedelta(hours=offset)).date())
 
@@ -232,7 +233,7 @@ OPEN = Window(EDGE, None)
         (None, Span(), OPEN, Window(None, EDGE)),
         (None, Span(ago(30)), OPEN, Window(TODAY - 31 * DAY, EDGE)),
         (None, Span(MIDNIGHT - WEEK), OPEN, None),
-        (None, Span(None, NOW + WEEK), OPEN, Window(None, EDGE)),
+        (None, Span(LONG_AGO, NOW + WEEK), OPEN, Window(None, EDGE)),
         (
             None,
             Span(ago(30), ago(20)),
@@ -244,12 +245,14 @@ OPEN = Window(EDGE, None)
         ((9, 0), Span(), OPEN, Window(None, EDGE)),
         ((30, 0), Span(), OPEN, Window(None, TODAY - 28 * DAY)),
         ((30, 0), Span(ago(60)), OPEN, Window(TODAY - 61 * DAY, TODAY - 28 * DAY)),
-        ((1, 0), Span(), Window(TODAY - 2 * DAY, None), Window(None, TODAY - 2 * DAY)),
+        ((1, 0), Span(), OPEN, Window(None, EDGE)),
+        # What the forward part reads in full is no history.
+        ((7.1, 0), Span(ago(7.3)), OPEN, None),
         # What begins where the range does, or after it, has no history.
         ((9, 0), Span(ago(1)), Window(TODAY - 2 * DAY, None), None),
         # What ends in the lookback, and what ends where that begins.
-        ((None, 3), Span(None, ago(1)), Window(TODAY - 11 * DAY, TODAY + DAY), None),
-        ((None, 0), Span(None, ago(7)), None, None),
+        ((None, 3), Span(LONG_AGO, ago(1)), Window(TODAY - 11 * DAY, TODAY + DAY), None),
+        ((None, 0), Span(LONG_AGO, ago(7)), None, None),
     ],
 )
 def test_a_plan_is_what_is_requested_less_what_is_complete(
@@ -267,26 +270,26 @@ def test_a_plan_is_what_is_requested_less_what_is_complete(
 
 def in_days(start: float | None, end: float) -> CompleteRange:
     """Return a range by the days its ends lie before now."""
-    return CompleteRange(None if start is None else ago(start), ago(end))
+    return CompleteRange(LONG_AGO if start is None else ago(start), ago(end))
 
 
 def test_a_range_begins_anew_after_a_gap() -> None:
     """What begins after the bookmark leaves a gap, so the range before it is given up."""
     gap = make_plan(in_days(None, 9), Span(ago(1)), WEEK, NOW)
-    assert gap == Plan(Window(TODAY - 2 * DAY, None), None, None, ago(1))
+    assert (gap.forward, gap.history, gap.known) == (Window(TODAY - 2 * DAY, None), None, None)
+    assert gap.begins == ago(1)
     touching = make_plan(in_days(None, 1), Span(ago(1)), WEEK, NOW)
     assert touching.complete == in_days(None, 1)
 
 
 def test_what_ends_before_the_range_moves_no_bookmark() -> None:
     """Its rows are loaded and the state is left as it is; at the range's start it moves."""
-    requested, known = Span(None, ago(5)), in_days(1, 0)
+    requested, known = Span(LONG_AGO, ago(5)), in_days(1, 0)
     plan = make_plan(known, requested, WEEK, NOW)
-    assert plan == Plan(None, Window(None, TODAY - 3 * DAY), known, moves_bookmark=False)
-    progress = Progress(plan, requested, WEEK, NOW)
-    progress.history_done(Window(None, TODAY - 3 * DAY))
-    assert progress.complete == known
-    assert make_plan(known, Span(None, ago(1)), WEEK, NOW).moves_bookmark
+    assert (plan.forward, plan.history) == (None, Window(None, TODAY - 3 * DAY))
+    plan.history_done(Window(None, TODAY - 3 * DAY))
+    assert (plan.complete, plan.moves_bookmark) == (known, False)
+    assert make_plan(known, Span(LONG_AGO, ago(1)), WEEK, NOW).moves_bookmark
 
 
 def test_rows_were_read_only_where_history_overlaps_the_range() -> None:
@@ -302,19 +305,19 @@ def test_rows_were_read_only_where_history_overlaps_the_range() -> None:
 
 def test_a_range_grows_window_by_window() -> None:
     """Forward to the start of the run, then back to what was asked for, less a day."""
-    progress = Progress(make_plan(None, Span(), WEEK, NOW), Span(), WEEK, NOW)
+    plan = make_plan(None, Span(), WEEK, NOW)
     seen = []
     for forward in (Window(EDGE, TODAY - 3 * DAY), Window(TODAY - 3 * DAY, None)):
-        progress.forward_done(forward)
-        seen.append(progress.complete)
+        plan.forward_done(forward)
+        seen.append(plan.complete)
     for past in (Window(TODAY - 20 * DAY, EDGE), Window(None, TODAY - 20 * DAY)):
-        progress.history_done(past)
-        seen.append(progress.complete)
+        plan.history_done(past)
+        seen.append(plan.complete)
     assert seen == [
         CompleteRange(MIDNIGHT - WEEK, MIDNIGHT - 4 * DAY),
         CompleteRange(MIDNIGHT - WEEK, NOW),
         CompleteRange(MIDNIGHT - 19 * DAY, NOW),
-        CompleteRange(None, NOW),
+        CompleteRange(LONG_AGO, NOW),
     ]
 
 
@@ -335,40 +338,34 @@ def test_no_bookmark_claims_an_instant_that_was_not_read(
     emitted: set[datetime] = set()
     complete: CompleteRange | None = None
     now = ago(sum(run[-1] for run in runs))
-    for bounds, lookback, size, steps, later in runs:
+    for requested, lookback, size, steps, later in runs:
         now += later * DAY
-        requested = Span(*bounds)
-        if requested.start and requested.start > now:
+        if requested.start > now:
             continue
         plan = make_plan(complete, requested, lookback, now)
-        progress = Progress(plan, requested, lookback, now)
-        done = [(one, progress.forward_done) for one in pieces(plan.forward, size, now)]
+        done = [(one, plan.forward_done) for one in pieces(plan.forward, size, now)]
         past = pieces(plan.history, size, now)[::-1]
-        done += [(one, progress.history_done) for one in past]
+        done += [(one, plan.history_done) for one in past]
         for window, moves in done[:steps]:
             for row in rows:
                 day = (row + timedelta(hours=offset)).date()
                 if row <= now and requested.holds(row) and window.holds(day):
                     emitted.add(row)
             moves(window)
-            assert claimed(progress.complete, rows) <= emitted
-        if steps >= len(done):
-            if plan.history:
-                progress.history_done(plan.history)
-            if plan.moves_bookmark:
-                assert {one for one in rows if one <= now and requested.holds(one)} <= emitted
-        before, complete = complete, progress.complete
+            assert claimed(plan.complete, rows) <= emitted
+        if steps >= len(done) and plan.moves_bookmark:
+            assert {one for one in rows if one <= now and requested.holds(one)} <= emitted
+        before, complete = complete, plan.complete
         assert claimed(complete, rows) <= emitted
         if complete:  # the next run can read it, and it has lost nothing
             written = Bookmark.read(complete.write("complete_to"))
             assert written.range("events", now) == complete
-            assert not (before and plan.complete) or holds(complete, before)
+            assert not (before and plan.known) or holds(complete, before)
 
 
 def holds(one: CompleteRange, other: CompleteRange) -> bool:
     """Return whether a range holds all of another."""
-    first, known = one.complete_from, other.complete_from
-    return one.complete_to >= other.complete_to and (not first or bool(known and first <= known))
+    return one.complete_from <= other.complete_from and one.complete_to >= other.complete_to
 
 
 def claimed(complete: CompleteRange | None, rows: list[datetime]) -> set[datetime]:
@@ -412,11 +409,11 @@ def test_ranges_that_touch_are_one() -> None:
 @given(instants, instants)
 def test_a_range_is_read_as_it_was_written(one: datetime, other: datetime) -> None:
     """With a bound or from the beginning, a state says what was complete."""
-    for start in (min(one, other), None):
+    for start in (min(one, other), LONG_AGO):
         complete = CompleteRange(start, max(one, other))
         for key in ("replication_key_value", "complete_to"):
             written = complete.write(key)
-            assert (written["complete_from"] == BEGINNING) == (start is None)
+            assert (written["complete_from"] == BEGINNING) == (start is LONG_AGO)
             assert Bookmark.read(written).range("sessions", NOW) == complete
 
 
