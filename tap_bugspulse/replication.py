@@ -307,6 +307,7 @@ class Cutter:
         self.rows_left = 0  # in ``rest``, once it was found too large
         self._limit, self._today, self._newest_first = limit, today, newest_first
         self._days = FIRST_GUESS
+        self._per_day = 0.0  # rows, the latest windows above all
 
     def propose(self) -> Window | None:
         """Return the next window to ask for, None when nothing is left."""
@@ -326,27 +327,27 @@ class Cutter:
         if rest is None or window is None:
             return False
         size = window.size(self._today)
-        days = self._days_for(max(1, rows) / size)
+        if window.start is not None:  # the years since 1970 tell nothing of how dense rows are
+            per_day = max(1, rows) / size
+            self._per_day = (self._per_day + per_day) / 2 if self._per_day else per_day
+            self._days = self._best_days()
         if rows >= self._limit and size > 1:
-            if window == rest:
-                self.rows_left = rows
-            # The years since 1970 tell nothing of how dense the rows are.
-            days = self._days if window.start is None else days
-            self._days = max(1, min(size - 1, days))
+            self.rows_left = rows if window == rest else self.rows_left
+            self._days = max(1, min(size - 1, self._days))
             return False
         older = Window(rest.start, window.start) if self._newest_first else None
         self.rest = None if window == rest else older or Window(window.end, rest.end)
         self.rows_left = max(self.rows_left - rows, 0)
-        self._days = max(1, min(days, 4 * size))
+        self._days = max(1, min(4 * size, self._days))
         return True
 
-    def _days_for(self, per_day: float) -> int:
+    def _best_days(self) -> int:
         """Return days that hold less than a window's rows, those that fill their pages best."""
-        page = self._limit / 10
-        least, most = (min(4000, int(self._limit * n / per_day)) for n in (0.6, 0.95))
+        per_page = self._per_day * 10 / self._limit  # pages that a day fills
+        least, most = (min(4000, int(10 * n / per_page)) for n in (0.65, 0.95))
 
         def filled(days: int) -> float:
-            # A twentieth of a page more than is expected may come.
-            return days * per_day / math.ceil(days * per_day / page + 0.05)
+            # Some rows more than are expected may come.
+            return days * per_page / math.ceil(days * per_page * 1.01 + 0.02)
 
         return max(range(least, most + 1), key=filled)

@@ -80,10 +80,22 @@ class Network(WindowedStream):
             yield from super().windows(days, sync)
             return
         pieces = self._pieces(days.start, days.end, self._first_counted(sync.plan.target))
+        newest: requests.Response | None = None
+        if pieces[2:] and not self.days:
+            # Where nothing happens now, nothing may have happened in all these days.
+            newest = self.take(self.fetch(self.query_of(pieces[-1])))
+            is_silent = page_of(newest).total == 0
+            first = self.take(self.fetch(self.query_of(days))) if is_silent else newest
+            if page_of(first).total == 0:
+                start = self.run.settings.requested.start
+                closed = (one.start for one in pieces if one.start and one.end)
+                self.days = {day: DayReading(0, 0, midnight(day), start) for day in closed}
+                yield Cut(days, first, 0)
+                return
         for are_days, group in itertools.groupby(pieces, self._is_day):
             some = list(group)
             if are_days:
-                yield from self._one_by_one(some)
+                yield from self._one_by_one(some, newest)
             else:
                 for piece in some:
                     yield from self.cut(piece, sync)
@@ -94,10 +106,12 @@ class Network(WindowedStream):
     def _is_day(self, window: Window) -> bool:
         return window.start is not None and window.size(self.today) == 1
 
-    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
-        calls = self.prefetch(self.fetch(self.query_of(one)) for one in days)
-        for day, call in zip(days, calls, strict=True):
-            first = self.checked(day, self.take(call))
+    def _one_by_one(self, days: list[Window], newest: requests.Response | None) -> Iterator[Cut]:
+        asked = days[:-1] if newest else days
+        calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
+        answers = itertools.chain(map(self.take, calls), [newest] if newest else [])
+        for day, answer in zip(days, answers, strict=True):
+            first = self.checked(day, answer)
             if self.ignores_dates:
                 return
             yield Cut(day, first, 0)
