@@ -200,10 +200,6 @@ class Sessions(WindowedStream):
         self.due: dict[str, Candidate] = {}
 
     @override
-    def get_child_context(self, record: Row, context: t.Any) -> dict[str, str]:
-        return {"sessionId": record.id}
-
-    @override
     def get_records(self, context: t.Any) -> Iterator[Row]:
         events = self.tap_state.get("bookmarks", {}).get("events")
         self.fetched = Ledger(Bookmark.read(events).fingerprints)
