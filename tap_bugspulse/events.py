@@ -163,7 +163,7 @@ class Events(BugsPulseStream):
             is_whole = begins is None or (days.start is not None and begins <= days.start)
             rest = None if is_whole else Window(days.start, begins)
         due: list[Candidate] = []
-        for cut in self.parent.cut(rest, Sync(plan, ignores_state=False)) if rest else ():
+        for cut in self.parent.cut(rest, Sync(plan)) if rest else ():
             due += self.parent.list_due(cut)
             if len(due) > MAX_REMEMBERED:
                 yield Batch(due, cut.window, plan.forward_done)
@@ -179,9 +179,8 @@ class Events(BugsPulseStream):
         if days is None:
             return
         rows = min(SESSIONS_PER_WINDOW, PAGES_PER_WINDOW * self.run.settings.page_size)
-        sync = Sync(plan, ignores_state=False, in_history=True, before=plan.complete)
         try:
-            for cut in self.parent.cut(days, sync, rows):
+            for cut in self.parent.cut(days, Sync(plan, in_history=True), rows):
                 due = self.parent.list_due(cut)
                 due = [one for one in due if not plan.was_read(one.instant)]
                 yield Batch(due, cut.window, done, cut.rows_left)

@@ -121,7 +121,7 @@ class Network(WindowedStream):
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
         day, is_day = window.start, self._is_day(window) and not sync.in_history
-        if day is None or not is_day or sync.ignores_state or self.ignores_dates:
+        if day is None or not is_day or not sync.plan.moves_bookmark or self.ignores_dates:
             return (yield from super().read(window, first, sync))
         known, requested = self.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
@@ -242,7 +242,7 @@ class Sessions(WindowedStream):
             if remembers_due and (due := self._candidate(row, instant, day)):
                 self.due[row.id] = due
             known = mark = None
-            if day >= kept_from and not sync.ignores_state:
+            if day >= kept_from and sync.plan.moves_bookmark:
                 known, mark = self.ledger.get(row.id), fingerprint(row)
             if known != mark if known else not self.was_emitted(row, instant, sync):
                 news.append(row)

@@ -18,7 +18,6 @@ from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import (
     DAY,
     Bookmark,
-    CompleteRange,
     Cutter,
     Plan,
     Span,
@@ -46,10 +45,8 @@ class Sync:
     """What one run of a stream works on; ``ids`` came in the window before."""
 
     plan: Plan
-    ignores_state: bool
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
-    before: CompleteRange | None = None  # what was complete when this part began
 
 
 class WindowedStream(BugsPulseStream):
@@ -133,15 +130,16 @@ class WindowedStream(BugsPulseStream):
     def begin(self, bookmark: Bookmark) -> Sync:
         """Return the plan of this run, by the stream's bookmark."""
         settings, started = self.run.settings, self.run.started
-        ignores_state = self.replication_method != REPLICATION_INCREMENTAL
-        known = None if ignores_state else bookmark.range(now=started)
+        is_forced = self.replication_method != REPLICATION_INCREMENTAL
+        known = None if is_forced else bookmark.range(now=started)
         plan = make_plan(known, settings.requested, settings.lookback, started)
         if not plan.moves_bookmark:
             self.logger.warning(
                 "end_date lies before what is complete: the rows are loaded and the state is "
                 "left as it is"
             )
-        return Sync(plan, ignores_state)
+        plan.moves_bookmark = plan.moves_bookmark and not is_forced
+        return Sync(plan)
 
     @override
     def read_rows(self) -> Iterator[Row]:
@@ -159,7 +157,7 @@ class WindowedStream(BugsPulseStream):
                 ids |= sync.ids
             plan.forward_done(window)
             self.checkpoint(sync)
-        sync = replace(sync, ids=ids, in_history=True, before=plan.complete)
+        sync = replace(sync, ids=ids, in_history=True)
         for window, first, _ in self.windows(plan.history, sync):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             plan.history_done(window)
@@ -173,20 +171,13 @@ class WindowedStream(BugsPulseStream):
         """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
 
         The next one is asked for while one is read. Raises OutOfTime at the time limit, which
-        counts in history; however late it is, the bookmark moves by a window.
+        counts in history, once a window is found: a run always moves the bookmark.
         """
-
-        def is_wanted() -> bool:
-            has_moved = sync.in_history and sync.plan.complete != sync.before
-            return not (has_moved and self.run.is_over(self.history_share))
-
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
         cutter = Cutter(days, limit, self.today, newest_first=sync.in_history)
-        window, call, whole = cutter.propose(), None, 0
+        window, call, whole, is_found = cutter.propose(), None, 0, False
         try:
             while window:
-                if call is None and not is_wanted():
-                    self.run.check_time(self.history_share)
                 first = self.take(call or self.fetch(self.query_of(window)))
                 first = self.checked(window, first)
                 rows_in_all = page_of(first).rows_in_all
@@ -199,10 +190,14 @@ class WindowedStream(BugsPulseStream):
                     yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
                     return
                 fits = cutter.fits(rows_in_all)
-                following = cutter.propose()
-                call = self.fetch(self.query_of(following)) if following and is_wanted() else None
+                following, is_found = cutter.propose(), is_found or fits
+                is_late = is_found and sync.in_history and self.run.is_over(self.history_share)
+                ahead = None if is_late else following
+                call = self.fetch(self.query_of(ahead)) if ahead else None
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
+                if following and is_late:
+                    self.run.check_time(self.history_share)
                 window = following
         finally:
             if call is not None:
@@ -253,7 +248,7 @@ class WindowedStream(BugsPulseStream):
     def checkpoint(self, sync: Sync) -> None:
         """Write what is complete into the state and send it; all rows before it are out."""
         state: dict[str, t.Any] = {}
-        if sync.plan.moves_bookmark and not sync.ignores_state:
+        if sync.plan.moves_bookmark:
             complete = sync.plan.complete
             state = {"replication_key": self.instant_column, **self.more_state(sync)}
             state |= complete.write("replication_key_value") if complete else {}

@@ -102,10 +102,12 @@ def test_no_row_is_lost_when_as_many_come_as_go(
 
     def turn_over(request: Request, _: Project) -> None:
         nonlocal turned_over
-        if turned_over or request.path != f"/{stream}" or "from" in request.query:
+        if turned_over or request.path != f"/{stream}" or "to" not in request.query:
             return
         if request.query["page"] == str(at_page):
-            oldest = sorted(table, key=lambda row_id: table[row_id][column[stream]])
+            start = request.query.get("from", "")
+            rows = sorted(table, key=lambda row_id: table[row_id][column[stream]])
+            oldest = [row_id for row_id in rows if table[row_id][column[stream]] >= start]
             for row_id in oldest[:many]:
                 del table[row_id]
             # Within the window that is being read, after all of its rows.

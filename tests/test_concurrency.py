@@ -246,6 +246,22 @@ def test_no_more_is_asked_for_when_time_is_up(now: datetime, concurrency: int) -
     assert len(queries) == 10  # the days of the lookback, and what is before them
 
 
+def test_a_time_limit_counts_where_the_state_is_left_as_it_is(now: datetime) -> None:
+    """Rows before what is complete are read for no longer than a window takes, either."""
+    project = generate(seed=3, sessions=300, days=40, until=now - timedelta(hours=1))
+    sessions = select(now, "sessions")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        since = f"{now - timedelta(days=2):%FT%TZ}"
+        state = sync(sandbox, now, None, sessions, start_date=since).state
+        sandbox.reset()
+        limited: dict[str, t.Any] = {"max_runtime_minutes": 1e-9, "page_size": 3}
+        until = f"{now - timedelta(days=10):%F}"
+        output = sync(sandbox, now, state, sessions, end_date=until, **limited)
+    rows = len(output.rows("sessions"))
+    assert 0 < rows < sum(row["startedAt"] < until for row in project.sessions.values())
+    assert output.state == state
+
+
 def test_a_refusal_for_more_than_a_day_ends_the_run_whoever_meets_it(
     slow: Sandbox, now: datetime, tmp_path: Path
 ) -> None:
