@@ -308,6 +308,7 @@ class Cutter:
         self._limit, self._today, self._newest_first = limit, today, newest_first
         self._days = FIRST_GUESS
         self._per_day = 0.0  # rows, the latest windows above all
+        self._part = 0.9  # of the limit that is aimed at, less where one day is not as another
 
     def propose(self) -> Window | None:
         """Return the next window to ask for, None when nothing is left."""
@@ -332,22 +333,25 @@ class Cutter:
             self._per_day = (self._per_day + per_day) / 2 if self._per_day else per_day
             self._days = self._best_days()
         if rows >= self._limit and size > 1:
-            self.rows_left = rows if window == rest else self.rows_left
+            if window == rest:
+                self.rows_left = rows
+            else:
+                self._part = max(0.5, 0.85 * self._part)
             self._days = max(1, min(size - 1, self._days))
             return False
         older = Window(rest.start, window.start) if self._newest_first else None
         self.rest = None if window == rest else older or Window(window.end, rest.end)
         self.rows_left = max(self.rows_left - rows, 0)
-        self._days = max(1, min(4 * size, self._days))
+        self._days = max(1, min(2 * size, self._days))
         return True
 
     def _best_days(self) -> int:
         """Return days that hold less than a window's rows, those that fill their pages best."""
         per_page = self._per_day * 10 / self._limit  # pages that a day fills
-        least, most = (min(4000, int(10 * n / per_page)) for n in (0.65, 0.95))
+        most = min(4000, 10 * self._part / per_page)
 
         def filled(days: int) -> float:
             # Some rows more than are expected may come.
             return days * per_page / math.ceil(days * per_page * 1.01 + 0.02)
 
-        return max(range(least, most + 1), key=filled)
+        return max(range(int(0.7 * most), int(most) + 1), key=filled)
