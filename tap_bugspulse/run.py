@@ -12,7 +12,7 @@ from functools import cached_property
 
 import requests
 
-from tap_bugspulse.http import LONGEST_ANSWER, MAX_TRIES, ApiSession, Call, Clock
+from tap_bugspulse.http import ApiSession, Call, Clock
 from tap_bugspulse.pages import page_of
 from tap_bugspulse.settings import Settings
 from tap_bugspulse.writer import WholeMessageWriter
@@ -83,22 +83,11 @@ class Run:
 
         Raises OutOfTime if the time limit is reached during a pause or between two tries.
         """
-        began, late = self.clock.seconds(), 0
+        began = self.clock.seconds()
         if not call.future.done():
             self.writer.flush()
-        while not call.future.done():
-            wait([call.future], TICK)
+        while not wait([call.future], TICK).done:
             self._check_wait(call, counts)
-            # Each read has a timeout, which an answer that comes byte by byte never meets.
-            most = LONGEST_ANSWER * self.settings.request_timeout + TICK
-            if call.sent_at is not None and self.clock.seconds() - call.sent_at > most:
-                call.cancel()  # its thread is left behind, and holds up nothing
-                call.leave()
-                late += 1
-                if late == MAX_TRIES or not call.retries:
-                    raise requests.exceptions.ReadTimeout(f"{call.stream}: no answer in time")
-                call = Call(call.stream, call.job)
-                call.notes.append(f"{call.stream}: trying again in 0 s after no answer in time")
         self._check_wait(call, counts)
         counts.requests += 1
         counts.seconds += self.clock.seconds() - began
@@ -119,7 +108,7 @@ class Run:
         if pause > LONG_PAUSE and self._says_pause:
             self.logger.info("waiting %.0f s, as the 429 response asked", pause)
         self._says_pause = pause <= 0
-        if self.is_over() and (is_held or pause > 0) and call.cancel(if_unsent=True):
+        if self.is_over() and (is_held or pause > 0) and call.cancel():
             self.check_time()
 
     def is_over(self, share: float = 1.0) -> bool:
@@ -156,27 +145,25 @@ class Run:
         """Log what a stream did, and the summary after the last of them."""
         counts = self.counts[stream]
         if counts.misfits:
+            misfits = (f"{name} {times:,}" for name, times in counts.misfits.items())
             self.logger.warning(
-                "%s: values that did not fit their column are null there and kept in _extra: %s",
-                stream,
-                ", ".join(f"{name} {times:,}" for name, times in counts.misfits.items()),
+                f"{stream}: values that did not fit their column are null there and kept in "
+                f"_extra: {', '.join(misfits)}"
             )
-        if counts.unknown:
-            names = sorted(counts.unknown)
-            more = f" and {len(names[FEW:]):,} more" if names[FEW:] else ""
+        if names := sorted(counts.unknown):
+            more = f" and {len(names) - FEW:,} more" if names[FEW:] else ""
             self.logger.warning(
-                "%s: the API sends fields without a column, which are kept in _extra: %s",
-                stream,
-                ", ".join(names[:FEW]) + more,
+                f"{stream}: the API sends fields without a column, which are kept in _extra: "
+                f"{', '.join(names[:FEW])}{more}"
             )
+        found = {
+            f"{counts.short_listings} listings short of the API's total": counts.short_listings,
+            f"{counts.short_sessions} sessions short of events": counts.short_sessions,
+            f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
+            f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
+            "refused by the API": stream in self.errors,
+        }
         if is_selected:
-            found = {
-                f"{counts.short_listings} listings short of the API's total": counts.short_listings,
-                f"{counts.short_sessions} sessions short of events": counts.short_sessions,
-                f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
-                f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
-                "refused by the API": stream in self.errors,
-            }
             self.logger.info(
                 f"{stream}: rows {counts.rows:,}, requests {counts.requests:,}, retries "
                 f"{counts.retries:,}, seconds {counts.seconds:.0f}, "

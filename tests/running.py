@@ -30,23 +30,11 @@ PRIMARY_KEYS = {
 }
 
 
-class TestClock(Clock):
-    """A wall clock that stands still, or runs on from a given instant."""
-
-    def __init__(self, now: datetime) -> None:
-        """Set the wall clock; the stopwatch is the real one."""
-        self._now = now
-
-    def now(self) -> datetime:
-        """Return the set instant."""
-        return self._now
-
-
 def tap_class(now: datetime, minute: float = 60.0) -> type[TapBugsPulse]:
     """Return the tap with a clock that says ``now`` and a minute of some seconds."""
 
     class TapAtAnInstant(TapBugsPulse):
-        clock = TestClock(now)
+        clock = Clock(lambda: now)
         minute_seconds = minute
 
     return TapAtAnInstant
