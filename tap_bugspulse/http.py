@@ -116,7 +116,7 @@ class ApiSession(requests.Session):
         self._one_by_one = threading.Lock()  # turns come about in the order of asking
         self._on_their_way = threading.Semaphore(settings.concurrency)
         self._paused_until = -math.inf
-        self._refused: float | None = None  # since when all responses are 429
+        self._refused_since = math.inf  # since when all responses are 429
         # A prepared request knows nothing of proxy and CA variables by itself. All go to one
         # host, for which they are looked up once.
         self._environment = self.merge_environment_settings(
@@ -161,16 +161,18 @@ class ApiSession(requests.Session):
             if (why := reason(error)) in HOPELESS:
                 raise FatalAPIError(why) from None
             raise requests.exceptions.ConnectionError(error) from None
-        now = self.clock.seconds()
-        self._refused = self._refused or now if response.status_code == TOO_MANY else None
-        if self._refused:
-            self._pause(response, now - self._refused)
+        if response.status_code == TOO_MANY:
+            self._pause(response)
+        else:
+            self._refused_since = math.inf
         return response
 
-    def _pause(self, response: requests.Response, refused: float) -> None:
-        """Pause as a 429 response asks; nothing has been answered otherwise for ``refused`` s."""
-        asked = retry_after(response, self.clock.now())
-        asked = self.minute * RATE_WINDOW if asked is None else asked
+    def _pause(self, response: requests.Response) -> None:
+        """Pause as a 429 response asks, or raise FatalAPIError where that leads nowhere."""
+        now = self.clock.seconds()
+        self._refused_since = min(self._refused_since, now)
+        refused = now - self._refused_since
+        asked = retry_after(response, self.clock.now(), self.minute * RATE_WINDOW)
         why = ""
         if asked > LONGEST_RETRY_AFTER:
             why = "the API asks to wait for more than a day. Run again after that"
@@ -179,8 +181,7 @@ class ApiSession(requests.Session):
         if why:
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
         # Where no wait is asked for, asking at once would go on for ever.
-        until = self.clock.seconds() + max(asked, self.minute / 60)
-        self._paused_until = max(self._paused_until, until)
+        self._paused_until = max(self._paused_until, now + max(asked, self.minute / 60))
 
 
 def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
@@ -210,8 +211,8 @@ def patience(path: str, session: ApiSession) -> Generator[float, Exception, None
         wait = min(left, session.minute / 60 * min(60.0, 2.0 ** len(failures)))
 
 
-def retry_after(response: requests.Response, now: datetime) -> float | None:
-    """Return the seconds that a 429 response asks to wait, None where it does not.
+def retry_after(response: requests.Response, now: datetime, otherwise: float) -> float:
+    """Return the seconds that a 429 response asks to wait; where it does not, as told.
 
     A header holds seconds, an HTTP date, or the instant as seconds or milliseconds since 1970.
     """
@@ -225,7 +226,7 @@ def retry_after(response: requests.Response, now: datetime) -> float | None:
             seconds = number - now.timestamp() if is_instant else number
             if math.isfinite(seconds):
                 return max(0.0, seconds)
-    return None
+    return otherwise
 
 
 def reason(error: object) -> str:

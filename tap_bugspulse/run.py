@@ -83,12 +83,21 @@ class Run:
 
         Raises OutOfTime if the time limit is reached during a pause or between two tries.
         """
-        began = self.clock.seconds()
+        began, retries, is_done = self.clock.seconds(), counts.retries, False
         if not call.future.done():
             self.writer.flush()
-        while not wait([call.future], TICK).done:
-            self._check_wait(call, counts)
-        self._check_wait(call, counts)
+        while not is_done:
+            is_done = bool(wait([call.future], TICK).done)
+            while call.notes:
+                self.logger.info(call.notes.popleft())
+                counts.retries += 1
+            pause = self.http.paused_for()
+            if pause > LONG_PAUSE and self._says_pause:
+                self.logger.info("waiting %.0f s, as the 429 response asked", pause)
+            self._says_pause = pause <= 0
+            is_held = pause > 0 or counts.retries > retries
+            if is_held and self.is_over() and call.cancel():
+                self.check_time()
         counts.requests += 1
         counts.seconds += self.clock.seconds() - began
         response = call.future.result()
@@ -98,24 +107,10 @@ class Run:
         counts.unknown |= page.unknown
         return response
 
-    def _check_wait(self, call: Call, counts: Counts) -> None:
-        """Say why a call waits; end the wait when the time limit is reached."""
-        is_held = bool(call.notes)
-        while call.notes:
-            self.logger.info(call.notes.popleft())
-            counts.retries += 1
-        pause = self.http.paused_for()
-        if pause > LONG_PAUSE and self._says_pause:
-            self.logger.info("waiting %.0f s, as the 429 response asked", pause)
-        self._says_pause = pause <= 0
-        if self.is_over() and (is_held or pause > 0) and call.cancel():
-            self.check_time()
-
     def is_over(self, share: float = 1.0) -> bool:
         """Return whether a part of the time limit, 0 to 1, has passed."""
-        minutes = self.settings.max_runtime_minutes
-        passed = self.clock.seconds() - self._began
-        return minutes is not None and passed >= minutes * 60 * share
+        limit = self.settings.max_runtime_minutes
+        return limit is not None and self.clock.seconds() - self._began >= limit * 60 * share
 
     def check_time(self, share: float = 1.0) -> None:
         """Raise OutOfTime if a part of ``max_runtime_minutes``, 0 to 1, has passed."""

@@ -186,6 +186,19 @@ def test_a_time_limit_ends_a_wait_that_the_api_asks_for(
     assert_whole(sandbox.project, first, second)
 
 
+def test_a_time_limit_ends_a_wait_between_two_tries(
+    tmp_path: Path, sandbox: Sandbox, now: datetime
+) -> None:
+    """A run whose limit is reached long after a failure does not wait for the next try."""
+    sandbox.options.script = lambda _: "503"
+    began = time.monotonic()
+    tap = TapProcess(tmp_path / "tap", sandbox, now, minute=1800.0, max_runtime_minutes=0.03)
+    assert tap.end() == 0, tap.log
+    assert time.monotonic() - began < 30  # a first failure is waited out for a minute
+    assert "crashes: trying again in 60 s after 503" in tap.log
+    assert "summary status=incomplete" in tap.log.splitlines()[-1]
+
+
 # --- The real minute -----------------------------------------------------------------
 
 LIMIT = 60
