@@ -14,8 +14,6 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate
-from functools import partial
-from http import HTTPStatus
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -25,7 +23,7 @@ from typing_extensions import override
 from tap_bugspulse.settings import Settings
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
-TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
+TOO_MANY = 429  # requests, as a status
 MAX_TRIES = 8
 MAX_FAILING = 5  # minutes of failures of one request
 LONGEST_ANSWER = 2  # times request_timeout, which is that of each read
@@ -61,7 +59,7 @@ class RefusedError(FatalAPIError):
 class Clock(t.NamedTuple):
     """The wall clock, in UTC, and the stopwatch the tap goes by; tests bring their own."""
 
-    now: Callable[[], datetime] = partial(datetime.now, UTC)
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     seconds: Callable[[], float] = time.monotonic
 
 
@@ -115,7 +113,7 @@ class ApiSession(requests.Session):
         self._turns: deque[float] = deque()  # when the requests of the last minute were sent
         self._one_by_one = threading.Lock()  # turns come about in the order of asking
         self._on_their_way = threading.Semaphore(settings.concurrency)
-        self._paused_until = -math.inf
+        self.paused_until = -math.inf  # the stopwatch's reading from which all may send
         self._refused_since = math.inf  # since when all responses are 429
         # A prepared request knows nothing of proxy and CA variables by itself. All go to one
         # host, for which they are looked up once.
@@ -124,17 +122,13 @@ class ApiSession(requests.Session):
         )
         self.mount(settings.api_url, HTTPAdapter(pool_maxsize=settings.concurrency))
 
-    def paused_for(self) -> float:
-        """Return the seconds for which nobody may send, 0 or less where all may."""
-        return self._paused_until - self.clock.seconds()
-
     def _take_turn(self) -> None:
         """Wait until a request may be sent: at the set pace, and not during a pause."""
         with self._one_by_one:
             is_full = len(self._turns) >= self._settings.requests_per_minute
             free_at = self._turns.popleft() + self.minute * RATE_WINDOW if is_full else -math.inf
-            while (now := self.clock.seconds()) < max(free_at, self._paused_until):
-                time.sleep(max(free_at, self._paused_until) - now)
+            while (now := self.clock.seconds()) < (until := max(free_at, self.paused_until)):
+                time.sleep(until - now)
             t.cast("Call", threading.current_thread()).begin_try()
             self._turns.append(now)
 
@@ -144,14 +138,15 @@ class ApiSession(requests.Session):
 
         Raises FatalAPIError if no other try can help, RequestException if one may.
         """
-        timeout = self._settings.request_timeout
-        job = partial(super().send, request, **{**kwargs, **self._environment, "timeout": timeout})
+        timeout, send = self._settings.request_timeout, super().send
+        options = {**kwargs, **self._environment, "timeout": timeout}
         try:
             with self._on_their_way:
                 self._take_turn()
                 # Each read has a timeout, which an answer that comes byte by byte never meets:
                 # the thread of such a try is left behind.
-                response = Call(job).future.result(LONGEST_ANSWER * timeout)
+                answer = Call(lambda: send(request, **options)).future
+                response = answer.result(LONGEST_ANSWER * timeout)
         except ValueError:
             # Not the error's own text, which may hold a header or a proxy's password.
             raise FatalAPIError(
@@ -181,7 +176,7 @@ class ApiSession(requests.Session):
         if why:
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
         # Where no wait is asked for, asking at once would go on for ever.
-        self._paused_until = max(self._paused_until, now + max(asked, self.minute / 60))
+        self.paused_until = max(self.paused_until, now + max(asked, self.minute / 60))
 
 
 def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
@@ -195,12 +190,12 @@ def patience(path: str, session: ApiSession) -> Generator[float, Exception, None
     wait = 0.0
     while True:
         error = yield wait
-        response = getattr(error, "response", None)
+        now, response = session.clock.seconds(), getattr(error, "response", None)
         if response is not None and response.status_code == TOO_MANY:
-            wait = max(0.0, session.paused_for())
+            wait = max(0.0, session.paused_until - now)
             continue
-        failures.append(session.clock.seconds())
-        passed = failures[-1] - failures[0]
+        failures.append(now)
+        passed = now - failures[0]
         left = MAX_FAILING * session.minute - passed
         if len(failures) >= MAX_TRIES or left <= 0:
             raise RetriableAPIError(
@@ -222,8 +217,7 @@ def retry_after(response: requests.Response, now: datetime, otherwise: float) ->
             date = parsedate(written)
             number = timegm(date) if date else float(written)
             number = number / 1000 if number > MILLISECONDS_1970_TO_2001 else number
-            is_instant = date or number > SECONDS_1970_TO_2001
-            seconds = number - now.timestamp() if is_instant else number
+            seconds = number - now.timestamp() if date or number > SECONDS_1970_TO_2001 else number
             if math.isfinite(seconds):
                 return max(0.0, seconds)
     return otherwise

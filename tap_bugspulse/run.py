@@ -91,7 +91,7 @@ class Run:
             while call.notes:
                 self.logger.info(call.notes.popleft())
                 counts.retries += 1
-            pause = self.http.paused_for()
+            pause = self.http.paused_until - self.clock.seconds()
             if pause > LONG_PAUSE and self._says_pause:
                 self.logger.info("waiting %.0f s, as the 429 response asked", pause)
             self._says_pause = pause <= 0
