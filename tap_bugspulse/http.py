@@ -24,8 +24,7 @@ from tap_bugspulse.settings import Settings
 
 RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
 TOO_MANY = 429  # requests, as a status
-MAX_TRIES = 8
-MAX_FAILING = 5  # minutes of failures of one request
+MAX_TRIES, MAX_FAILING = 8, 5  # failures of one request, and minutes of them
 LONGEST_ANSWER = 2  # times request_timeout, which is that of each read
 MAX_REFUSED = 15  # minutes of nothing but 429
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; whoever runs the tap should hear of more
@@ -61,6 +60,7 @@ class Clock(t.NamedTuple):
 
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     seconds: Callable[[], float] = time.monotonic
+    minute: float = 60.0  # seconds that one of the rate limit has
 
 
 class Call(threading.Thread):
@@ -105,28 +105,26 @@ class Call(threading.Thread):
 class ApiSession(requests.Session):
     """Sends requests no faster than the API allows, all streams together."""
 
-    def __init__(self, settings: Settings, minute: float, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
-        self.minute = minute
         self._settings = settings
-        self._turns: deque[float] = deque()  # when the requests of the last minute were sent
+        self._window = RATE_WINDOW * clock.minute
+        self._turns: deque[float] = deque()  # when the requests of the last window were sent
         self._one_by_one = threading.Lock()  # turns come about in the order of asking
         self._on_their_way = threading.Semaphore(settings.concurrency)
         self.paused_until = -math.inf  # the stopwatch's reading from which all may send
         self._refused_since = math.inf  # since when all responses are 429
         # A prepared request knows nothing of proxy and CA variables by itself. All go to one
         # host, for which they are looked up once.
-        self._environment = self.merge_environment_settings(
-            settings.api_url, proxies={}, stream=None, verify=None, cert=None
-        )
+        self._environment = self.merge_environment_settings(settings.api_url, {}, None, None, None)
         self.mount(settings.api_url, HTTPAdapter(pool_maxsize=settings.concurrency))
 
     def _take_turn(self) -> None:
         """Wait until a request may be sent: at the set pace, and not during a pause."""
         with self._one_by_one:
             is_full = len(self._turns) >= self._settings.requests_per_minute
-            free_at = self._turns.popleft() + self.minute * RATE_WINDOW if is_full else -math.inf
+            free_at = self._turns.popleft() + self._window if is_full else -math.inf
             while (now := self.clock.seconds()) < (until := max(free_at, self.paused_until)):
                 time.sleep(until - now)
             t.cast("Call", threading.current_thread()).begin_try()
@@ -167,16 +165,16 @@ class ApiSession(requests.Session):
         now = self.clock.seconds()
         self._refused_since = min(self._refused_since, now)
         refused = now - self._refused_since
-        asked = retry_after(response, self.clock.now(), self.minute * RATE_WINDOW)
+        asked = retry_after(response, self.clock.now(), self._window)
         why = ""
         if asked > LONGEST_RETRY_AFTER:
             why = "the API asks to wait for more than a day. Run again after that"
-        elif refused >= MAX_REFUSED * self.minute:
+        elif refused >= MAX_REFUSED * self.clock.minute:
             why = f"nothing else for {refused:.0f} s. Is the key used elsewhere?"
         if why:
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
         # Where no wait is asked for, asking at once would go on for ever.
-        self.paused_until = max(self.paused_until, now + max(asked, self.minute / 60))
+        self.paused_until = max(self.paused_until, now + max(asked, self.clock.minute / 60))
 
 
 def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
@@ -196,14 +194,14 @@ def patience(path: str, session: ApiSession) -> Generator[float, Exception, None
             continue
         failures.append(now)
         passed = now - failures[0]
-        left = MAX_FAILING * session.minute - passed
+        left = MAX_FAILING * session.clock.minute - passed
         if len(failures) >= MAX_TRIES or left <= 0:
             raise RetriableAPIError(
                 f"gave up on {path} after {len(failures)} failures in {passed:.0f} s, "
                 f"the last one: {reason(error)}",
                 response,
             ) from None
-        wait = min(left, session.minute / 60 * min(60.0, 2.0 ** len(failures)))
+        wait = min(left, session.clock.minute / 60 * min(60.0, 2.0 ** len(failures)))
 
 
 def retry_after(response: requests.Response, now: datetime, otherwise: float) -> float:

@@ -20,8 +20,8 @@ from tap_bugspulse.writer import WholeMessageWriter
 TICK = 1.0  # seconds after which a wait looks for signals and limits
 LONG_PAUSE = 5.0  # seconds of a pause that a person should know of
 PROGRESS_INTERVAL, LATER_INTERVAL = 30.0, 300.0  # seconds between two progress lines
+LATER = 600.0  # seconds after which they come seldom
 FEW = 5  # names in a warning
-LATER = 600.0  # seconds after which progress lines come seldom
 
 
 class OutOfTime(Exception):  # noqa: N818 - it is the time limit doing its work, no error
@@ -47,12 +47,11 @@ class Counts:
 
 @dataclass(eq=False)
 class Run:
-    """What the streams of one run share; a minute of the rate limit has ``minute`` seconds."""
+    """What the streams of one run share."""
 
     config: Mapping[str, t.Any]  # read when it is needed
     project: str | None  # that every row carries; known before the settings are
     clock: Clock
-    minute: float
     logger: logging.Logger
     writer: WholeMessageWriter
     counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
@@ -76,7 +75,7 @@ class Run:
     @cached_property
     def http(self) -> ApiSession:
         """The one HTTP session of the tap: the limit counts per key."""
-        return ApiSession(self.settings, self.minute, self.clock)
+        return ApiSession(self.settings, self.clock)
 
     def result(self, call: Call, counts: Counts) -> requests.Response:
         """Return the response of a call once it has come, or raise what it ended with.

@@ -59,9 +59,7 @@ class TapBugsPulse(Tap):
         for one in Tap.capabilities
         if one not in {TapCapabilities.ACTIVATE_VERSION, PluginCapabilities.BATCH}
     ]
-    # A test brings a shorter minute and a clock of its own.
-    minute_seconds = 60.0
-    clock = Clock()
+    clock = Clock()  # a test brings its own
     is_ready = False  # whether there is a state to write
     signals = 0  # that have come since
 
@@ -86,7 +84,7 @@ class TapBugsPulse(Tap):
         """What the streams of this run share."""
         writer = t.cast("WholeMessageWriter", self.message_writer)
         project = self.config.get("project") or None
-        return Run(self.config, project, self.clock, self.minute_seconds, self.logger, writer)
+        return Run(self.config, project, self.clock, self.logger, writer)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:

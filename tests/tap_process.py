@@ -179,7 +179,7 @@ def main() -> None:
     tap = tap_class(now, given["minute"])
     if given["stopwatch"]:
         stopwatch = Path(given["stopwatch"])
-        tap.clock = Clock(lambda: now, lambda: float(stopwatch.stat().st_size))
+        tap.clock = Clock(lambda: now, lambda: float(stopwatch.stat().st_size), given["minute"])
     tap.cli()
 
 
