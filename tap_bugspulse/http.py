@@ -33,7 +33,7 @@ SECONDS_1970_TO_2001, MILLISECONDS_1970_TO_2001 = 1e9, 1e12
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the API's TLS certificate cannot be verified: check api_url, or "
     "point REQUESTS_CA_BUNDLE to the file with your company's certificates",
-    "TLS CA certificate bundle|X509": "the file of certificates that REQUESTS_CA_BUNDLE names "
+    "CA.certificate.bundle|X509": "the file of certificates that REQUESTS_CA_BUNDLE names "
     "cannot be read",
     "ProxyError": "no way through the proxy: check HTTPS_PROXY",
     "SSLError": "the TLS connection broke",
