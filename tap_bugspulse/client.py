@@ -294,6 +294,7 @@ class BugsPulseStream(RESTStream[int]):
             # All rows, or those that --test asks for.
             yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)
         except OutOfTime:
+            self.run.is_complete = False
             self.logger.info("the time limit is reached, the next run goes on here")
         except (RefusedError, RetriableAPIError) as error:
             # Where nothing answers at all, no other stream can be loaded.

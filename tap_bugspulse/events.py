@@ -195,6 +195,7 @@ class Events(BugsPulseStream):
                 due = [one for one in due if not plan.was_read(one.instant)]
                 yield Batch(due, cut.window, done, cut.rows_left)
         except OutOfTime:
+            self.run.is_complete = False
             return  # what is listed gets its turn
         yield Batch([], days, done)
 
@@ -271,7 +272,7 @@ class Events(BugsPulseStream):
                 fetched += 1
                 self._count(progress)
         if fetched < len(due):
-            self.run.check_time()
+            raise OutOfTime
 
     def _count(self, progress: Progress) -> None:
         """Count a session that is done, and say so from time to time, in a STATE, too."""

@@ -54,17 +54,17 @@ class Run:
     clock: Clock
     logger: logging.Logger
     writer: WholeMessageWriter
+    when_done: Callable[[], None]
     counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     errors: dict[str, str] = field(default_factory=dict)  # of streams that the API refuses
-    is_complete: bool = True
+    is_complete: bool = True  # nothing is left for the next run
     events_left: int = 0
-    streams_left: set[str] = field(default_factory=set)  # those that are not done
-    when_done: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.started = self.clock.now()
         self._began = self._progress_at = self.clock.seconds()
         self._said: set[str] = set()
+        self._done: set[str] = set()
         self._says_pause = True
 
     @cached_property
@@ -96,7 +96,7 @@ class Run:
             self._says_pause = pause <= 0
             is_held = pause > 0 or counts.retries > retries
             if is_held and self.is_over() and call.cancel():
-                self.check_time()
+                raise OutOfTime
         counts.requests += 1
         counts.seconds += self.clock.seconds() - began
         response = call.future.result()
@@ -107,15 +107,9 @@ class Run:
         return response
 
     def is_over(self, share: float = 1.0) -> bool:
-        """Return whether a part of the time limit, 0 to 1, has passed."""
+        """Return whether a part of ``max_runtime_minutes``, 0 to 1, has passed."""
         limit = self.settings.max_runtime_minutes
         return limit is not None and self.clock.seconds() - self._began >= limit * 60 * share
-
-    def check_time(self, share: float = 1.0) -> None:
-        """Raise OutOfTime if a part of ``max_runtime_minutes``, 0 to 1, has passed."""
-        if self.is_over(share):
-            self.is_complete = False
-            raise OutOfTime
 
     def warn_once(self, message: str, *args: object) -> None:
         """Log a warning the first time its message comes up in the run."""
@@ -163,8 +157,8 @@ class Run:
                 f"{counts.retries:,}, seconds {counts.seconds:.0f}, "
                 f"{', '.join(filter(found.get, found)) or 'row counts match the API'}"
             )
-        self.streams_left.discard(stream)
-        if not self.streams_left:
+        self._done.add(stream)
+        if self._done == self.counts.keys():
             self.when_done()
 
 

@@ -84,7 +84,7 @@ class TapBugsPulse(Tap):
         """What the streams of this run share."""
         writer = t.cast("WholeMessageWriter", self.message_writer)
         project = self.config.get("project") or None
-        return Run(self.config, project, self.clock, self.logger, writer)
+        return Run(self.config, project, self.clock, self.logger, writer, self._log_run_summary)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
@@ -93,8 +93,6 @@ class TapBugsPulse(Tap):
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
         for stream in streams:
             self.logger.getChild(stream.name).addFilter(is_for_a_person)
-        run.when_done = self._log_run_summary
-        run.streams_left = {stream.name for stream in streams}
         return streams
 
     @override

@@ -24,7 +24,7 @@ from tap_bugspulse.replication import (
     make_plan,
     parse_instant,
 )
-from tap_bugspulse.run import Run
+from tap_bugspulse.run import OutOfTime, Run
 
 EARLY, FAR = date(1901, 1, 1), date(2999, 1, 1)  # days that no clock is set to
 SAMPLE = 20  # rows of a page whose dates are looked at
@@ -200,7 +200,7 @@ class WindowedStream(BugsPulseStream):
         try:
             while window:
                 if call is None and not is_wanted():
-                    self.run.check_time(self.history_share)
+                    raise OutOfTime
                 first = self.take(call or self.fetch(self.query_of(window)))
                 first = self.checked(window, first)
                 rows_in_all = page_of(first).rows_in_all
