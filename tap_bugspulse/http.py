@@ -165,7 +165,7 @@ class ApiSession(requests.Session):
         now = self.clock.seconds()
         self._refused_since = min(self._refused_since, now)
         refused = now - self._refused_since
-        asked = retry_after(response, self.clock.now(), self._window)
+        asked = self._asked_by(response)
         why = ""
         if asked > LONGEST_RETRY_AFTER:
             why = "the API asks to wait for more than a day. Run again after that"
@@ -175,6 +175,23 @@ class ApiSession(requests.Session):
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
         # Where no wait is asked for, asking at once would go on for ever.
         self.paused_until = max(self.paused_until, now + max(asked, self.clock.minute / 60))
+
+    def _asked_by(self, response: requests.Response) -> float:
+        """Return the seconds that a 429 response asks to wait, a minute where it does not.
+
+        A header holds seconds, a date, or the instant as seconds or milliseconds since 1970.
+        """
+        now = self.clock.now().timestamp()
+        for name in ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset"):
+            with contextlib.suppress(ValueError, OverflowError):
+                written = response.headers.get(name, "")
+                date = parsedate(written)  # HTTP writes it in GMT
+                number = timegm(date) if date else float(written)
+                number = number / 1000 if number > MILLISECONDS_1970_TO_2001 else number
+                seconds = number - now if date or number > SECONDS_1970_TO_2001 else number
+                if math.isfinite(seconds):
+                    return max(0.0, seconds)
+        return self._window
 
 
 def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
@@ -202,23 +219,6 @@ def patience(path: str, session: ApiSession) -> Generator[float, Exception, None
                 response,
             ) from None
         wait = min(left, session.clock.minute / 60 * min(60.0, 2.0 ** len(failures)))
-
-
-def retry_after(response: requests.Response, now: datetime, otherwise: float) -> float:
-    """Return the seconds that a 429 response asks to wait; where it does not, as told.
-
-    A header holds seconds, an HTTP date, or the instant as seconds or milliseconds since 1970.
-    """
-    for name in ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset"):
-        with contextlib.suppress(ValueError):  # it is no number
-            written = response.headers.get(name, "")
-            date = parsedate(written)
-            number = timegm(date) if date else float(written)
-            number = number / 1000 if number > MILLISECONDS_1970_TO_2001 else number
-            seconds = number - now.timestamp() if date or number > SECONDS_1970_TO_2001 else number
-            if math.isfinite(seconds):
-                return max(0.0, seconds)
-    return otherwise
 
 
 def reason(error: object) -> str:

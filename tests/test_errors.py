@@ -125,6 +125,7 @@ def refuse(headers: str, times: int) -> t.Callable[[socket.socket], None]:
         # Not a number of seconds: as if nothing were asked for, a minute.
         ("Retry-After: soon", 0.6, 1),
         pytest.param("Retry-After: nan", 0.6, 1, marks=pytest.mark.long),
+        pytest.param(f"Retry-After: 1 Mar 1{20 * '0'} 0:00", 0.6, 1, marks=pytest.mark.long),
         # The tap's clock stands at 2026-03-01T12:00Z; seconds or milliseconds since 1970.
         pytest.param("X-RateLimit-Reset: 1772366401", 0.6, 1, marks=pytest.mark.long),
         ("X-RateLimit-Reset: 1772366401000", 0.6, 1),
