@@ -121,7 +121,7 @@ class Check:
             except (RetriableAPIError, RequestException) as error:
                 why = reason(error)
                 is_dead = is_last and isinstance(error, RequestException)
-                if is_dead or self.run.http.paused_for() > MAX_PAUSE:
+                if is_dead or self.run.http.paused_until > self.run.clock.seconds() + MAX_PAUSE:
                     raise FatalAPIError(why) from None
             else:
                 self.headers |= {one.lower() for one in response.headers}

@@ -28,16 +28,7 @@ from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
 from tap_bugspulse import schemas
-from tap_bugspulse.http import (
-    BadRequestError,
-    Call,
-    NotFoundError,
-    PatienceError,
-    RefusedError,
-    UnreachableError,
-    patience,
-    reason,
-)
+from tap_bugspulse.http import Call, RefusedError, patience, reason
 from tap_bugspulse.pages import EXTRA, PROJECT, Listing, Reading, Row, Table, page_of
 from tap_bugspulse.run import Counts, OutOfTime, Run
 
@@ -131,7 +122,7 @@ class BugsPulseStream(RESTStream[int]):
         at = PageNumberPaginator(start_value=number)
         prepared = self._prepare_request(context=query, page=at)
         send = self.request_decorator(self._request) if retries else self._request
-        return Call(self.name, lambda: send(prepared, query), retries=retries)
+        return Call(lambda: send(prepared, query))
 
     def prefetch(self, calls: Iterable[Call], many: int = 0) -> Generator[Call, None, None]:
         """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
@@ -160,8 +151,7 @@ class BugsPulseStream(RESTStream[int]):
             return
         others = {HTTPStatus.UNAUTHORIZED, *self.extra_retry_statuses}
         if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in others:
-            kinds: dict[int, type[RefusedError]] = {404: NotFoundError, 400: BadRequestError}
-            raise kinds.get(status, RefusedError)(self.response_error_message(response))
+            raise RefusedError(self.response_error_message(response), status)
         super().validate_response(response)
 
     @override
@@ -215,8 +205,9 @@ class BugsPulseStream(RESTStream[int]):
                             if reading.finished:
                                 return
                     first = None
-        except (NotFoundError, BadRequestError):
-            if reading.current_value == 1:
+        except RefusedError as error:
+            past_end = {HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST}
+            if reading.current_value == 1 or error.status not in past_end:
                 raise
             reading.shrank, reading.is_complete = True, False  # the API had named that page
 
@@ -303,9 +294,12 @@ class BugsPulseStream(RESTStream[int]):
             # All rows, or those that --test asks for.
             yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)
         except OutOfTime:
+            self.run.is_complete = False
             self.logger.info("the time limit is reached, the next run goes on here")
-        except (RefusedError, PatienceError) as error:
-            if self.ABORT_AT_RECORD_COUNT is not None or isinstance(error, UnreachableError):
+        except (RefusedError, RetriableAPIError) as error:
+            # Where nothing answers at all, no other stream can be loaded.
+            is_dead = isinstance(error, RetriableAPIError) and error.response is None
+            if self.ABORT_AT_RECORD_COUNT is not None or is_dead:
                 raise
             # The other streams load; the run ends with it.
             self.run.errors[self.name] = str(error)

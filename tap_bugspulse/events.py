@@ -8,6 +8,7 @@ import typing as t
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import date, timedelta
+from http import HTTPStatus
 
 from requests import RequestException
 from singer_sdk import Tap
@@ -15,7 +16,7 @@ from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
-from tap_bugspulse.http import Call, NotFoundError, PatienceError, RefusedError, reason
+from tap_bugspulse.http import Call, RefusedError, reason
 from tap_bugspulse.pages import Row
 from tap_bugspulse.replication import (
     DAY,
@@ -185,6 +186,7 @@ class Events(BugsPulseStream):
                 due = [one for one in due if not plan.was_read(one.instant)]
                 yield Batch(due, cut.window, done, cut.rows_left)
         except OutOfTime:
+            self.run.is_complete = False
             return  # what is listed gets its turn
 
     def _again(self, tried: list[str], listed: list[Batch]) -> Iterator[Batch]:
@@ -248,7 +250,7 @@ class Events(BugsPulseStream):
         fetched = 0
         with closing(self.prefetch(self._ask(one.id) for one in wanted)) as calls:
             for session, call in zip(due, calls, strict=False):
-                if is_late() and call.cancel(if_unsent=True):
+                if is_late() and call.cancel():
                     break
                 try:
                     yield from self._events_of(session, call)
@@ -260,7 +262,7 @@ class Events(BugsPulseStream):
                 fetched += 1
                 self._count(plan)
         if fetched < len(due):
-            self.run.check_time()
+            raise OutOfTime
 
     def _count(self, plan: Plan) -> None:
         """Count a session that is done, and say so from time to time, in a STATE, too."""
@@ -321,13 +323,14 @@ class Events(BugsPulseStream):
         try:
             yield from self._rows_of(session, call)
             self._set_aside_failed()
-        except NotFoundError:
-            self.logger.info("events: session %s is not known to the API", session.id)
-            self._missing.append(session)
-            self._in_a_row += 1
-            if self._in_a_row >= MAX_IN_A_ROW:
-                self._settle_missing()
-        except (PatienceError, RefusedError, RetriableAPIError, RequestException) as error:
+        except (RefusedError, RetriableAPIError, RequestException) as error:
+            if isinstance(error, RefusedError) and error.status == HTTPStatus.NOT_FOUND:
+                self.logger.info("events: session %s is not known to the API", session.id)
+                self._missing.append(session)
+                self._in_a_row += 1
+                if self._in_a_row >= MAX_IN_A_ROW:
+                    self._settle_missing()
+                return
             if session.id in self.set_aside:
                 self.logger.warning("events: session %s still fails: %s", session.id, reason(error))
                 return

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import requests
 
-from tap_bugspulse.http import LONGEST_ANSWER, MAX_TRIES, ApiSession, Call, Clock
+from tap_bugspulse.http import ApiSession, Call, Clock
 from tap_bugspulse.pages import page_of
 from tap_bugspulse.settings import Settings
 from tap_bugspulse.writer import WholeMessageWriter
@@ -20,8 +20,8 @@ from tap_bugspulse.writer import WholeMessageWriter
 TICK = 1.0  # seconds after which a wait looks for signals and limits
 LONG_PAUSE = 5.0  # seconds of a pause that a person should know of
 PROGRESS_INTERVAL, LATER_INTERVAL = 30.0, 300.0  # seconds between two progress lines
+LATER = 600.0  # seconds after which they come seldom
 FEW = 5  # names in a warning
-LATER = 600.0  # seconds after which progress lines come seldom
 
 
 class OutOfTime(Exception):  # noqa: N818 - it is the time limit doing its work, no error
@@ -47,25 +47,24 @@ class Counts:
 
 @dataclass(eq=False)
 class Run:
-    """What the streams of one run share; a minute of the rate limit has ``minute`` seconds."""
+    """What the streams of one run share."""
 
     config: Mapping[str, t.Any]  # read when it is needed
     project: str | None  # that every row carries; known before the settings are
     clock: Clock
-    minute: float
     logger: logging.Logger
     writer: WholeMessageWriter
+    when_done: Callable[[], None]
     counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     errors: dict[str, str] = field(default_factory=dict)  # of streams that the API refuses
-    is_complete: bool = True
+    is_complete: bool = True  # nothing is left for the next run
     events_left: int = 0
-    streams_left: set[str] = field(default_factory=set)  # those that are not done
-    when_done: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.started = self.clock.now()
         self._began = self._progress_at = self.clock.seconds()
         self._said: set[str] = set()
+        self._done: set[str] = set()
         self._says_pause = True
 
     @cached_property
@@ -76,30 +75,28 @@ class Run:
     @cached_property
     def http(self) -> ApiSession:
         """The one HTTP session of the tap: the limit counts per key."""
-        return ApiSession(self.settings, self.minute, self.clock)
+        return ApiSession(self.settings, self.clock)
 
     def result(self, call: Call, counts: Counts) -> requests.Response:
         """Return the response of a call once it has come, or raise what it ended with.
 
         Raises OutOfTime if the time limit is reached during a pause or between two tries.
         """
-        began, late = self.clock.seconds(), 0
+        began, retries, is_done = self.clock.seconds(), counts.retries, False
         if not call.future.done():
             self.writer.flush()
-        while not call.future.done():
-            wait([call.future], TICK)
-            self._check_wait(call, counts)
-            # Each read has a timeout, which an answer that comes byte by byte never meets.
-            most = LONGEST_ANSWER * self.settings.request_timeout + TICK
-            if call.sent_at is not None and self.clock.seconds() - call.sent_at > most:
-                call.cancel()  # its thread is left behind, and holds up nothing
-                call.leave()
-                late += 1
-                if late == MAX_TRIES or not call.retries:
-                    raise requests.exceptions.ReadTimeout(f"{call.stream}: no answer in time")
-                call = Call(call.stream, call.job)
-                call.notes.append(f"{call.stream}: trying again in 0 s after no answer in time")
-        self._check_wait(call, counts)
+        while not is_done:
+            is_done = bool(wait([call.future], TICK).done)
+            while call.notes:
+                self.logger.info(call.notes.popleft())
+                counts.retries += 1
+            pause = self.http.paused_until - self.clock.seconds()
+            if pause > LONG_PAUSE and self._says_pause:
+                self.logger.info("waiting %.0f s, as the 429 response asked", pause)
+            self._says_pause = pause <= 0
+            is_held = pause > 0 or counts.retries > retries
+            if is_held and self.is_over() and call.cancel():
+                raise OutOfTime
         counts.requests += 1
         counts.seconds += self.clock.seconds() - began
         response = call.future.result()
@@ -109,30 +106,10 @@ class Run:
         counts.unknown |= page.unknown
         return response
 
-    def _check_wait(self, call: Call, counts: Counts) -> None:
-        """Say why a call waits; end the wait when the time limit is reached."""
-        is_held = bool(call.notes)
-        while call.notes:
-            self.logger.info(call.notes.popleft())
-            counts.retries += 1
-        pause = self.http.paused_for()
-        if pause > LONG_PAUSE and self._says_pause:
-            self.logger.info("waiting %.0f s, as the 429 response asked", pause)
-        self._says_pause = pause <= 0
-        if self.is_over() and (is_held or pause > 0) and call.cancel(if_unsent=True):
-            self.check_time()
-
     def is_over(self, share: float = 1.0) -> bool:
-        """Return whether a part of the time limit, 0 to 1, has passed."""
-        minutes = self.settings.max_runtime_minutes
-        passed = self.clock.seconds() - self._began
-        return minutes is not None and passed >= minutes * 60 * share
-
-    def check_time(self, share: float = 1.0) -> None:
-        """Raise OutOfTime if a part of ``max_runtime_minutes``, 0 to 1, has passed."""
-        if self.is_over(share):
-            self.is_complete = False
-            raise OutOfTime
+        """Return whether a part of ``max_runtime_minutes``, 0 to 1, has passed."""
+        limit = self.settings.max_runtime_minutes
+        return limit is not None and self.clock.seconds() - self._began >= limit * 60 * share
 
     def warn_once(self, message: str, *args: object) -> None:
         """Log a warning the first time its message comes up in the run."""
@@ -156,34 +133,32 @@ class Run:
         """Log what a stream did, and the summary after the last of them."""
         counts = self.counts[stream]
         if counts.misfits:
+            misfits = (f"{name} {times:,}" for name, times in counts.misfits.items())
             self.logger.warning(
-                "%s: values that did not fit their column are null there and kept in _extra: %s",
-                stream,
-                ", ".join(f"{name} {times:,}" for name, times in counts.misfits.items()),
+                f"{stream}: values that did not fit their column are null there and kept in "
+                f"_extra: {', '.join(misfits)}"
             )
-        if counts.unknown:
-            names = sorted(counts.unknown)
-            more = f" and {len(names[FEW:]):,} more" if names[FEW:] else ""
+        if names := sorted(counts.unknown):
+            more = f" and {len(names) - FEW:,} more" if names[FEW:] else ""
             self.logger.warning(
-                "%s: the API sends fields without a column, which are kept in _extra: %s",
-                stream,
-                ", ".join(names[:FEW]) + more,
+                f"{stream}: the API sends fields without a column, which are kept in _extra: "
+                f"{', '.join(names[:FEW])}{more}"
             )
+        found = {
+            f"{counts.short_listings} listings short of the API's total": counts.short_listings,
+            f"{counts.short_sessions} sessions short of events": counts.short_sessions,
+            f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
+            f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
+            "refused by the API": stream in self.errors,
+        }
         if is_selected:
-            found = {
-                f"{counts.short_listings} listings short of the API's total": counts.short_listings,
-                f"{counts.short_sessions} sessions short of events": counts.short_sessions,
-                f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
-                f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
-                "refused by the API": stream in self.errors,
-            }
             self.logger.info(
                 f"{stream}: rows {counts.rows:,}, requests {counts.requests:,}, retries "
                 f"{counts.retries:,}, seconds {counts.seconds:.0f}, "
                 f"{', '.join(filter(found.get, found)) or 'row counts match the API'}"
             )
-        self.streams_left.discard(stream)
-        if not self.streams_left:
+        self._done.add(stream)
+        if self._done == self.counts.keys():
             self.when_done()
 
 

@@ -59,9 +59,7 @@ class TapBugsPulse(Tap):
         for one in Tap.capabilities
         if one not in {TapCapabilities.ACTIVATE_VERSION, PluginCapabilities.BATCH}
     ]
-    # A test brings a shorter minute and a clock of its own.
-    minute_seconds = 60.0
-    clock = Clock()
+    clock = Clock()  # a test brings its own
     is_ready = False  # whether there is a state to write
     signals = 0  # that have come since
 
@@ -86,7 +84,7 @@ class TapBugsPulse(Tap):
         """What the streams of this run share."""
         writer = t.cast("WholeMessageWriter", self.message_writer)
         project = self.config.get("project") or None
-        return Run(self.config, project, self.clock, self.minute_seconds, self.logger, writer)
+        return Run(self.config, project, self.clock, self.logger, writer, self._log_run_summary)
 
     @override
     def discover_streams(self) -> list[BugsPulseStream]:
@@ -95,8 +93,6 @@ class TapBugsPulse(Tap):
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
         for stream in streams:
             self.logger.getChild(stream.name).addFilter(is_for_a_person)
-        run.when_done = self._log_run_summary
-        run.streams_left = {stream.name for stream in streams}
         return streams
 
     @override

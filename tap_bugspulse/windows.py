@@ -25,7 +25,7 @@ from tap_bugspulse.replication import (
     make_plan,
     parse_instant,
 )
-from tap_bugspulse.run import Run
+from tap_bugspulse.run import OutOfTime, Run
 
 EARLY, FAR = date(1901, 1, 1), date(2999, 1, 1)  # days that no clock is set to
 SAMPLE = 20  # rows of a page whose dates are looked at
@@ -197,7 +197,7 @@ class WindowedStream(BugsPulseStream):
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
                 if following and is_late:
-                    self.run.check_time(self.history_share)
+                    raise OutOfTime
                 window = following
         finally:
             if call is not None:

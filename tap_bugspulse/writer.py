@@ -14,10 +14,9 @@ from typing_extensions import override
 BATCH_SIZE = 200  # records that are encoded and written at once
 
 
-class RecordLine(msgspec.Struct):
+class RecordLine(msgspec.Struct, tag="RECORD"):
     """A RECORD message whose row is encoded as it is; a dict would take longer."""
 
-    type: str
     stream: str
     record: msgspec.Struct
     time_extracted: str
@@ -47,7 +46,7 @@ class WholeMessageWriter(MsgSpecWriter):
         """Write a row as a RECORD message of a stream, without making a dict of it."""
         if not self._messages:
             self._extracted = datetime.now(UTC).isoformat()
-        self._messages.append(RecordLine("RECORD", stream, row, self._extracted))
+        self._messages.append(RecordLine(stream, row, self._extracted))
         if len(self._messages) >= BATCH_SIZE:
             self.flush()
 

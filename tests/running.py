@@ -30,24 +30,11 @@ PRIMARY_KEYS = {
 }
 
 
-class TestClock(Clock):
-    """A wall clock that stands still, or runs on from a given instant."""
-
-    def __init__(self, now: datetime) -> None:
-        """Set the wall clock; the stopwatch is the real one."""
-        self._now = now
-
-    def now(self) -> datetime:
-        """Return the set instant."""
-        return self._now
-
-
 def tap_class(now: datetime, minute: float = 60.0) -> type[TapBugsPulse]:
     """Return the tap with a clock that says ``now`` and a minute of some seconds."""
 
     class TapAtAnInstant(TapBugsPulse):
-        clock = TestClock(now)
-        minute_seconds = minute
+        clock = Clock(lambda: now, minute=minute)
 
     return TapAtAnInstant
 
@@ -119,7 +106,7 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
     with contextlib.redirect_stdout(t.cast("t.TextIO", written)):
         kind = tap_class(now, minute)
         if running_clock:
-            kind.clock = Clock()
+            kind.clock = Clock(minute=minute)
         tap = kind(
             config=config, state=json.loads(json.dumps(state)) if state else None, catalog=catalog
         )

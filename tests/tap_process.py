@@ -15,8 +15,9 @@ import typing as t
 from datetime import datetime
 from pathlib import Path
 
+from tap_bugspulse.http import Clock
 from tests.forks import start
-from tests.running import Output, TestClock, tap_class
+from tests.running import Output, tap_class
 
 if t.TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,19 +26,6 @@ if t.TYPE_CHECKING:
     from tests.sandbox import Project, Request, Sandbox
 
 ENDS_WITHIN = 60.0  # seconds, far more than any of these processes takes
-
-
-class StopwatchClock(TestClock):
-    """A clock whose seconds pass as somebody else adds bytes to a file."""
-
-    def __init__(self, now: datetime, stopwatch: Path) -> None:
-        """Set the wall clock, and the file that the seconds are read from."""
-        super().__init__(now)
-        self._stopwatch = stopwatch
-
-    def seconds(self) -> float:
-        """Return the size of the file."""
-        return float(self._stopwatch.stat().st_size)
 
 
 def clock(now: datetime, minute: float, stopwatch: Path | None = None) -> str:
@@ -190,7 +178,8 @@ def main() -> None:
     now = datetime.fromisoformat(given["now"])
     tap = tap_class(now, given["minute"])
     if given["stopwatch"]:
-        tap.clock = StopwatchClock(now, Path(given["stopwatch"]))
+        stopwatch = Path(given["stopwatch"])
+        tap.clock = Clock(lambda: now, lambda: float(stopwatch.stat().st_size), given["minute"])
     tap.cli()
 
 

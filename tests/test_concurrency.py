@@ -12,7 +12,16 @@ from datetime import timedelta
 import pytest
 
 from tests.conftest import sweep
-from tests.running import PRIMARY_KEYS, Row, assert_whole, events_asked, expected, select, sync
+from tests.running import (
+    PRIMARY_KEYS,
+    Row,
+    assert_whole,
+    events_asked,
+    expected,
+    select,
+    sync,
+    tap_class,
+)
 from tests.sandbox import Options, Sandbox, generate
 from tests.tap_process import TapProcess, ticking
 
@@ -21,6 +30,7 @@ if t.TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from tap_bugspulse.client import BugsPulseStream
     from tests.sandbox import Project, Request
 
 MANY = 8
@@ -92,6 +102,28 @@ def test_no_more_are_on_their_way_than_set(now: datetime, concurrency: int) -> N
         only = select(now, "sessions", "network")
         sync(slow, now, catalog=only, concurrency=concurrency, page_size=10)
     assert most == concurrency
+
+
+def test_no_more_are_on_their_way_than_set_after_a_pause(now: datetime) -> None:
+    """Those that wait for longer than an answer may take are not sent all at once."""
+    project, most = generate(seed=3, sessions=1, days=1, until=now), 0
+    options = Options(requests_per_minute=None, latency=0.2)
+    options.minute = 60 * 1.0  # a 429 asks for a sixtieth of it
+    with Sandbox(project, options) as running:
+
+        def script(_: Request) -> str | None:
+            nonlocal most
+            most = max(most, sum(one.status == 0 for one in list(running.requests)))
+            return "429" if len(running.requests) == 1 else None
+
+        options.script = script
+        config = {"api_url": running.url, "api_key": running.api_key, "concurrency": 2}
+        tap = tap_class(now)(config={**config, "request_timeout": 0.3})
+        crashes = t.cast("BugsPulseStream", tap.streams["crashes"])
+        for call in [crashes.fetch({}) for _ in range(MANY)]:
+            crashes.take(call)
+    assert len(running.requests) == MANY + 1
+    assert most == 2
 
 
 # Where a time limit gives requests up, others wait for their turn.

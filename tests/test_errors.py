@@ -125,6 +125,7 @@ def refuse(headers: str, times: int) -> t.Callable[[socket.socket], None]:
         # Not a number of seconds: as if nothing were asked for, a minute.
         ("Retry-After: soon", 0.6, 1),
         pytest.param("Retry-After: nan", 0.6, 1, marks=pytest.mark.long),
+        pytest.param(f"Retry-After: 1 Mar 1{20 * '0'} 0:00", 0.6, 1, marks=pytest.mark.long),
         # The tap's clock stands at 2026-03-01T12:00Z; seconds or milliseconds since 1970.
         pytest.param("X-RateLimit-Reset: 1772366401", 0.6, 1, marks=pytest.mark.long),
         ("X-RateLimit-Reset: 1772366401000", 0.6, 1),
@@ -184,6 +185,19 @@ def test_a_time_limit_ends_a_wait_that_the_api_asks_for(
     again = set(events_asked(sandbox.requests))
     assert not fetched & again
     assert_whole(sandbox.project, first, second)
+
+
+def test_a_time_limit_ends_a_wait_between_two_tries(
+    tmp_path: Path, sandbox: Sandbox, now: datetime
+) -> None:
+    """A run whose limit is reached long after a failure does not wait for the next try."""
+    sandbox.options.script = lambda _: "503"
+    began = time.monotonic()
+    tap = TapProcess(tmp_path / "tap", sandbox, now, minute=1800.0, max_runtime_minutes=0.03)
+    assert tap.end() == 0, tap.log
+    assert time.monotonic() - began < 30  # a first failure is waited out for a minute
+    assert "crashes: trying again in 60 s after 503" in tap.log
+    assert "summary status=incomplete" in tap.log.splitlines()[-1]
 
 
 # --- The real minute -----------------------------------------------------------------
