@@ -342,7 +342,7 @@ class Cutter:
         older = Window(rest.start, window.start) if self._newest_first else None
         self.rest = None if window == rest else older or Window(window.end, rest.end)
         self.rows_left = max(self.rows_left - rows, 0)
-        self._days = max(1, min(2 * size, self._days))
+        self._days = max(1, min(4 * size, self._days))
         return True
 
     def _best_days(self) -> int:

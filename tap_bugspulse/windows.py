@@ -171,11 +171,11 @@ class WindowedStream(BugsPulseStream):
         """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
 
         The next one is asked for while one is read. Raises OutOfTime at the time limit, which
-        counts in history, once a window is found: a run always moves the bookmark.
+        counts in history; however late it is, a run moves the bookmark.
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
         cutter = Cutter(days, limit, self.today, newest_first=sync.in_history)
-        window, call, whole, is_found = cutter.propose(), None, 0, False
+        window, call, whole, before = cutter.propose(), None, 0, sync.plan.complete
         try:
             while window:
                 first = self.take(call or self.fetch(self.query_of(window)))
@@ -189,14 +189,14 @@ class WindowedStream(BugsPulseStream):
                     # Nothing is gained by other windows: each has all rows, or their number.
                     yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
                     return
-                fits = cutter.fits(rows_in_all)
-                following, is_found = cutter.propose(), is_found or fits
-                is_late = is_found and sync.in_history and self.run.is_over(self.history_share)
+                fits, following = cutter.fits(rows_in_all), cutter.propose()
+                is_late = sync.in_history and self.run.is_over(self.history_share)
                 ahead = None if is_late else following
                 call = self.fetch(self.query_of(ahead)) if ahead else None
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
-                if following and is_late:
+                stays = sync.plan.moves_bookmark and sync.plan.complete == before
+                if following and is_late and not stays:
                     raise OutOfTime
                 window = following
         finally:
