@@ -15,16 +15,7 @@ from typing_extensions import override
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.http import RefusedError
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import (
-    DAY,
-    Bookmark,
-    Cutter,
-    Plan,
-    Span,
-    Window,
-    make_plan,
-    parse_instant,
-)
+from tap_bugspulse.replication import DAY, Bookmark, Cutter, Plan, Window, make_plan, parse_instant
 from tap_bugspulse.run import OutOfTime, Run
 
 EARLY, FAR = date(1901, 1, 1), date(2999, 1, 1)  # days that no clock is set to
@@ -219,8 +210,9 @@ class WindowedStream(BugsPulseStream):
 
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002
         """Return the rows of a page of a window that are requested and not emitted yet."""
-        requested = self.run.settings.requested
-        if requested == Span() and not sync.plan.known:
+        settings = self.run.settings
+        requested = settings.requested
+        if not (sync.plan.known or settings.start_date or settings.end_date):
             return [row for row in rows if row.id not in sync.ids]
         instants = (parse_instant(getattr(row, self.instant_column)) for row in rows)
         return [
