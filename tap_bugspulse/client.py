@@ -238,8 +238,7 @@ class BugsPulseStream(RESTStream[int]):
             if reading.is_complete:
                 return
             is_short = reading.pages > 0 and not reading.drifted
-            # One page is one answer, in which nothing can drift, and what is missing twice is
-            # not there.
+            # One page is one answer, and what is missing twice is not there.
             is_final = reading.pages == 1 or len(reading.ids) == len(ids)
             if is_final if is_short else number >= MAX_DRIFTS:
                 break

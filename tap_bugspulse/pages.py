@@ -81,10 +81,11 @@ class Reading(PageNumberPaginator):
         page = page_of(response)
         ids, before = [row.id for row in page.rows], self._page_ids
         here = len(ids) + page.without_key
+        self.pages += here > 0
         if self.current_value == 1:
             self.total = self._highest_total = page.total or 0
         elif ids and ids == before:
-            self.drifted = True  # it stands for one not seen
+            self.total = max(self.total, self.rows + 1)  # it stands for one not seen
             return False
         # On a later page, as many as it has itself is the number of no listing.
         elif page.total and page.total != here:
@@ -92,7 +93,6 @@ class Reading(PageNumberPaginator):
             self._highest_total = max(self._highest_total, page.total)
         self._page_ids = ids
         self.ids.update(ids)
-        self.pages += here > 0
         self.repeated += len(ids) - len(set(ids))
         self._without_key += page.without_key
         self._arrived += here
