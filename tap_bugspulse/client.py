@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import backoff
 import msgspec
-import requests
 from backoff.types import Details
+from requests import RequestException, Response, Session
 from singer_sdk import RESTStream, SchemaDirectory, StreamSchema, Tap
 from singer_sdk.authenticators import BearerTokenAuthenticator
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
@@ -57,10 +57,9 @@ class BugsPulseStream(RESTStream[int]):
         schema = self.schema_file
         if run.project is not None:
             self.primary_keys = (PROJECT, *self.primary_keys)
-            schema = schema | {
-                "required": [PROJECT, *schema["required"]],
-                "properties": {PROJECT: PROJECT_COLUMN, **schema["properties"]},
-            }
+            required = [PROJECT, *schema["required"]]
+            columns = {PROJECT: PROJECT_COLUMN, **schema["properties"]}
+            schema = {**schema, "required": required, "properties": columns}
         super().__init__(tap, schema=schema)
         self.table = Table(self.name, schema["properties"], run.project)
 
@@ -90,7 +89,7 @@ class BugsPulseStream(RESTStream[int]):
 
     @property
     @override
-    def requests_session(self) -> requests.Session:
+    def requests_session(self) -> Session:
         return self.run.http
 
     @property
@@ -128,14 +127,14 @@ class BugsPulseStream(RESTStream[int]):
             for call in sent:
                 call.cancel()
 
-    def take(self, call: http.Call) -> requests.Response:
+    def take(self, call: http.Call) -> Response:
         """Return the response of a call, and count what no column holds."""
         with self.get_http_request_counter() as counter:
             counter.increment()
             return self.run.result(call, self.counts)
 
     @override
-    def validate_response(self, response: requests.Response) -> None:
+    def validate_response(self, response: Response) -> None:
         status = response.status_code
         is_empty = status == HTTPStatus.NO_CONTENT
         if is_empty or status == HTTPStatus.OK:
@@ -152,7 +151,7 @@ class BugsPulseStream(RESTStream[int]):
             super().validate_response(response)
 
     @override
-    def response_error_message(self, response: requests.Response) -> str:
+    def response_error_message(self, response: Response) -> str:
         # Never the body: it may hold personal data.
         asked = parse_qs(urlsplit(response.url).query)
         dates = "".join(f" {name} {asked[name][0]}" for name in ("from", "to") if name in asked)
@@ -170,7 +169,7 @@ class BugsPulseStream(RESTStream[int]):
         # and what is logged of a failure is up to backoff_handler alone.
         return backoff.on_exception(
             lambda: http.patience(self.path, self.run.http),
-            (RetriableAPIError, requests.RequestException),
+            (RetriableAPIError, RequestException),
             on_backoff=self.backoff_handler,
             jitter=None,
             logger=None,
@@ -182,9 +181,7 @@ class BugsPulseStream(RESTStream[int]):
         call = t.cast("http.Call", threading.current_thread())
         call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
-    def pages(
-        self, query: Query, reading: Reading, first: requests.Response
-    ) -> Iterator[list[Row]]:
+    def pages(self, query: Query, reading: Reading, first: Response) -> Iterator[list[Row]]:
         """Yield the rows of the first page and of those after it, which are on their way."""
         reading.advance(first)
         yield page_of(first).rows
@@ -204,10 +201,7 @@ class BugsPulseStream(RESTStream[int]):
             reading.drifted = True  # the API had named that page
 
     def listing(
-        self,
-        query: Query,
-        first: requests.Response | None = None,
-        readings: list[Reading] | None = None,
+        self, query: Query, first: Response | None = None, readings: list[Reading] | None = None
     ) -> Iterator[list[Row]]:
         """Yield the rows of a listing, each once, page by page; read it again when pages drift.
 
@@ -246,7 +240,7 @@ class BugsPulseStream(RESTStream[int]):
             # elsewhere, and take all readings together.
             ids = reading.ids if is_short else set()
             limit = max(1, self.run.settings.page_size * (6 - number) // 6)
-            asked = {**query, "limit": str(limit)}
+            asked = {**query, "limit": str(limit)} if is_short else query
         reading.ids, reading.drifted = known, True
         self.counts.short_listings += 1
         self.run.warn_once(

@@ -148,10 +148,10 @@ def _instant(value: Value) -> str | None:
     return None
 
 
-def _number(value: Value, kind: t.Any) -> int | None:
+def _number(value: Value, kind: t.Any) -> Value:
     """Return a whole number, which may be written as a fraction or as text."""
     with suppress(msgspec.ValidationError):
-        return t.cast("int | None", msgspec.convert(value, kind, strict=False))
+        return msgspec.convert(value, kind, strict=False)
     return None
 
 
@@ -166,13 +166,6 @@ _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
 }
 
 
-def _kind(name: str, column: Mapping[str, t.Any]) -> str:
-    if name == "id" or name.endswith("Id"):
-        return "id"
-    kind = column["type"] if isinstance(column["type"], str) else column["type"][0]
-    return str(column.get("format", kind))
-
-
 class Table:
     """The columns of a stream, and the structs that its rows are decoded into."""
 
@@ -180,7 +173,11 @@ class Table:
         self, name: str, properties: Mapping[str, t.Any], project: str | None = None
     ) -> None:
         ours = {EXTRA: None, PROJECT: project}  # and what is in them
-        kinds = {one: _kind(one, properties[one]) for one in properties.keys() - ours}
+        kinds = {
+            one: "id" if re.search("^id$|Id$", one) else column.get("format", column["type"][0])
+            for one, column in properties.items()
+            if one not in ours
+        }
         self._fits = {one: _KINDS[kind][1] for one, kind in kinds.items()}
         self._objects = [one for one, kind in kinds.items() if kind == "object"]
         types = {one: _KINDS[kind][0] for one, kind in kinds.items()}
@@ -205,14 +202,13 @@ class Table:
 
     def _decode_any(self, content: bytes) -> Page:
         """Return the page of a body that is not as documented, value by value."""
-        body = _loads(content)
-        if not isinstance(body, dict) or not isinstance(body.get("data", 0), list | None):
-            raise ValueError  # noqa: TRY004 - what validate_response looks for
+        body = msgspec.convert(_loads(content), dict[str, Value])
+        rows = msgspec.convert(body.get("data", 0), list[Value] | None)
         total, pages, limit = (_number(body.get(name), _COUNT) for name in NUMBERS)
         if total is None and pages is None:
             raise ValueError
         page = Page([], total, pages, limit)
-        for one in body["data"] or ():
+        for one in rows or ():
             if isinstance(one, dict) and self._fits["id"](one.get("id")):
                 page.rows.append(self._fit(one, page))
             else:
