@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import typing as t
 from collections import deque
@@ -10,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from functools import cached_property
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
 
 import backoff
 import msgspec
@@ -23,21 +23,16 @@ from singer_sdk.helpers.conform import TypeConformanceLevel
 from singer_sdk.mapper import SameRecordTransform
 from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.singerlib import Catalog, Schema
-from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
-from singer_sdk.streams.rest import HTTPRequest, PageContext
 from typing_extensions import override
 
 from tap_bugspulse import http, schemas
 from tap_bugspulse.pages import EXTRA, PROJECT, Page, Reading, Row, Table, has_lost_rows, page_of
-from tap_bugspulse.run import Counts, OutOfTime, Run
+from tap_bugspulse.run import OutOfTime, Run
 
 Query = Mapping[str, str]
 
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
-PROJECT_COLUMN = {
-    "type": "string",
-    "description": "Name of the BugsPulse project, from the setting project.",
-}
+PROJECT_COLUMN = {"type": "string", "description": "Name of the project, from the setting project."}
 
 
 class BugsPulseStream(RESTStream[int]):
@@ -53,7 +48,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def __init__(self, tap: Tap, run: Run) -> None:
         self.run = run
-        self.counts: Counts = run.counts[str(self.name)]
+        self.counts = run.counts[str(self.name)]
         schema = self.schema_file
         if run.project is not None:
             self.primary_keys = (PROJECT, *self.primary_keys)
@@ -72,7 +67,7 @@ class BugsPulseStream(RESTStream[int]):
             for name in known.keys() & {PROJECT, EXTRA}:
                 (entry.schema.properties or {}).setdefault(name, Schema.from_dict(known[name]))
         super().apply_catalog(catalog)
-        if own_key is None and self.replication_method == REPLICATION_INCREMENTAL:
+        if own_key is None and self.replication_method == "INCREMENTAL":
             self.forced_replication_method, self.replication_key = None, None
             self.logger.warning(
                 f"{self.name} cannot be INCREMENTAL, as the catalog asks: it is loaded as usual"
@@ -98,16 +93,12 @@ class BugsPulseStream(RESTStream[int]):
         return BearerTokenAuthenticator(token=self.run.settings.api_key)
 
     @override
-    def get_http_request(self, *, page: PageContext[int]) -> HTTPRequest:
-        request = super().get_http_request(page=page)
-        request.params |= {"page": page.next_page_token, "limit": self.run.settings.page_size}
-        request.params |= page.stream_context or {}
-        return request
+    def get_url_params(self, context: t.Any, next_page_token: int | None) -> dict[str, t.Any]:
+        return {"page": next_page_token, "limit": self.run.settings.page_size, **context}
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> http.Call:
         """Return the call that asks for a page of a listing, on its way from now on."""
-        at = PageNumberPaginator(start_value=number)
-        prepared = self._prepare_request(context=query, page=at)
+        prepared = self._prepare_request(context=query, page=PageNumberPaginator(number))
         send = self.request_decorator(self._request) if retries else self._request
         return http.Call(self.name, lambda: send(prepared, query), retries=retries)
 
@@ -153,9 +144,9 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def response_error_message(self, response: Response) -> str:
         # Never the body: it may hold personal data.
-        asked = parse_qs(urlsplit(response.url).query)
-        dates = "".join(f" {name} {asked[name][0]}" for name in ("from", "to") if name in asked)
-        msg = f"{response.status_code} {response.reason} for {self.path}{dates}"
+        dates = re.findall("[?&](from|to)=([^&]*)", response.url)
+        asked = " ".join(itertools.chain([self.path], *dates))
+        msg = f"{response.status_code} {response.reason} for {asked}"
         if response.status_code == HTTPStatus.UNAUTHORIZED:
             msg += (
                 ": the API does not know this api_key. Copy the API key of your BugsPulse project "

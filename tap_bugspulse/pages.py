@@ -7,9 +7,8 @@ import math
 import re
 import typing as t
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import GenericAlias
 
@@ -30,8 +29,7 @@ Row = t.Any  # a struct of the columns' types, made from a schema file
 Value = t.Any  # whatever the API sends
 
 
-@dataclass(slots=True)
-class Page:
+class Page(msgspec.Struct):
     """One page of a listing; its rows have a key each, ``without_key`` counts the others.
 
     ``total``, ``pages`` and ``limit`` are None where the envelope does not have them. ``misfits``
@@ -43,8 +41,8 @@ class Page:
     pages: int | None = None
     limit: int | None = None
     without_key: int = 0
-    misfits: Counter[str] = field(default_factory=Counter)
-    unknown: set[str] = field(default_factory=set)
+    misfits: Counter[str] = msgspec.field(default_factory=Counter)
+    unknown: set[str] = msgspec.field(default_factory=set)
 
     @property
     def rows_in_all(self) -> int:
@@ -169,9 +167,7 @@ _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
 class Table:
     """The columns of a stream, and the structs that its rows are decoded into."""
 
-    def __init__(
-        self, name: str, properties: Mapping[str, t.Any], project: str | None = None
-    ) -> None:
+    def __init__(self, name: str, properties: dict[str, t.Any], project: str | None = None) -> None:
         ours = {EXTRA: None, PROJECT: project}  # and what is in them
         kinds = {
             one: "id" if re.search("^id$|Id$", one) else column.get("format", column["type"][0])
@@ -181,12 +177,10 @@ class Table:
         self._fits = {one: _KINDS[kind][1] for one, kind in kinds.items()}
         self._objects = [one for one, kind in kinds.items() if kind == "object"]
         types = {one: _KINDS[kind][0] for one, kind in kinds.items()}
-        fields: list[t.Any] = [(one, types.get(one, _OURS), ours.get(one)) for one in properties]
-        fields[list(properties).index("id")] = ("id", t.Annotated[str, Meta(min_length=1)])
+        fields: list[t.Any] = [("id", t.Annotated[str, Meta(min_length=1)])]
+        fields += [(one, types.get(one, _OURS), ours.get(one)) for one in properties if one != "id"]
         # Rows of JSON leave no cycles behind for the garbage collector.
-        self.row_type = msgspec.defstruct(
-            name, fields, forbid_unknown_fields=True, kw_only=True, gc=False
-        )
+        self.row_type = msgspec.defstruct(name, fields, forbid_unknown_fields=True, gc=False)
         envelope: list[t.Any] = [("data", GenericAlias(list, self.row_type))]
         envelope += [(name, _COUNT, None) for name in NUMBERS]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Envelope", envelope))
