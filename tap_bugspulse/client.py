@@ -30,7 +30,6 @@ from tap_bugspulse.pages import EXTRA, PROJECT, Page, Reading, Row, Table, has_l
 from tap_bugspulse.run import OutOfTime, Run
 
 Query = Mapping[str, str]
-
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
 PROJECT_COLUMN = {"type": "string", "description": "Name of the project, from the setting project."}
 
@@ -120,9 +119,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def take(self, call: http.Call) -> Response:
         """Return the response of a call, and count what no column holds."""
-        with self.get_http_request_counter() as counter:
-            counter.increment()
-            return self.run.result(call, self.counts)
+        return self.run.result(call, self.counts)
 
     @override
     def validate_response(self, response: Response) -> None:
@@ -174,8 +171,6 @@ class BugsPulseStream(RESTStream[int]):
 
     def pages(self, query: Query, reading: Reading, first: Response) -> Iterator[list[Row]]:
         """Yield the rows of the first page and of those after it, which are on their way."""
-        reading.advance(first)
-        yield page_of(first).rows
         # Where rows still arrive, pages answered out of turn would miss those that move on.
         most = self.run.settings.concurrency if "to" in query else 1
         calls = self.prefetch(
@@ -183,11 +178,13 @@ class BugsPulseStream(RESTStream[int]):
             lambda: min(most, reading.last_page - reading.current_value + 1),
         )
         try:
-            with closing(calls):
-                while not reading.finished:
-                    response = self.take(next(calls))
+            with closing(calls), self.get_http_request_counter() as counter:
+                for response in itertools.chain([first], map(self.take, calls)):
+                    counter.increment()
                     reading.advance(response)
                     yield page_of(response).rows
+                    if reading.finished:
+                        break
         except (http.NotFoundError, http.BadRequestError):
             reading.drifted = True  # the API had named that page
 
@@ -295,5 +292,4 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def log_sync_costs(self) -> None:
-        # The SDK calls this once for each stream when all is done.
-        self.run.stream_done(self.name, is_selected=self.selected)
+        self.run.stream_done(self.name, is_selected=self.selected)  # once, when all is done

@@ -94,14 +94,11 @@ class Reading(PageNumberPaginator):
         self.repeated += len(ids) - len(set(ids))
         self._without_key += page.without_key
         self._arrived += here
-        if page.total is None:
+        # ``total`` may be missing, or that of the page alone.
+        if page.total is None or page.total == here >= (page.limit or 0):
             self.last_page = page.pages or 1
         elif here:
-            missing = page.total - self._arrived
-            # ``total`` may be that of the page alone.
-            is_full = page.total == here >= (page.limit or 0)
-            is_of_page = is_full and (page.pages or 1) > self.current_value
-            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
+            self.last_page = self.current_value + math.ceil((page.total - self._arrived) / here)
         return here > 0 and self.current_value < self.last_page
 
     @property
