@@ -61,7 +61,8 @@ class BugsPulseStream(RESTStream[int]):
     def apply_catalog(self, catalog: Catalog) -> None:
         own_key, known = self.replication_key, self.schema["properties"]
         if entry := catalog.get_stream(self.name):
-            entry.key_properties = [*self.primary_keys]
+            if PROJECT in known:
+                entry.key_properties = [*self.primary_keys]
             # It may be from before these columns, without which rows would lack something.
             for name in known.keys() & {PROJECT, EXTRA}:
                 (entry.schema.properties or {}).setdefault(name, Schema.from_dict(known[name]))
@@ -93,7 +94,7 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def get_url_params(self, context: t.Any, next_page_token: int | None) -> dict[str, t.Any]:
-        return {"page": next_page_token, "limit": self.run.settings.page_size, **context}
+        return {"page": next_page_token, "limit": self.run.settings.page_size, **(context or {})}
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> http.Call:
         """Return the call that asks for a page of a listing, on its way from now on."""
@@ -133,8 +134,8 @@ class BugsPulseStream(RESTStream[int]):
                 raise RetriableAPIError(msg, response) from None
             vars(response)["page"] = page
         elif status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in self.extra_retry_statuses:
-            kinds = {400: http.BadRequestError, 401: FatalAPIError, 404: http.NotFoundError}
-            raise kinds.get(status, http.RefusedError)(self.response_error_message(response))
+            errors = {400: http.BadRequestError, 401: FatalAPIError, 404: http.NotFoundError}
+            raise errors.get(status, http.RefusedError)(self.response_error_message(response))
         else:
             super().validate_response(response)
 
