@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import typing as t
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date, timedelta
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.http import Call, RefusedError, reason
-from tap_bugspulse.pages import Row
+from tap_bugspulse.pages import Reading, Row
 from tap_bugspulse.replication import (
     DAY,
     Bookmark,
@@ -72,12 +72,6 @@ class Events(BugsPulseStream):
         self._window = Window()  # of the sessions that are fetched
         self._newly_set_aside = self._in_a_row = self._done = self._left = self._since_state = 0
         self._state_at = run.clock.seconds()
-
-    @override
-    def set_fixed(self, rows: list[Row], query: Mapping[str, str]) -> None:
-        super().set_fixed(rows, query)
-        for row in rows:
-            row.sessionId = query["sessionId"]
 
     @override
     def read_rows(self) -> Iterator[Row]:
@@ -283,15 +277,18 @@ class Events(BugsPulseStream):
 
     def _rows_of(self, session: Candidate, call: Call) -> Iterator[Row]:
         """Yield a session's events, and note that they were fetched once all are there."""
-        listing = self.listing({"sessionId": session.id}, self.take(call))
-        yield from itertools.chain.from_iterable(listing)
+        readings = list[Reading]()
+        listing = self.listing({"sessionId": session.id}, self.take(call), readings)
+        for row in itertools.chain.from_iterable(listing):
+            row.sessionId = session.id
+            yield row
         self._worked, self._in_a_row = True, 0
-        came = len(listing.reading.ids)
+        came = len(readings[-1].ids)
         if 0 < came < session.events:
             self._fewer.add(session.id)
         # Nothing of one that failed until now may be a failure, too.
         is_short = came < max(session.events, session.id in self.set_aside)
-        self._fetched(session, came, is_short=is_short or not listing.reading.is_complete)
+        self._fetched(session, came, is_short=is_short or not readings[-1].is_complete)
 
     def _fetched(self, session: Candidate, came: int, *, is_short: bool) -> None:
         """Note that a session's events came; fewer than there are, and it is asked again once."""

@@ -7,17 +7,14 @@ import math
 import re
 import typing as t
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
-from http import HTTPStatus
 from types import GenericAlias
 
 import msgspec
 import requests
 from msgspec import Meta
-from singer_sdk.exceptions import RetriableAPIError
 from singer_sdk.pagination import PageNumberPaginator
 from typing_extensions import override
 
@@ -25,15 +22,14 @@ from tap_bugspulse.replication import format_instant, parse_instant
 
 EXTRA = "_extra"  # the column that keeps what has no column
 PROJECT = "project"
-INT64 = 2**63  # from here on no database holds a whole number
+NUMBERS = ("total", "pages", "limit")  # of the envelope
 MAX_DEPTH = 100  # levels of JSON, those of the envelope included
 
 Row = t.Any  # a struct of the columns' types, made from a schema file
 Value = t.Any  # whatever the API sends
 
 
-@dataclass(slots=True)
-class Page:
+class Page(msgspec.Struct):
     """One page of a listing; its rows have a key each, ``without_key`` counts the others.
 
     ``total``, ``pages`` and ``limit`` are None where the envelope does not have them. ``misfits``
@@ -45,8 +41,8 @@ class Page:
     pages: int | None = None
     limit: int | None = None
     without_key: int = 0
-    misfits: Counter[str] = field(default_factory=Counter)
-    unknown: set[str] = field(default_factory=set)
+    misfits: Counter[str] = msgspec.field(default_factory=Counter)
+    unknown: set[str] = msgspec.field(default_factory=set)
 
     @property
     def rows_in_all(self) -> int:
@@ -54,17 +50,9 @@ class Page:
         return (self.pages or 1) * len(self.rows) if self.total is None else self.total
 
 
-def page_of(response: requests.Response, table: Table | None = None) -> Page:
-    """Return the page of a response, decoded at the first call, or raise RetriableAPIError."""
-    kept = vars(response)
-    if "page" not in kept and table is not None:
-        try:
-            is_empty = response.status_code == HTTPStatus.NO_CONTENT
-            kept["page"] = Page([], 0) if is_empty else table.decode(response.content)
-        except (ValueError, RecursionError):
-            msg = f"{response.status_code} without the documented JSON body"
-            raise RetriableAPIError(msg, response) from None
-    return t.cast("Page", kept["page"])
+def page_of(response: requests.Response) -> Page:
+    """Return the page of a response that is valid, decoded when it came."""
+    return t.cast("Page", vars(response)["page"])
 
 
 class Reading(PageNumberPaginator):
@@ -75,89 +63,74 @@ class Reading(PageNumberPaginator):
     ``pages`` count only where there is no ``total``, or none of the listing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Iterable[str] = ()) -> None:
         super().__init__(start_value=1)
+        self.ids = {*ids}  # those of earlier readings that count, too
         self.last_page = 1  # as far as is known
-        self.head: list[Row] = []  # the rows of the first page
-        self.page_ids: list[str] = []  # of the last page
-        self.ids: set[str] = set()
-        self.first_total: int | None = 0
-        self.shrank = False  # rows were deleted while the pages were read
-        self.is_complete = True  # no row that was there all the time can have been missed
-        self.pages = 0
-        self._others = self._total = 0  # rows without a key, or with one on the same page
-        self._arrived = 0
+        self.total = 0  # as the first page had it
+        self.pages = 0  # that had rows
+        self.drifted = False  # a row that was there all the time may have been missed
+        self._page_ids: list[str] = []  # of the last page
+        self.repeated = 0  # rows with the same key on one page
+        self._without_key = self._arrived = self._highest_total = 0
 
     @override
     def has_more(self, response: requests.Response) -> bool:
         page = page_of(response)
-        here = len(page.rows) + page.without_key
+        ids, before = [row.id for row in page.rows], self._page_ids
+        here = len(ids) + page.without_key
+        self.pages += here > 0
+        if self.current_value == 1:
+            self.total = self._highest_total = page.total or 0
+        elif ids and ids == before:
+            self.total = max(self.total, self.rows + 1)  # it stands for one not seen
+            return False
+        # On a later page, as many as it has itself is the number of no listing.
+        elif page.total and page.total != here:
+            self.drifted = self.drifted or page.total < self._highest_total
+            self._highest_total = max(self._highest_total, page.total)
+        self._page_ids = ids
+        self.ids.update(ids)
+        self.repeated += len(ids) - len(set(ids))
+        self._without_key += page.without_key
         self._arrived += here
-        if page.total is None:
+        # ``total`` may be missing, or that of the page alone.
+        if page.total is None or page.total == here >= (page.limit or 0):
             self.last_page = page.pages or 1
         elif here:
-            missing = page.total - self._arrived
-            # ``total`` may be that of the page alone.
-            is_full = page.total == here >= (page.limit or 0)
-            is_of_page = is_full and (page.pages or 1) > self.current_value
-            self.last_page = self.current_value + max(is_of_page, math.ceil(missing / here))
-        return self._add(page) and here > 0 and self.current_value < self.last_page
-
-    def _add(self, page: Page) -> bool:
-        """Note a page; False if it is the one before again, and stands for one not seen."""
-        ids, before = [row.id for row in page.rows], self.page_ids
-        self.page_ids = ids
-        if self.pages == 0:
-            self.first_total, self.head = page.total, page.rows
-        elif ids and ids == before:
-            self.pages += 1
-            self.is_complete = False
-            return False
-        self.pages += bool(ids) or self.pages == 0
-        # On a later page, as many as it has itself is the number of no listing.
-        is_total = page.total and (self.pages <= 1 or page.total != len(ids) + page.without_key)
-        total = page.total if page.total and is_total else self._total
-        self.shrank = self.shrank or total < self._total
-        self._total = total
-        self._others += page.without_key + len(ids) - len(set(ids))
-        self.ids.update(ids)
-        self.is_complete = not self.shrank and self.rows >= (self.first_total or 0)
-        return True
+            self.last_page = self.current_value + math.ceil((page.total - self._arrived) / here)
+        return here > 0 and self.current_value < self.last_page
 
     @property
     def rows(self) -> int:
         """Number of distinct rows that arrived."""
-        return len(self.ids) + self._others
+        return len(self.ids) + self.repeated + self._without_key
 
-    def first_page_lost_rows(self, again: Page) -> bool:
-        """Return whether rows of the first page, now ``again``, are gone: others moved up.
-
-        As many may have come, and then no total shows it. Those push the last ones off the page
-        and leave the others in order.
-        """
-        ids, first = ([row.id for row in rows] for rows in (again.rows, self.head))
-        stayed = [one for one in ids if one in first]
-        return ids[-1:] != stayed[-1:] or stayed != first[: len(stayed)]
+    @property
+    def is_complete(self) -> bool:
+        """Whether no row that was there all the time can have been missed."""
+        return not self.drifted and self.rows >= self.total
 
 
-class Listing:
-    """The new rows of a listing, page by page; in the end ``reading`` tells how it went."""
+def has_lost_rows(first: Page, again: Page) -> bool:
+    """Return whether rows of a first page, now ``again``, are gone: others moved up.
 
-    reading: Reading
-
-    def __init__(self, pages: Generator[list[Row], None, Reading]) -> None:
-        self._pages = pages
-
-    def __iter__(self) -> Iterator[list[Row]]:
-        """Yield the rows of each page that have not come before."""
-        self.reading = yield from self._pages
+    As many may have come, and then no total shows it. Those push the last ones off the page
+    and leave the others in order.
+    """
+    before, now = ([row.id for row in page.rows] for page in (first, again))
+    stayed = [one for one in now if one in before]
+    return now[-1:] != stayed[-1:] or stayed != before[: len(stayed)]
 
 
 # An instant in UTC as the API writes it, of a year that clocks are set to. What is not of this
 # form, such as a leap day, is looked at more closely. What is most frequent stands first.
 _DAY = r"(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?"
-AS_WRITTEN = rf"(?a)^(?:20|19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z"
+_AS_WRITTEN = Meta(pattern=rf"(?a)^(?:20|19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z")
+_INT64 = t.Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None  # no database holds others
+_COUNT = t.Annotated[int, Meta(ge=0, le=2**63 - 1)] | None
+_OURS = t.Annotated[str, Meta(pattern="(?!)")]  # which nothing that the API sends can match
 
 
 def _instant(value: Value) -> str | None:
@@ -170,18 +143,19 @@ def _instant(value: Value) -> str | None:
     return None
 
 
-def _whole(value: Value) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and -INT64 <= value < INT64 else None
+def _number(value: Value, kind: t.Any) -> Value:
+    """Return a whole number, which may be written as a fraction or as text."""
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert(value, kind, strict=False)
+    return None
 
 
 # The type of a column, by its format or type, and what makes a value fit it, or None.
 _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
     "id": (str | None, lambda v: str(v) if type(v) in {str, int} else None),
     "string": (str | None, lambda v: v if isinstance(v, str) else None),
-    "date-time": (t.Annotated[str, Meta(pattern=AS_WRITTEN)] | None, _instant),
-    "integer": (t.Annotated[int, Meta(ge=-INT64, le=INT64 - 1)] | None, _whole),
+    "date-time": (t.Annotated[str, _AS_WRITTEN] | None, _instant),
+    "integer": (_INT64, lambda v: None if isinstance(v, str) else _number(v, _INT64)),
     "boolean": (bool | None, lambda v: bool(v) if v in (0, 1) else None),
     "object": (dict | None, lambda v: v if isinstance(v, dict) else {"value": v}),
 }
@@ -190,84 +164,58 @@ _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
 class Table:
     """The columns of a stream, and the structs that its rows are decoded into."""
 
-    def __init__(self, name: str, properties: Mapping[str, t.Any]) -> None:
-        self._kinds = {column: _kind(column, of) for column, of in properties.items()}
-        types = {column: _KINDS[kind][0] for column, kind in self._kinds.items()}
-        fields: list[t.Any] = [(column, kind, None) for column, kind in types.items()]
-        fields[list(types).index("id")] = ("id", t.Annotated[str, Meta(min_length=1)])
+    def __init__(self, name: str, properties: dict[str, t.Any], project: str | None = None) -> None:
+        ours = {EXTRA: None, PROJECT: project}  # and what is in them
+        kinds = {
+            one: "id" if re.search("^id$|Id$", one) else column.get("format", column["type"][0])
+            for one, column in properties.items()
+            if one not in ours
+        }
+        self._fits = {one: _KINDS[kind][1] for one, kind in kinds.items()}
+        self._objects = [one for one, kind in kinds.items() if kind == "object"]
+        types = {one: _KINDS[kind][0] for one, kind in kinds.items()}
+        fields: list[t.Any] = [("id", t.Annotated[str, Meta(min_length=1)])]
+        fields += [(one, types.get(one, _OURS), ours.get(one)) for one in properties if one != "id"]
         # Rows of JSON leave no cycles behind for the garbage collector.
-        self.row_type = msgspec.defstruct(
-            name, fields, forbid_unknown_fields=True, kw_only=True, gc=False
-        )
-        self._ours = [n for n in (EXTRA, PROJECT) if n in properties]
-        self._objects = [n for n, kind in self._kinds.items() if kind == "object" and n != EXTRA]
-        rows = GenericAlias(list, self.row_type)
-        numbers = [(name, t.Any, None) for name in ("total", "pages", "limit")]
-        envelope: list[t.Any] = [("data", rows), *numbers]
+        self.row_type = msgspec.defstruct(name, fields, forbid_unknown_fields=True, gc=False)
+        envelope: list[t.Any] = [("data", GenericAlias(list, self.row_type))]
+        envelope += [(name, _COUNT, None) for name in NUMBERS]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Envelope", envelope))
 
     def decode(self, content: bytes) -> Page:
         """Return the page of a body, or raise ValueError; what does not fit is in ``_extra``."""
-        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        with suppress(ValueError, RecursionError):
             body: t.Any = self._decoder.decode(content)
-            page = Page(body.data, _count(body.total), _count(body.pages), _count(body.limit))
-            objects = (getattr(row, name) for name in self._objects for row in page.rows)
-            # What the API calls like a column of ours has no column.
-            ours = (getattr(row, name) for name in self._ours for row in page.rows)
-            is_counted = (page.total, page.pages) != (None, None)
-            if is_counted and not any(map(_is_deep, objects)) and all(one is None for one in ours):
-                return page
+            objects = (getattr(row, name) for name in self._objects for row in body.data)
+            if (body.total, body.pages) != (None, None) and not any(map(_is_deep, objects)):
+                return Page(body.data, body.total, body.pages, body.limit)
         return self._decode_any(content)
 
     def _decode_any(self, content: bytes) -> Page:
         """Return the page of a body that is not as documented, value by value."""
-        body = _loads(content)
-        if not isinstance(body, dict) or not isinstance(body.get("data", 0), list | None):
-            raise ValueError  # noqa: TRY004 - what page_of looks for
-        total, pages, limit = (_count(body.get(name)) for name in ("total", "pages", "limit"))
-        page = Page([], total, pages, limit)
-        if page.total is None and page.pages is None:
+        body = msgspec.convert(_loads(content), dict[str, Value])
+        rows = msgspec.convert(body.get("data", 0), list[Value] | None)
+        total, pages, limit = (_number(body.get(name), _COUNT) for name in NUMBERS)
+        if total is None and pages is None:
             raise ValueError
-        for one in body["data"] or ():
-            row = self._fit(one, page) if isinstance(one, dict) else None
-            if row is None:
-                page.without_key += 1
+        page = Page([], total, pages, limit)
+        for one in rows or ():
+            if isinstance(one, dict) and self._fits["id"](one.get("id")):
+                page.rows.append(self._fit(one, page))
             else:
-                page.rows.append(row)
+                page.without_key += 1  # no table can hold it
         return page
 
-    def _fit(self, raw: dict[str, Value], page: Page) -> Row | None:
-        """Return a row that fits, None if it has no key, which no table can hold."""
-        if not _KINDS["id"][1](raw.get("id")):
-            return None
-        values: dict[str, Value] = {}
-        extra: dict[str, Value] = {}
-        for name, value in raw.items():
-            kind = self._kinds.get(name) if name not in {EXTRA, PROJECT} else None
-            if kind is None:
-                page.unknown.add(name)
-                extra[name] = value
-            elif value is not None:
-                values[name] = _KINDS[kind][1](value)
-                if values[name] is None:
-                    page.misfits[name] += 1
-                    extra[name] = value
+    def _fit(self, raw: dict[str, Value], page: Page) -> Row:
+        """Return a row of what fits its column; the rest is in ``_extra``."""
+        known = [name for name in raw if name in self._fits and raw[name] is not None]
+        values = {name: self._fits[name](raw[name]) for name in known}
+        misfits = [name for name in known if values[name] is None]
+        unknown = [name for name in raw if name not in self._fits]
+        page.misfits.update(misfits)
+        page.unknown.update(unknown)
+        extra = {name: raw[name] for name in (*misfits, *unknown)}
         return self.row_type(**values, **{EXTRA: extra or None})
-
-
-def _kind(name: str, column: Mapping[str, t.Any]) -> str:
-    if name == "id" or name.endswith("Id"):
-        return "id"
-    kind = column["type"] if isinstance(column["type"], str) else column["type"][0]
-    return str(column.get("format", kind))
-
-
-def _count(value: Value) -> int | None:
-    """Return a number of rows or pages, which drivers of databases may write as text."""
-    with suppress(ValueError):
-        value = int(value) if isinstance(value, str) and len(value) < len(str(INT64)) else value
-    number = _whole(value)
-    return number if number is not None and number >= 0 else None
 
 
 def _is_deep(value: Value, levels: int = MAX_DEPTH - 4) -> bool:
@@ -301,12 +249,12 @@ def _loads(content: bytes) -> Value:
 
     Bytes that are no UTF-8 become U+FFFD, half of an emoji ``?``, and numbers that are none None.
     """
-
-    def finite(text: str) -> float | None:
-        return number if math.isfinite(number := float(text)) else None
-
     text = _shallow(content.decode("utf-8-sig", errors="replace"))
-    value = json.loads(text, parse_constant=lambda _: None, parse_float=finite)
+    value = json.loads(
+        text,
+        parse_constant=lambda _: None,
+        parse_float=lambda number: value if math.isfinite(value := float(number)) else None,
+    )
     if "\\ud" in text.lower():
         value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     return value

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.ledger import Ledger, fingerprint
-from tap_bugspulse.pages import Row, page_of
+from tap_bugspulse.pages import Reading, Row, page_of
 from tap_bugspulse.replication import (
     DAY,
     Bookmark,
@@ -128,7 +128,8 @@ class Network(WindowedStream):
             return set()
         now, old, ids = self.run.clock.now(), list[Row](), set[str]()
         count, counted, ends_early, last = 0, 0, False, midnight(day)
-        listing = self.listing(self.query_of(window), first)
+        readings = list[Reading]()
+        listing = self.listing(self.query_of(window), first, readings)
         for row in itertools.chain.from_iterable(listing):
             instant = parse_instant(row.timestamp)
             # By the dates of the run that counted, not by those of this one.
@@ -153,12 +154,12 @@ class Network(WindowedStream):
         if is_shorter or (known and counted > known.rows):
             ids.update(row.id for row in old)
             yield from old
-        reading = listing.reading
+        reading = readings[-1]
         is_told = window.end is not None and reading.is_complete and not ends_early
         # Fewer than came: it is that of the first page, or rows came meanwhile.
-        is_told = is_told and (reading.first_total or 0) >= reading.rows
-        total = reading.first_total if is_told else None
-        self.days[day] = DayReading(-1 if total is None else total, count, last, requested.start)
+        is_told = is_told and reading.total >= reading.rows
+        total = reading.total if is_told else -1
+        self.days[day] = DayReading(total, count, last, requested.start)
         return ids
 
     @override

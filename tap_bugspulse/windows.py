@@ -44,7 +44,6 @@ class WindowedStream(BugsPulseStream):
     """Reads forward first, then history newest first, and moves its bookmark itself."""
 
     instant_column: t.ClassVar[str]
-    is_incremental = True
     history_share = 1.0  # part of the time limit that history may use
 
     def __init__(self, tap: Tap, run: Run) -> None:

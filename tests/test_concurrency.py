@@ -91,7 +91,7 @@ def test_no_more_are_on_their_way_than_set(now: datetime, concurrency: int) -> N
     # Days of several pages, which are read while other days are asked for.
     project = generate(seed=3, sessions=300, days=9, until=now)
     most = 0
-    with Sandbox(project, Options(requests_per_minute=None, latency=0.01, jitter=0.03)) as slow:
+    with Sandbox(project, Options(requests_per_minute=None, latency=0.05, jitter=0.05)) as slow:
 
         def count(request: Request, project: Project) -> None:
             nonlocal most

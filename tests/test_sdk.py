@@ -22,7 +22,6 @@ from singer_sdk.contrib.msgspec import MsgSpecWriter
 from singer_sdk.exceptions import ConfigValidationError
 from singer_sdk.pagination import PageNumberPaginator
 from singer_sdk.singerlib.messages import RecordMessage, StateMessage
-from singer_sdk.streams.rest import PageContext
 from typing_extensions import override
 
 from tap_bugspulse import tap as tap_module
@@ -383,12 +382,12 @@ def test_a_request_is_sent_by_one_method_inside_the_decorator(
 
 
 def test_a_request_is_made_of_a_context_and_the_number_of_a_page(sandbox: Sandbox) -> None:
-    """`_prepare_request` takes both, and `get_http_request` says what is asked for."""
-    kind, calls = noting(rest_stream(sandbox), "get_http_request")
+    """`_prepare_request` takes both, and `get_url_params` says what is asked for."""
+    kind, calls = noting(rest_stream(sandbox), "get_url_params")
     stream = kind(tap_of(Parents)())
     at = PageNumberPaginator(start_value=3)
     prepared = stream._prepare_request(context={"a": "b"}, page=at)  # noqa: SLF001 - it is called
-    assert calls == [("get_http_request", (), {"page": PageContext({"a": "b"}, 3)})]
+    assert calls == [("get_url_params", ({"a": "b"}, 3), {})]
     assert prepared.url == sandbox.url + "/crashes"
 
 
