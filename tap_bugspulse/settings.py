@@ -6,13 +6,12 @@ import ast
 import difflib
 import fnmatch
 import functools
-import json
 import os
+import re
 import traceback
 import typing as t
 from datetime import datetime, timedelta
 from decimal import Decimal
-from importlib.metadata import version
 
 import msgspec
 from msgspec import Meta
@@ -24,19 +23,30 @@ from tap_bugspulse.replication import FAR_AWAY, LONG_AGO, Span, parse_instant
 NAME = "tap-bugspulse"
 CONCURRENCY = 16  # measured, see docs/performance.md
 API_URL = "https://api.bugspulse.com/export"
-KEY_PREFIX = "bp_"
 ENV_PREFIX = "TAP_BUGSPULSE_"
 
 Config = t.Mapping[str, t.Any]
-EventsFor = t.Literal["all", "errors", "crashed"]
-EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
+EVENTS_FOR = ("all", "errors", "crashed")
 HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
 SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
-Instant = t.Annotated[datetime, Meta(tz=True)]
-Positive = t.Annotated[float, Meta(gt=0, le=1e308)]  # not infinite
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
+A_URL = f"an https URL, or http on loopback, such as {API_URL}"
+A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
+
+
+def whole(least: int, most: int) -> Meta:
+    """Return the rule of a number; the title of a rule says what a value must be."""
+    return Meta(ge=least, le=most, title=f"a whole number from {least} to {most}")
+
+
+Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
+Instant = t.Annotated[datetime, Meta(tz=True, title=A_DATE)]
+Positive = t.Annotated[float, Meta(gt=0, le=1e308, title="a number above 0")]  # not infinite
+EventsFor = t.Annotated[
+    t.Literal["all", "errors", "crashed"], Meta(title=f"one of {', '.join(EVENTS_FOR)}")
+]
 DESCRIPTIONS = {
-    "api_key": "API key of the BugsPulse project, the one its app is set up with. It begins with "
-    "bp_.",
+    "api_key": "API key of the BugsPulse project, the one its app uses. It begins with bp_.",
     "api_url": "Base URL of the Export API; https, unless the host is loopback.",
     "start_date": "Earliest date or date-time to load, such as 2026-01-01 or 2026-01-01T12:00:00Z; "
     "UTC unless it has an offset. Sessions and network calls before it are left out, events follow "
@@ -65,19 +75,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The settings in the types the tap works with; instants are aware, in UTC."""
 
     api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z")]
-    api_url: t.Annotated[str, Meta(pattern=SAFE)] = API_URL
+    api_url: t.Annotated[str, Meta(pattern=SAFE, title=A_URL)] = API_URL
     start_date: Instant | None = None
     end_date: Instant | None = None
-    lookback_days: t.Annotated[int, Meta(ge=0, le=36_500)] = 7
+    lookback_days: t.Annotated[int, whole(0, 36_500)] = 7
     events_for: EventsFor = "all"
     max_runtime_minutes: Positive | None = None
-    project: str | None = None
-    page_size: t.Annotated[int, Meta(ge=1, le=1000)] = 1000  # "Rows per page - max 1,000"
+    project: Text | None = None
+    page_size: t.Annotated[int, whole(1, 1000)] = 1000  # "Rows per page - max 1,000"
     # "rate-limited to 60 requests / minute per API key"
-    requests_per_minute: t.Annotated[int, Meta(ge=1)] = 60
-    concurrency: t.Annotated[int, Meta(ge=1, le=32)] = CONCURRENCY
+    requests_per_minute: t.Annotated[int, Meta(ge=1, title="a whole number of 1 or more")] = 60
+    concurrency: t.Annotated[int, whole(1, 32)] = CONCURRENCY
     request_timeout: Positive = 60
-    user_agent: str = msgspec.field(default_factory=lambda: f"{NAME}/{version(NAME)}")
+    user_agent: Text | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> Settings:
@@ -117,91 +127,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 _TYPES = t.get_type_hints(Settings, include_extras=True)
-# With all limits; what may be None is described in the first of two alternatives.
-_SCHEMA = msgspec.json.schema(Settings)["$defs"]["Settings"]
+# What may be None is described in the first of two alternatives.
 _DECLARED = {
     name: {"type": "string", **setting, **setting.get("anyOf", [{}])[0]}
-    for name, setting in _SCHEMA["properties"].items()
+    for name, setting in msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"].items()
 }
-_DECLARED["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
-_DECLARED["api_key"] |= {"secret": True, "writeOnly": True}
 # Without the limits, of which the SDK would speak less clearly.
-_KEPT = ("default", "enum", "format", "secret", "writeOnly")
+_KEPT = {"default", "enum", "format"}
 CONFIG_SCHEMA: dict[str, t.Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
     "properties": {
         name: {"title": name.replace("_", " ").replace("api", "API").replace("url", "URL")}
-        | {"description": DESCRIPTIONS[name]}
-        | {key: setting[key] for key in _KEPT if setting.get(key) is not None}
-        | {"type": [setting["type"], "null"][: 1 + (name not in _SCHEMA["required"])]}
+        | {"description": DESCRIPTIONS[name], "type": [setting["type"], "null"]}
+        | {key: one for key, one in setting.items() if key in _KEPT and one is not None}
         for name, setting in _DECLARED.items()
     },
-    "required": _SCHEMA["required"],
+    "required": ["api_key"],
 }
+CONFIG_SCHEMA["properties"]["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
+CONFIG_SCHEMA["properties"]["api_key"] |= {"type": ["string"], "secret": True, "writeOnly": True}
 
 
 def _read(name: str, value: t.Any) -> t.Any:
     """Return a setting in its type, None where it breaks its rule."""
     if "format" in _DECLARED[name]:
-        value = parse_instant(value)
+        return parse_instant(value)
     try:
         found = msgspec.convert(value, _TYPES[name], strict=False)
     except msgspec.ValidationError:
         return None
-    if name == "api_url":
-        found = found.rstrip("/")
-        return found if "/" in found.partition("//")[2] else found + "/export"
-    return None if isinstance(found, str) and not found.isprintable() else found
+    # A bare host has the API's own path.
+    return re.sub(r"(//[^/]+)/*\Z", r"\1/export", found).rstrip("/") if name == "api_url" else found
 
 
 def _problem(name: str, value: object) -> str:
     """Return what is wrong with a setting, without a value that may hold a secret."""
-    match _DECLARED[name]:
-        case {"secret": True}:
-            return f"{name} must be a text without spaces: copy it anew, it begins with bp_"
-        case {"pattern": _} if set("@?#") & set(str(value)):
-            return f"{name} must be without a user name or password, query or fragment"
-        case {"pattern": _}:
-            rule = "an https URL, or http on loopback, such as " + API_URL
-            return f"{name} must be {rule}, not {value!r}"
-        case {"enum": allowed}:
-            kind = f"one of {', '.join(allowed)}"
-        case {"format": _}:
-            rule = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
-            return f"{name} must be {rule}, not {value!r}"
-        case {"exclusiveMinimum": least}:
-            kind = f"a number above {least}"
-        case {"minimum": least, "maximum": most}:
-            kind = f"a whole number from {least} to {most}"
-        case {"minimum": least}:
-            kind = f"a whole number of {least} or more"
-        case _:
-            kind = "a printable text"
-    return f"{name} must be {kind}, not {value!r}"
-
-
-def _variable(name: str) -> str:
-    return f"{ENV_PREFIX}{name.upper()}"
-
-
-def check_environment(known: Config) -> None:
-    """Raise an error for a variable that the SDK could not read; one set to nothing is not set."""
-    readers: dict[str, tuple[str, t.Callable[[str], t.Any]]] = {
-        "integer": ("a whole number", int),
-        "object": ("a JSON object", json.loads),
-    }
-    for name, setting in known.items():
-        kind, read = readers.get(setting["type"][0], ("", str))
-        text = os.environ.get(_variable(name))
-        if kind and text == "":
-            del os.environ[_variable(name)]
-        try:
-            read(text or "0")
-        except ValueError:
-            Settings.from_config({"api_key": KEY_PREFIX, name: text})  # it may say more
-            # Not the value: stream_map_config may hold the salt of a hash.
-            raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
+    if name == "api_key":
+        return f"{name} must be a text without spaces: copy it anew, it begins with bp_"
+    if name == "api_url" and set("@?#") & set(str(value)):
+        return f"{name} must be without a user name or password, query or fragment"
+    return f"{name} must be {_DECLARED[name]['title']}, not {value!r}"
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
@@ -209,14 +174,15 @@ def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str
     # Meltano sets variables for its own extras, which begin with one more underscore,
     # and for each part of a setting that is an object.
     objects = (f"{name}_" for name, setting in known.items() if "object" in setting["type"])
-    theirs = tuple(map(_variable, ("_", "LOGLEVEL", *objects)))
+    theirs = ("_", "loglevel", *objects)
     ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
-    variables = [name for name in ours if not name.startswith(theirs)]
-    for form, names in ((str, config), (_variable, variables)):
-        for name in sorted({*names} - {*map(form, known)}):
-            plain = name.removeprefix(ENV_PREFIX).lower()
+    named = {name: name for name in config}
+    named |= {name: name.removeprefix(ENV_PREFIX).lower() for name in ours}
+    for name, plain in sorted(named.items()):
+        if plain not in known and not plain.startswith(theirs):
             near = difflib.get_close_matches(plain, known, n=1)
-            yield name, f"did you mean {form(near[0])}?" if near else "see --about"
+            right = near and (near[0] if name in config else ENV_PREFIX + near[0].upper())
+            yield name, f"did you mean {right}?" if right else "see --about"
 
 
 OPTIONS = {"__alias__", "__else__", "__key_properties__", "__source__"}  # and __filter__

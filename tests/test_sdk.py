@@ -18,6 +18,7 @@ import pytest
 import requests
 from singer_sdk import RESTStream, Stream, Tap
 from singer_sdk import typing as th
+from singer_sdk.configuration._dict_config import parse_environment_config
 from singer_sdk.contrib.msgspec import MsgSpecWriter
 from singer_sdk.exceptions import ConfigValidationError
 from singer_sdk.pagination import PageNumberPaginator
@@ -519,7 +520,7 @@ def test_a_tap_is_set_up_in_the_order_that_ours_relies_on() -> None:
     calls.clear()
     kind(validate_config=False)
     assert calls[0][1:] == ((), {"raise_errors": False})
-    tap._config["count"] = 2  # noqa: SLF001 - our validation makes numbers of texts there
+    tap._config = {"count": 2}  # noqa: SLF001 - our validation puts there what it has read
     assert tap.config["count"] == 2
     assert tap.metrics_logger.name == "singer_sdk.metrics"
 
@@ -531,14 +532,18 @@ def test_validation_says_what_is_wrong_in_errors() -> None:
     assert [("many" in text, "count" in text) for text in caught.value.errors] == [(True, True)]
 
 
-def test_a_number_in_the_environment_fails_without_its_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The SDK raises a ValueError that names no setting, which ours then looks for."""
+def test_the_environment_is_read_as_the_schema_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_env_var_config` is asked for it, and what the schema calls a text is left as it stands."""
     monkeypatch.setenv("TAP_TINY_COUNT", "many")
+    texts = {"properties": {"count": {"type": "string"}, "other": {"type": "string"}}}
+    found = parse_environment_config(texts, "TAP_TINY_")
+    assert found == {"count": "many"}
+    # The SDK's own reading raises a ValueError that names no setting.
     with pytest.raises(ValueError, match="many") as caught:
         TinyTap(parse_env_config=True)
     assert "COUNT" not in str(caught.value).upper().replace("MANY", "")
+    ours = kind_with(TinyTap, _env_var_config={"count": 3})
+    assert ours(parse_env_config=True).config["count"] == 3
 
 
 def test_settings_of_the_sdk_are_added_to_the_given_schema() -> None:
