@@ -26,25 +26,21 @@ API_URL = "https://api.bugspulse.com/export"
 ENV_PREFIX = "TAP_BUGSPULSE_"
 
 Config = t.Mapping[str, t.Any]
-EVENTS_FOR = ("all", "errors", "crashed")
+EventsFor = t.Literal["all", "errors", "crashed"]
+EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
 HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
 SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
 A_URL = f"an https URL, or http on loopback, such as {API_URL}"
 A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
-
-
-def whole(least: int, most: int) -> Meta:
-    """Return the rule of a number; the title of a rule says what a value must be."""
-    return Meta(ge=least, le=most, title=f"a whole number from {least} to {most}")
-
-
+# The title of a rule says what a value must be.
 Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
 Instant = t.Annotated[datetime, Meta(tz=True, title=A_DATE)]
 Positive = t.Annotated[float, Meta(gt=0, le=1e308, title="a number above 0")]  # not infinite
-EventsFor = t.Annotated[
-    t.Literal["all", "errors", "crashed"], Meta(title=f"one of {', '.join(EVENTS_FOR)}")
-]
+Days = t.Annotated[int, Meta(ge=0, le=36_500, title="a whole number from 0 to 36500")]
+PageSize = t.Annotated[int, Meta(ge=1, le=1000, title="a whole number from 1 to 1000")]
+Pace = t.Annotated[int, Meta(ge=1, title="a whole number of 1 or more")]
+Lanes = t.Annotated[int, Meta(ge=1, le=32, title="a whole number from 1 to 32")]
 DESCRIPTIONS = {
     "api_key": "API key of the BugsPulse project, the one its app uses. It begins with bp_.",
     "api_url": "Base URL of the Export API; https, unless the host is loopback.",
@@ -57,8 +53,7 @@ DESCRIPTIONS = {
     "and network calls that changed or came late; 0 to 36500.",
     "events_for": "Sessions whose events are fetched, at one request each: all, errors (those with "
     "a crash or network errors) or crashed (those with a crash).",
-    "max_runtime_minutes": "Minutes after which a run stops cleanly and leaves the rest to the "
-    "next run; above 0, fractions allowed.",
+    "max_runtime_minutes": "Minutes after which a run stops cleanly; the rest is for the next run.",
     "project": "Name to put into a column project of every row, first in its primary key, so that "
     "several BugsPulse projects share one set of tables.",
     "page_size": "Rows asked for in one request, 1 to 1000.",
@@ -78,14 +73,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     api_url: t.Annotated[str, Meta(pattern=SAFE, title=A_URL)] = API_URL
     start_date: Instant | None = None
     end_date: Instant | None = None
-    lookback_days: t.Annotated[int, whole(0, 36_500)] = 7
-    events_for: EventsFor = "all"
+    lookback_days: Days = 7
+    events_for: t.Annotated[EventsFor, Meta(title=f"one of {', '.join(EVENTS_FOR)}")] = "all"
     max_runtime_minutes: Positive | None = None
     project: Text | None = None
-    page_size: t.Annotated[int, whole(1, 1000)] = 1000  # "Rows per page - max 1,000"
-    # "rate-limited to 60 requests / minute per API key"
-    requests_per_minute: t.Annotated[int, Meta(ge=1, title="a whole number of 1 or more")] = 60
-    concurrency: t.Annotated[int, whole(1, 32)] = CONCURRENCY
+    page_size: PageSize = 1000  # "Rows per page - max 1,000"
+    requests_per_minute: Pace = 60  # "rate-limited to 60 requests / minute per API key"
+    concurrency: Lanes = CONCURRENCY
     request_timeout: Positive = 60
     user_agent: Text | None = None
 
@@ -132,8 +126,7 @@ _DECLARED = {
     name: {"type": "string", **setting, **setting.get("anyOf", [{}])[0]}
     for name, setting in msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"].items()
 }
-# Without the limits, of which the SDK would speak less clearly.
-_KEPT = {"default", "enum", "format"}
+_KEPT = {"default", "enum", "format"}  # not the limits, of which the SDK speaks less clearly
 CONFIG_SCHEMA: dict[str, t.Any] = {
     "type": "object",
     "properties": {

@@ -35,6 +35,8 @@ from tap_bugspulse.run import Run
 from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
+UNHANDLED = "An unhandled error occurred while syncing"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 128  # and the number of the signal are the exit code
 
 
@@ -43,18 +45,13 @@ def stop(signum: int, _: FrameType | None = None) -> t.NoReturn:
     raise SystemExit(STOPPED + signum)
 
 
-def on_signals(handler: t.Any) -> None:
-    """Set what happens at a signal that stops a run."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, handler)
-
-
 @contextlib.contextmanager
 def errors_as_one_line() -> Iterator[None]:
     """End the process with one line for a person instead of a traceback."""
     logger = logging.getLogger(settings.NAME)
     try:
-        on_signals(stop)  # as long as there is no state to write
+        for signum in SIGNALS:  # as long as there is no state to write
+            signal.signal(signum, stop)
         yield
     except SystemExit as exc:
         if isinstance(exc.code, int) and exc.code > STOPPED:
@@ -117,8 +114,8 @@ class TapBugsPulse(Tap):
         run = self.run
         sessions = Sessions(self, run)
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
-        for stream in streams:
-            self.logger.getChild(stream.name).addFilter(is_for_a_person)
+        for stream in streams:  # the last line of a run says what the error is
+            self.logger.getChild(stream.name).addFilter(lambda one: UNHANDLED not in str(one.msg))
         return streams
 
     @override
@@ -154,12 +151,10 @@ class TapBugsPulse(Tap):
         written = (state.get("bookmarks") if isinstance(state, dict) else state) or {}
         if not isinstance(written, dict):
             raise ConfigurationError("the state holds no bookmarks: restore it, or run without it")
-        unknown = written.keys() - self.streams.keys()
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            self.logger.warning("the state has a bookmark of %s, which is no stream", names)
-        kept = {name: self._read(name, written[name]) for name in written.keys() - unknown}
-        super().load_state({"bookmarks": kept})
+        if unknown := ", ".join(sorted(written.keys() - self.streams.keys())):
+            self.logger.warning("the state has a bookmark of %s, which is no stream", unknown)
+        known = written.keys() & self.streams.keys()
+        super().load_state({"bookmarks": {name: self._read(name, written[name]) for name in known}})
 
     def _read(self, stream: str, written: t.Any) -> t.Any:
         """Return a stream's bookmark, or raise an error if it cannot be used."""
@@ -220,9 +215,8 @@ class TapBugsPulse(Tap):
     @override
     def _env_var_config(self) -> dict[str, t.Any]:
         known = self.config_jsonschema["properties"]
-        kinds = {
-            n: one if "boolean" in one["type"] else {"type": "string"} for n, one in known.items()
-        }
+        kinds = {name: {"type": "string"} for name in known}
+        kinds["flattening_enabled"] = known["flattening_enabled"]  # yes and True are no JSON
         found = parse_environment_config({"properties": kinds}, settings.ENV_PREFIX)
         return {name: one for name, one in found.items() if one != ""}
 
@@ -281,8 +275,8 @@ class TapBugsPulse(Tap):
             if (file := kwargs.get(name)) is not None:
                 kwargs[name] = json_file(name, file)
         super().invoke(**kwargs)
-        # All is done. In here, as one that comes just before is to be told, too.
-        on_signals(signal.SIG_IGN)
+        for signum in SIGNALS:  # all is done; in here, as one just before is to be told, too
+            signal.signal(signum, signal.SIG_IGN)
 
     @classmethod
     @override
@@ -305,11 +299,6 @@ class TapBugsPulse(Tap):
         except click.exceptions.Exit:
             cls.logger.info("the test succeeded; tap-bugspulse-check tells more of the API")
             raise
-
-
-def is_for_a_person(record: logging.LogRecord) -> bool:
-    """Return whether a line says more than that an error came up, as the last line does."""
-    return not str(record.msg).startswith("An unhandled error occurred while syncing")
 
 
 def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
