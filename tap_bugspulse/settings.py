@@ -197,18 +197,17 @@ def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable
             raise ConfigurationError(f"stream_maps: there is no stream {_near(source, columns)}")
         names = OPTIONS.union(["__filter__"], *(columns[name] for name in matched))
         for column, text in mapping.items() if stream in matched else ():
-            message = "" if column in OPTIONS else _fault(column, str(text), given, usable)
-            is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
-            if column not in names and (is_mask or column.startswith("__")):
-                message = f"there is no column {_near(column, names)}"
-            if message:
-                raise ConfigurationError(f"stream_maps: {stream}.{column}: {message}")
+            if column not in OPTIONS and (fault := _fault(column, text, names, given, usable)):
+                raise ConfigurationError(f"stream_maps: {stream}.{column}: {fault}")
 
 
-def _fault(column: str, text: str, given: Config, usable: Config) -> str:
-    """Return what is wrong with an expression, as far as that shows without a row."""
+def _fault(column: str, text: t.Any, names: set[str], given: Config, usable: Config) -> str:
+    """Return what is wrong with a column's expression, as far as that shows without a row."""
+    is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
+    if column not in names and (is_mask or column.startswith("__")):
+        return f"there is no column {_near(column, names)}"
     try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+        nodes = list(ast.walk(ast.parse(str(text), mode="eval")))
     except (SyntaxError, ValueError):
         return f"the expression for {column} cannot be read"
     sdk = CustomStreamMap("", {}, {}, {"properties": {}}, (), {}, None)  # has the functions
