@@ -46,8 +46,8 @@ def stop(signum: int, _: FrameType | None = None) -> t.NoReturn:
 
 
 @contextlib.contextmanager
-def errors_as_one_line() -> Iterator[None]:
-    """End the process with one line for a person instead of a traceback."""
+def errors_as_one_line(reading: str = "") -> Iterator[None]:
+    """End the process with one line for a person, which names the file that is being read."""
     logger = logging.getLogger(settings.NAME)
     try:
         for signum in SIGNALS:  # as long as there is no state to write
@@ -60,6 +60,10 @@ def errors_as_one_line() -> Iterator[None]:
     except Exception as exc:  # the expression of a stream map may raise any; no other is kept
         if (message := settings.map_error(exc)) is not None:
             pass
+        elif reading:  # without the error's own text, which may hold what stands in the file
+            message = f"the file given with --{reading} cannot be read ({type(exc).__name__})"
+            message += ": restore it, or run without it"
+            message += " to load everything again" * reading.startswith("state ")
         elif isinstance(exc, SingerSDKError | requests.RequestException):
             message = "; ".join(getattr(exc, "errors", [str(exc)]))
         elif isinstance(exc, OSError):
@@ -273,22 +277,19 @@ class TapBugsPulse(Tap):
             raise ConfigurationError("the output is closed: send it to a target or a file")
         for name in ("state", "catalog"):
             if (file := kwargs.get(name)) is not None:
-                kwargs[name] = json_file(name, file)
+                with errors_as_one_line(f"{name} {file.name}"):
+                    text = file.read()
+                    msgspec.json.decode(text, type=dict | None)
+                kwargs[name] = io.StringIO(text)
         super().invoke(**kwargs)
         for signum in SIGNALS:  # all is done; in here, as one just before is to be told, too
             signal.signal(signum, signal.SIG_IGN)
 
     @classmethod
     @override
-    @errors_as_one_line()
     def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> t.Any:
-        try:
+        with errors_as_one_line(f"config {' '.join(value)}"):
             return super().cb_config(ctx, param, value)
-        except (OSError, TypeError, ValueError) as error:
-            files = ", ".join(name for name in value if name != "ENV")
-            # Not the error's own text, which may hold what stands in the file.
-            msg = f"the file given with --config cannot be read as JSON ({type(error).__name__})"
-            raise ConfigurationError(f"{msg}: {files}") from None
 
     @classmethod
     @override
@@ -299,14 +300,3 @@ class TapBugsPulse(Tap):
         except click.exceptions.Exit:
             cls.logger.info("the test succeeded; tap-bugspulse-check tells more of the API")
             raise
-
-
-def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
-    """Return the JSON of a file; the SDK would end with a traceback where there is none."""
-    try:
-        text = file.read()
-        msgspec.json.decode(text, type=dict | None)
-    except ValueError:
-        msg = f"the file given with --{name} is not JSON: restore it, or run without it"
-        raise ConfigurationError(msg + " to load everything again" * (name == "state")) from None
-    return io.StringIO(text)

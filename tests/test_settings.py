@@ -153,5 +153,5 @@ def test_a_config_file_that_cannot_be_read_is_named_and_not_shown(
             command.make_context("tap", arguments)
         assert ended.value.code == 1
         (line,) = caplog.messages
-        assert line.endswith(f": {path}")
+        assert f"the file given with --config ENV {path} cannot be read" in line
         assert "secret" not in line
