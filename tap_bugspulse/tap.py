@@ -207,8 +207,7 @@ class TapBugsPulse(Tap):
             for stream, error in run.errors.items()
         ]
         counts = run.counts.items()
-        if lost := [f"{one.without_key:,} of {name}" for name, one in counts if one.without_key]:
-            rows = ", ".join(lost)
+        if rows := ", ".join(f"{one.without_key:,} of {n}" for n, one in counts if one.without_key):
             problems.append(f"rows without a key could not be loaded: {rows}. All others were")
         if problems:
             raise SingerSDKError("; ".join(problems))
