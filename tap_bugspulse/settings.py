@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import fnmatch
 import functools
@@ -89,14 +90,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.
         """
-        given = {
-            name: float(one) if isinstance(one, Decimal) else one  # which the SDK makes of 0.5
-            for name in cls.__struct_fields__
-            if (one := config.get(name)) is not None and one != ""
-        }
-        values = {name: _read(name, one) for name, one in given.items()}
-        problems = [_problem(name, given[name]) for name, one in values.items() if one is None]
-        if "api_key" not in given:
+        values: dict[str, t.Any] = {}
+        problems = []
+        for name, kind in t.get_type_hints(cls, include_extras=True).items():
+            given = config.get(name)
+            if given is None or given == "":
+                continue
+            given = float(given) if isinstance(given, Decimal) else given  # the SDK makes it of 0.5
+            value = parse_instant(given) if "format" in _DECLARED[name] else given
+            with contextlib.suppress(msgspec.ValidationError):
+                values[name] = msgspec.convert(value, kind, strict=False)
+            if values.get(name) is None:
+                problems.append(_problem(name, given))
+        if not config.get("api_key"):
             problems.append(
                 "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
                 "--config=ENV, to your project's API key (it begins with bp_)"
@@ -107,7 +113,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             problems.append(rule + repr(config["end_date"]))
         if problems:
             raise ConfigValidationError("; ".join(problems), errors=problems)
-        return cls(**values)
+        # A bare host has the API's own path.
+        url = re.sub(r"(//[^/]+)/*\Z", r"\1/export", values.pop("api_url", API_URL)).rstrip("/")
+        return cls(api_url=url, **values)
 
     @functools.cached_property
     def requested(self) -> Span:
@@ -120,7 +128,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return timedelta(days=self.lookback_days)
 
 
-_TYPES = t.get_type_hints(Settings, include_extras=True)
 # What may be None is described in the first of two alternatives.
 _DECLARED = {
     name: {"type": "string", **setting, **setting.get("anyOf", [{}])[0]}
@@ -139,18 +146,6 @@ CONFIG_SCHEMA: dict[str, t.Any] = {
 }
 CONFIG_SCHEMA["properties"]["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
 CONFIG_SCHEMA["properties"]["api_key"] |= {"type": ["string"], "secret": True, "writeOnly": True}
-
-
-def _read(name: str, value: t.Any) -> t.Any:
-    """Return a setting in its type, None where it breaks its rule."""
-    if "format" in _DECLARED[name]:
-        return parse_instant(value)
-    try:
-        found = msgspec.convert(value, _TYPES[name], strict=False)
-    except msgspec.ValidationError:
-        return None
-    # A bare host has the API's own path.
-    return re.sub(r"(//[^/]+)/*\Z", r"\1/export", found).rstrip("/") if name == "api_url" else found
 
 
 def _problem(name: str, value: object) -> str:
