@@ -32,7 +32,11 @@ EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
 HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
 SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
-A_URL = f"an https URL, or http on loopback, such as {API_URL}"
+A_KEY = "a text without spaces (it begins with bp_: copy it anew)"
+A_URL = (
+    "an https URL, or http on loopback, without a user name or password, query or fragment, "
+    f"such as {API_URL}"
+)
 A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
 # The title of a rule says what a value must be.
 Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
@@ -70,7 +74,7 @@ DESCRIPTIONS = {
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The settings in the types the tap works with; instants are aware, in UTC."""
 
-    api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z")]
+    api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z", title=A_KEY)]
     api_url: t.Annotated[str, Meta(pattern=SAFE, title=A_URL)] = API_URL
     start_date: Instant | None = None
     end_date: Instant | None = None
@@ -101,7 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             with contextlib.suppress(msgspec.ValidationError):
                 values[name] = msgspec.convert(value, kind, strict=False)
             if values.get(name) is None:
-                problems.append(_problem(name, given))
+                is_secret = name == "api_key" or (name == "api_url" and {*"@?#"} & {*str(given)})
+                shown = "what is set" if is_secret else repr(given)
+                problems.append(f"{name} must be {_DECLARED[name]['title']}, not {shown}")
         if not config.get("api_key"):
             problems.append(
                 "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
@@ -146,15 +152,6 @@ CONFIG_SCHEMA: dict[str, t.Any] = {
 }
 CONFIG_SCHEMA["properties"]["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
 CONFIG_SCHEMA["properties"]["api_key"] |= {"type": ["string"], "secret": True, "writeOnly": True}
-
-
-def _problem(name: str, value: object) -> str:
-    """Return what is wrong with a setting, without a value that may hold a secret."""
-    if name == "api_key":
-        return f"{name} must be a text without spaces: copy it anew, it begins with bp_"
-    if name == "api_url" and set("@?#") & set(str(value)):
-        return f"{name} must be without a user name or password, query or fragment"
-    return f"{name} must be {_DECLARED[name]['title']}, not {value!r}"
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
