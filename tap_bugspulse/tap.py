@@ -58,21 +58,20 @@ def errors_as_one_line(reading: str = "") -> Iterator[None]:
             logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
         raise
     except Exception as exc:  # the expression of a stream map may raise any; no other is kept
-        if (message := settings.map_error(exc)) is not None:
-            pass
-        elif reading:  # without the error's own text, which may hold what stands in the file
+        message = settings.map_error(exc)
+        if reading:  # without the error's own text, which may hold what stands in the file
             message = f"the file given with --{reading} cannot be read ({type(exc).__name__})"
             message += ": restore it, or run without it"
             message += " to load everything again" * reading.startswith("state ")
         elif isinstance(exc, SingerSDKError | requests.RequestException):
-            message = "; ".join(getattr(exc, "errors", [str(exc)]))
+            message = message or "; ".join(getattr(exc, "errors", [str(exc)]))
         elif isinstance(exc, OSError):
             # Python would complain once more when it flushes what is left.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             message = f"the output cannot be written: {exc.strerror}"
             if isinstance(exc, BrokenPipeError):
                 message = "the target has closed its input: look for its own error above"
-        else:
+        elif message is None:
             raise
         logger.critical("%s", message)
         sys.exit(1)
