@@ -33,10 +33,7 @@ HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])
 SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
 A_KEY = "a text without spaces (it begins with bp_: copy it anew)"
-A_URL = (
-    "an https URL, or http on loopback, without a user name or password, query or fragment, "
-    f"such as {API_URL}"
-)
+A_URL = "an https URL, or http on loopback, without a user name or password, query or fragment"
 A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
 # The title of a rule says what a value must be.
 Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
