@@ -26,7 +26,7 @@ from tap_bugspulse.pages import Page, page_of
 from tap_bugspulse.replication import DAY, format_instant, midnight, parse_instant
 from tap_bugspulse.run import duration
 from tap_bugspulse.settings import EVENTS_FOR
-from tap_bugspulse.tap import TapBugsPulse, end_on_signals, errors_as_one_line
+from tap_bugspulse.tap import TapBugsPulse, errors_as_one_line
 
 MAX_REQUESTS, MAX_PROVOKING = 40, 70  # in all, but for those that provoke a 429
 MAX_DAYS, MAX_PAGES = 6, 2  # to find out what dates mean
@@ -385,8 +385,7 @@ def page(found: t.Mapping[str, t.Any]) -> str:
 @click.option("--provoke-429", "provokes", is_flag=True, help="Also exceed the rate limit.")
 def main(config: t.Any, *, as_json: bool, provokes: bool) -> None:
     """Ask the API what this key may read, what a load costs, and how the API behaves."""
-    with errors_as_one_line(TapBugsPulse.logger):
-        end_on_signals()
+    with errors_as_one_line():
         tap = TapBugsPulse(config=config.config, parse_env_config=config.parse_env)
         try:
             found = report(Check(tap, provokes=provokes))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import fnmatch
 import functools
-import json
 import os
+import re
 import traceback
 import typing as t
 from datetime import datetime, timedelta
 from decimal import Decimal
-from importlib.metadata import version
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +24,6 @@ from tap_bugspulse.replication import FAR_AWAY, LONG_AGO, Span, parse_instant
 NAME = "tap-bugspulse"
 CONCURRENCY = 16  # measured, see docs/performance.md
 API_URL = "https://api.bugspulse.com/export"
-KEY_PREFIX = "bp_"
 ENV_PREFIX = "TAP_BUGSPULSE_"
 
 Config = t.Mapping[str, t.Any]
@@ -32,11 +31,20 @@ EventsFor = t.Literal["all", "errors", "crashed"]
 EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
 HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
 SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
-Instant = t.Annotated[datetime, Meta(tz=True)]
-Positive = t.Annotated[float, Meta(gt=0, le=1e308)]  # not infinite
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
+A_KEY = "a text without spaces (it begins with bp_: copy it anew)"
+A_URL = "an https URL, or http on loopback, without a user name or password, query or fragment"
+A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
+# The title of a rule says what a value must be.
+Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
+Instant = t.Annotated[datetime, Meta(tz=True, title=A_DATE)]
+Positive = t.Annotated[float, Meta(gt=0, le=1e308, title="a number above 0")]  # not infinite
+Days = t.Annotated[int, Meta(ge=0, le=36_500, title="a whole number from 0 to 36500")]
+PageSize = t.Annotated[int, Meta(ge=1, le=1000, title="a whole number from 1 to 1000")]
+Pace = t.Annotated[int, Meta(ge=1, title="a whole number of 1 or more")]
+Lanes = t.Annotated[int, Meta(ge=1, le=32, title="a whole number from 1 to 32")]
 DESCRIPTIONS = {
-    "api_key": "API key of the BugsPulse project, the one its app is set up with. It begins with "
-    "bp_.",
+    "api_key": "API key of the BugsPulse project, the one its app uses. It begins with bp_.",
     "api_url": "Base URL of the Export API; https, unless the host is loopback.",
     "start_date": "Earliest date or date-time to load, such as 2026-01-01 or 2026-01-01T12:00:00Z; "
     "UTC unless it has an offset. Sessions and network calls before it are left out, events follow "
@@ -47,8 +55,7 @@ DESCRIPTIONS = {
     "and network calls that changed or came late; 0 to 36500.",
     "events_for": "Sessions whose events are fetched, at one request each: all, errors (those with "
     "a crash or network errors) or crashed (those with a crash).",
-    "max_runtime_minutes": "Minutes after which a run stops cleanly and leaves the rest to the "
-    "next run; above 0, fractions allowed.",
+    "max_runtime_minutes": "Minutes after which a run stops cleanly; the rest is for the next run.",
     "project": "Name to put into a column project of every row, first in its primary key, so that "
     "several BugsPulse projects share one set of tables.",
     "page_size": "Rows asked for in one request, 1 to 1000.",
@@ -64,20 +71,19 @@ DESCRIPTIONS = {
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The settings in the types the tap works with; instants are aware, in UTC."""
 
-    api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z")]
-    api_url: t.Annotated[str, Meta(pattern=SAFE)] = API_URL
+    api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z", title=A_KEY)]
+    api_url: t.Annotated[str, Meta(pattern=SAFE, title=A_URL)] = API_URL
     start_date: Instant | None = None
     end_date: Instant | None = None
-    lookback_days: t.Annotated[int, Meta(ge=0, le=36_500)] = 7
-    events_for: EventsFor = "all"
+    lookback_days: Days = 7
+    events_for: t.Annotated[EventsFor, Meta(title=f"one of {', '.join(EVENTS_FOR)}")] = "all"
     max_runtime_minutes: Positive | None = None
-    project: str | None = None
-    page_size: t.Annotated[int, Meta(ge=1, le=1000)] = 1000  # "Rows per page - max 1,000"
-    # "rate-limited to 60 requests / minute per API key"
-    requests_per_minute: t.Annotated[int, Meta(ge=1)] = 60
-    concurrency: t.Annotated[int, Meta(ge=1, le=32)] = CONCURRENCY
+    project: Text | None = None
+    page_size: PageSize = 1000  # "Rows per page - max 1,000"
+    requests_per_minute: Pace = 60  # "rate-limited to 60 requests / minute per API key"
+    concurrency: Lanes = CONCURRENCY
     request_timeout: Positive = 60
-    user_agent: str = msgspec.field(default_factory=lambda: f"{NAME}/{version(NAME)}")
+    user_agent: Text | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> Settings:
@@ -85,14 +91,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.
         """
-        given = {
-            name: float(one) if isinstance(one, Decimal) else one  # which the SDK makes of 0.5
-            for name in cls.__struct_fields__
-            if (one := config.get(name)) is not None and one != ""
-        }
-        values = {name: _read(name, one) for name, one in given.items()}
-        problems = [_problem(name, given[name]) for name, one in values.items() if one is None]
-        if "api_key" not in given:
+        values: dict[str, t.Any] = {}
+        problems = []
+        for name, kind in t.get_type_hints(cls, include_extras=True).items():
+            given = config.get(name)
+            if given is None or given == "":
+                continue
+            given = float(given) if isinstance(given, Decimal) else given  # the SDK makes it of 0.5
+            value = parse_instant(given) if "format" in _DECLARED[name] else given
+            with contextlib.suppress(msgspec.ValidationError):
+                values[name] = msgspec.convert(value, kind, strict=False)
+            if values.get(name) is None:
+                is_secret = name == "api_key" or (name == "api_url" and {*"@?#"} & {*str(given)})
+                shown = "what is set" if is_secret else repr(given)
+                problems.append(f"{name} must be {_DECLARED[name]['title']}, not {shown}")
+        if not config.get("api_key"):
             problems.append(
                 "api_key is missing: set it, or TAP_BUGSPULSE_API_KEY, which is read with "
                 "--config=ENV, to your project's API key (it begins with bp_)"
@@ -103,7 +116,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             problems.append(rule + repr(config["end_date"]))
         if problems:
             raise ConfigValidationError("; ".join(problems), errors=problems)
-        return cls(**values)
+        # A bare host has the API's own path.
+        url = re.sub(r"(//[^/]+)/*\Z", r"\1/export", values.pop("api_url", API_URL)).rstrip("/")
+        return cls(api_url=url, **values)
 
     @functools.cached_property
     def requested(self) -> Span:
@@ -116,92 +131,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return timedelta(days=self.lookback_days)
 
 
-_TYPES = t.get_type_hints(Settings, include_extras=True)
-# With all limits; what may be None is described in the first of two alternatives.
-_SCHEMA = msgspec.json.schema(Settings)["$defs"]["Settings"]
+# What may be None is described in the first of two alternatives.
 _DECLARED = {
     name: {"type": "string", **setting, **setting.get("anyOf", [{}])[0]}
-    for name, setting in _SCHEMA["properties"].items()
+    for name, setting in msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"].items()
 }
-_DECLARED["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
-_DECLARED["api_key"] |= {"secret": True, "writeOnly": True}
-# Without the limits, of which the SDK would speak less clearly.
-_KEPT = ("default", "enum", "format", "secret", "writeOnly")
+_KEPT = {"default", "enum", "format"}  # not the limits, of which the SDK speaks less clearly
 CONFIG_SCHEMA: dict[str, t.Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
     "properties": {
         name: {"title": name.replace("_", " ").replace("api", "API").replace("url", "URL")}
-        | {"description": DESCRIPTIONS[name]}
-        | {key: setting[key] for key in _KEPT if setting.get(key) is not None}
-        | {"type": [setting["type"], "null"][: 1 + (name not in _SCHEMA["required"])]}
+        | {"description": DESCRIPTIONS[name], "type": [setting["type"], "null"]}
+        | {key: one for key, one in setting.items() if key in _KEPT and one is not None}
         for name, setting in _DECLARED.items()
     },
-    "required": _SCHEMA["required"],
+    "required": ["api_key"],
 }
-
-
-def _read(name: str, value: t.Any) -> t.Any:
-    """Return a setting in its type, None where it breaks its rule."""
-    if "format" in _DECLARED[name]:
-        value = parse_instant(value)
-    try:
-        found = msgspec.convert(value, _TYPES[name], strict=False)
-    except msgspec.ValidationError:
-        return None
-    if name == "api_url":
-        found = found.rstrip("/")
-        return found if "/" in found.partition("//")[2] else found + "/export"
-    return None if isinstance(found, str) and not found.isprintable() else found
-
-
-def _problem(name: str, value: object) -> str:
-    """Return what is wrong with a setting, without a value that may hold a secret."""
-    match _DECLARED[name]:
-        case {"secret": True}:
-            return f"{name} must be a text without spaces: copy it anew, it begins with bp_"
-        case {"pattern": _} if set("@?#") & set(str(value)):
-            return f"{name} must be without a user name or password, query or fragment"
-        case {"pattern": _}:
-            rule = "an https URL, or http on loopback, such as " + API_URL
-            return f"{name} must be {rule}, not {value!r}"
-        case {"enum": allowed}:
-            kind = f"one of {', '.join(allowed)}"
-        case {"format": _}:
-            rule = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
-            return f"{name} must be {rule}, not {value!r}"
-        case {"exclusiveMinimum": least}:
-            kind = f"a number above {least}"
-        case {"minimum": least, "maximum": most}:
-            kind = f"a whole number from {least} to {most}"
-        case {"minimum": least}:
-            kind = f"a whole number of {least} or more"
-        case _:
-            kind = "a printable text"
-    return f"{name} must be {kind}, not {value!r}"
-
-
-def _variable(name: str) -> str:
-    return f"{ENV_PREFIX}{name.upper()}"
-
-
-def check_environment(known: Config) -> None:
-    """Raise an error for a variable that the SDK could not read; one set to nothing is not set."""
-    readers: dict[str, tuple[str, t.Callable[[str], t.Any]]] = {
-        "integer": ("a whole number", int),
-        "object": ("a JSON object", json.loads),
-    }
-    for name, setting in known.items():
-        kind, read = readers.get(setting["type"][0], ("", str))
-        text = os.environ.get(_variable(name))
-        if kind and text == "":
-            del os.environ[_variable(name)]
-        try:
-            read(text or "0")
-        except ValueError:
-            Settings.from_config({"api_key": KEY_PREFIX, name: text})  # it may say more
-            # Not the value: stream_map_config may hold the salt of a hash.
-            raise ConfigurationError(f"{_variable(name)} must be {kind}") from None
+CONFIG_SCHEMA["properties"]["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
+CONFIG_SCHEMA["properties"]["api_key"] |= {"type": ["string"], "secret": True, "writeOnly": True}
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
@@ -209,14 +156,15 @@ def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str
     # Meltano sets variables for its own extras, which begin with one more underscore,
     # and for each part of a setting that is an object.
     objects = (f"{name}_" for name, setting in known.items() if "object" in setting["type"])
-    theirs = tuple(map(_variable, ("_", "LOGLEVEL", *objects)))
+    theirs = ("_", "loglevel", *objects)
     ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
-    variables = [name for name in ours if not name.startswith(theirs)]
-    for form, names in ((str, config), (_variable, variables)):
-        for name in sorted({*names} - {*map(form, known)}):
-            plain = name.removeprefix(ENV_PREFIX).lower()
+    named = {name: name for name in config}
+    named |= {name: name.removeprefix(ENV_PREFIX).lower() for name in ours}
+    for name, plain in sorted(named.items()):
+        if plain not in known and not plain.startswith(theirs):
             near = difflib.get_close_matches(plain, known, n=1)
-            yield name, f"did you mean {form(near[0])}?" if near else "see --about"
+            right = near and (near[0] if name in config else ENV_PREFIX + near[0].upper())
+            yield name, f"did you mean {right}?" if right else "see --about"
 
 
 OPTIONS = {"__alias__", "__else__", "__key_properties__", "__source__"}  # and __filter__
@@ -238,18 +186,17 @@ def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable
             raise ConfigurationError(f"stream_maps: there is no stream {_near(source, columns)}")
         names = OPTIONS.union(["__filter__"], *(columns[name] for name in matched))
         for column, text in mapping.items() if stream in matched else ():
-            message = "" if column in OPTIONS else _fault(column, str(text), given, usable)
-            is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
-            if column not in names and (is_mask or column.startswith("__")):
-                message = f"there is no column {_near(column, names)}"
-            if message:
-                raise ConfigurationError(f"stream_maps: {stream}.{column}: {message}")
+            if column not in OPTIONS and (fault := _fault(column, text, names, given, usable)):
+                raise ConfigurationError(f"stream_maps: {stream}.{column}: {fault}")
 
 
-def _fault(column: str, text: str, given: Config, usable: Config) -> str:
-    """Return what is wrong with an expression, as far as that shows without a row."""
+def _fault(column: str, text: t.Any, names: set[str], given: Config, usable: Config) -> str:
+    """Return what is wrong with a column's expression, as far as that shows without a row."""
+    is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
+    if column not in names and (is_mask or column.startswith("__")):
+        return f"there is no column {_near(column, names)}"
     try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+        nodes = list(ast.walk(ast.parse(str(text), mode="eval")))
     except (SyntaxError, ValueError):
         return f"the expression for {column} cannot be read"
     sdk = CustomStreamMap("", {}, {}, {"properties": {}}, (), {}, None)  # has the functions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import os
@@ -11,7 +12,6 @@ import signal
 import sys
 import typing as t
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -19,54 +19,80 @@ import click
 import msgspec
 import requests
 from singer_sdk import Tap
+from singer_sdk.configuration._dict_config import parse_environment_config
 from singer_sdk.exceptions import ConfigurationError, SingerSDKError
-from singer_sdk.helpers.capabilities import PluginCapabilities, TapCapabilities
+from singer_sdk.helpers._catalog import get_selected_schema
 from singer_sdk.mapper import RemoveRecordTransform
-from singer_sdk.singerlib import Catalog
 from singer_sdk.singerlib.messages import StateMessage
 from typing_extensions import override
 
+from tap_bugspulse import settings
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.events import Events
 from tap_bugspulse.http import Clock
 from tap_bugspulse.replication import BEGINNING, Bookmark, format_instant
 from tap_bugspulse.run import Run
-from tap_bugspulse.settings import (
-    CONFIG_SCHEMA,
-    KEY_PREFIX,
-    Settings,
-    check_environment,
-    check_maps,
-    map_error,
-    unknown_settings,
-)
 from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
+UNHANDLED = "An unhandled error occurred while syncing"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 128  # and the number of the signal are the exit code
+
+
+def stop(signum: int, _: FrameType | None = None) -> t.NoReturn:
+    """End because of a signal; it may come while a line is logged: log none here."""
+    raise SystemExit(STOPPED + signum)
+
+
+@contextlib.contextmanager
+def errors_as_one_line(reading: str = "") -> Iterator[None]:
+    """End the process with one line for a person, which names the file that is being read."""
+    logger = logging.getLogger(settings.NAME)
+    try:
+        for signum in SIGNALS:  # as long as there is no state to write
+            signal.signal(signum, stop)
+        yield
+    except SystemExit as exc:
+        if isinstance(exc.code, int) and exc.code > STOPPED:
+            logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
+        raise
+    except Exception as exc:  # the expression of a stream map may raise any; no other is kept
+        message = settings.map_error(exc)
+        if reading:  # without the error's own text, which may hold what stands in the file
+            message = f"the file given with --{reading} cannot be read ({type(exc).__name__})"
+            message += ": restore it, or run without it"
+            message += " to load everything again" * reading.startswith("state ")
+        elif isinstance(exc, SingerSDKError | requests.RequestException):
+            message = message or "; ".join(getattr(exc, "errors", [str(exc)]))
+        elif isinstance(exc, OSError):
+            # Python would complain once more when it flushes what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            message = f"the output cannot be written: {exc.strerror}"
+            if isinstance(exc, BrokenPipeError):
+                message = "the target has closed its input: look for its own error above"
+        elif message is None:
+            raise
+        logger.critical("%s", message)
+        sys.exit(1)
 
 
 class TapBugsPulse(Tap):
     """Singer tap for BugsPulse: mobile app sessions, crashes, events, network calls."""
 
-    name = "tap-bugspulse"
-    config_jsonschema = copy.deepcopy(CONFIG_SCHEMA)  # the SDK adds settings to it
+    name = settings.NAME
+    config_jsonschema = copy.deepcopy(settings.CONFIG_SCHEMA)  # the SDK adds settings to it
     message_writer_class = WholeMessageWriter
     # No BATCH, which bypasses stream maps, and no ACTIVATE_VERSION: the warehouse keeps the
     # rows that BugsPulse's retention deletes.
     capabilities: t.ClassVar[list[t.Any]] = [
-        one
-        for one in Tap.capabilities
-        if one not in {TapCapabilities.ACTIVATE_VERSION, PluginCapabilities.BATCH}
+        one for one in Tap.capabilities if one.value not in {"activate-version", "batch"}
     ]
     clock = Clock()  # a test brings its own
     is_ready = False  # whether there is a state to write
-    signals = 0  # that have come since
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         self.append_builtin_config(self.config_jsonschema)
-        if kwargs.get("parse_env_config"):
-            check_environment(self.config_jsonschema["properties"])
         super().__init__(*args, **kwargs)
         self.is_ready = True
         # Meltano sets one, too, which does not name them.
@@ -79,7 +105,7 @@ class TapBugsPulse(Tap):
                 "the catalog has no stream: nothing is loaded. Make it anew with --discover"
             )
 
-    @cached_property
+    @functools.cached_property
     def run(self) -> Run:
         """What the streams of this run share."""
         writer = t.cast("WholeMessageWriter", self.message_writer)
@@ -91,8 +117,8 @@ class TapBugsPulse(Tap):
         run = self.run
         sessions = Sessions(self, run)
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
-        for stream in streams:
-            self.logger.getChild(stream.name).addFilter(is_for_a_person)
+        for stream in streams:  # the last line of a run says what the error is
+            self.logger.getChild(stream.name).addFilter(lambda one: UNHANDLED not in str(one.msg))
         return streams
 
     @override
@@ -109,15 +135,12 @@ class TapBugsPulse(Tap):
         columns = {name: one.schema["properties"] for name, one in self.streams.items()}
         for name, one in self.streams.items():
             # A filter of sessions counts for their events, too.
-            usable, kept = columns[name], filters if one.has_selected_descendents else {}
+            schema, kept = one.effective_schema, filters if one.has_selected_descendents else {}
             if one.selected:
-                usable, kept = {n: usable[n] for n in usable if one.mask["properties", n]}, maps
-            check_maps(name, kept, given, columns, usable)
+                schema, kept = get_selected_schema(name, schema, one.mask), maps
+            settings.check_maps(name, kept, given, columns, schema["properties"])
             mapper.stream_maps_dict = kept
-            if one.selected:
-                mapper.register_raw_streams_from_catalog(Catalog({name: self.catalog[name]}))
-            else:
-                mapper.register_raw_stream_schema(name, one.schema, one.primary_keys)
+            mapper.register_raw_stream_schema(name, schema, one.primary_keys)
             if {type(each) for each in mapper.stream_maps[name]} == {RemoveRecordTransform}:
                 one.selected = False  # else it is asked for, and no row of it emitted
 
@@ -128,15 +151,13 @@ class TapBugsPulse(Tap):
         for wrapper in ("value", "completed", "singer_state"):  # of a message, and of Meltano
             if isinstance(state, dict) and "bookmarks" not in state:
                 state = state.get(wrapper, state)
-        written = ((state or {}).get("bookmarks") or {}) if isinstance(state or {}, dict) else None
+        written = (state.get("bookmarks") if isinstance(state, dict) else state) or {}
         if not isinstance(written, dict):
             raise ConfigurationError("the state holds no bookmarks: restore it, or run without it")
-        unknown = written.keys() - self.streams.keys()
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            self.logger.warning("the state has a bookmark of %s, which is no stream", names)
-        kept = {name: self._read(name, written[name]) for name in written.keys() - unknown}
-        super().load_state({"bookmarks": kept})
+        if unknown := ", ".join(sorted(written.keys() - self.streams.keys())):
+            self.logger.warning("the state has a bookmark of %s, which is no stream", unknown)
+        known = written.keys() & self.streams.keys()
+        super().load_state({"bookmarks": {name: self._read(name, written[name]) for name in known}})
 
     def _read(self, stream: str, written: t.Any) -> t.Any:
         """Return a stream's bookmark, or raise an error if it cannot be used."""
@@ -146,8 +167,8 @@ class TapBugsPulse(Tap):
         is_foreign = kept.keys() <= {"replication_key", "replication_key_value"}  # or set by hand
         if is_foreign and kept:
             start = run.settings.start_date
-            kept["complete_from"] = format_instant(start) if start else BEGINNING
-            bookmark = Bookmark.read(kept, stream)
+            bookmark.complete_from = format_instant(start) if start else BEGINNING
+            kept["complete_from"] = bookmark.complete_from
         bookmark.range(stream, run.started)
         for name, one in bookmark.complete.items():
             one.range(f"{stream} ({name})", run.started)
@@ -184,12 +205,22 @@ class TapBugsPulse(Tap):
             f"{error}. The other streams are loaded: deselect {stream} to leave it out"
             for stream, error in run.errors.items()
         ]
-        lost = {name: one.without_key for name, one in run.counts.items() if one.without_key}
-        if lost:
-            rows = ", ".join(f"{count:,} of {name}" for name, count in lost.items())
+        counts = run.counts.items()
+        if rows := ", ".join(f"{one.without_key:,} of {n}" for n, one in counts if one.without_key):
             problems.append(f"rows without a key could not be loaded: {rows}. All others were")
         if problems:
             raise SingerSDKError("; ".join(problems))
+
+    # As texts, which our validation reads: of one that it cannot read itself the SDK would say
+    # no name, and the value, which may hold the salt of a hash.
+    @property
+    @override
+    def _env_var_config(self) -> dict[str, t.Any]:
+        known = self.config_jsonschema["properties"]
+        kinds = {name: {"type": "string"} for name in known}
+        kinds["flattening_enabled"] = known["flattening_enabled"]  # yes and True are no JSON
+        found = parse_environment_config({"properties": kinds}, settings.ENV_PREFIX)
+        return {name: one for name, one in found.items() if one != ""}
 
     # The SDK has no public hook before its own validation, whose messages would print an
     # api_key of the wrong type.
@@ -197,24 +228,21 @@ class TapBugsPulse(Tap):
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if not raise_errors:
             return []
-        settings = Settings.from_config(self.config)
-        if not settings.api_key.startswith(KEY_PREFIX):
+        if not settings.Settings.from_config(self.config).api_key.startswith("bp_"):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         known = self.config_jsonschema["properties"]
-        for name, setting in known.items():
-            value = self._config.get(name)
-            if value is None or value == "":
-                # Environments give empty text for what is not set, and null is no stream map.
-                self._config.pop(name, None)
-            elif "object" in setting["type"] and not isinstance(value, dict):
+        # Environments give empty text for what is not set, and null is no stream map.
+        given = {name: one for name, one in self.config.items() if one is not None and one != ""}
+        for name in known.keys() & given.keys():
+            if "string" not in known[name]["type"] and isinstance(given[name], str):
+                with contextlib.suppress(ValueError):  # the SDK says so
+                    given[name] = msgspec.json.decode(given[name])
+            if "object" in known[name]["type"] and not isinstance(given[name], dict):
                 # Not the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
-            elif "string" not in setting["type"] and isinstance(value, str):
-                # They give text for numbers, too.
-                self._config[name] = getattr(settings, name, value)
-        self._config.setdefault("user_agent", settings.user_agent)  # else it is the SDK's
+        self._config = {"user_agent": f"{self.name}/{self.plugin_version}", **given}
         super()._validate_config(raise_errors=raise_errors)
-        for unknown, hint in unknown_settings(self._config, known):
+        for unknown, hint in settings.unknown_settings(given, known):
             self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
         return []
 
@@ -223,19 +251,17 @@ class TapBugsPulse(Tap):
     @override
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
         if not self.is_ready:
-            raise SystemExit(STOPPED + signum)
+            stop(signum)
         writer = t.cast("WholeMessageWriter", self.message_writer)
-        self.signals += 1
 
         def end() -> None:
-            writer.after = None
+            writer.after = functools.partial(stop, signum)
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
-            raise SystemExit(STOPPED + signum)  # it may come while a line is logged: log none here
 
         if not writer.is_writing:
             end()
-        elif self.signals == 1:
+        elif writer.after is None:
             writer.after = end
         else:
             # While nobody reads what is written: its last line is cut.
@@ -243,93 +269,32 @@ class TapBugsPulse(Tap):
 
     @classmethod
     @override
+    @errors_as_one_line()
     def invoke(cls, **kwargs: t.Any) -> None:
-        with errors_as_one_line(cls.logger):
-            end_on_signals()
-            if sys.stdout is None:
-                raise ConfigurationError("the output is closed: send it to a target or a file")
-            for name in ("state", "catalog"):
-                if kwargs.get(name) is not None:
-                    kwargs[name] = json_file(name, kwargs[name])
-            super().invoke(**kwargs)
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                # All is done. In here, as one that comes just before is to be told, too.
-                signal.signal(signum, signal.SIG_IGN)
+        if sys.stdout is None:
+            raise ConfigurationError("the output is closed: send it to a target or a file")
+        for name in ("state", "catalog"):
+            if (file := kwargs.get(name)) is not None:
+                with errors_as_one_line(f"{name} {file.name}"):
+                    text = file.read()
+                    msgspec.json.decode(text, type=dict | None)
+                kwargs[name] = io.StringIO(text)
+        super().invoke(**kwargs)
+        for signum in SIGNALS:  # all is done; in here, as one just before is to be told, too
+            signal.signal(signum, signal.SIG_IGN)
 
     @classmethod
     @override
     def cb_config(cls, ctx: click.Context, param: click.Option, value: tuple[str, ...]) -> t.Any:
-        try:
+        with errors_as_one_line(f"config {' '.join(value)}"):
             return super().cb_config(ctx, param, value)
-        except (OSError, ValueError) as error:
-            # Not the error's own text, which may hold what stands in the file.
-            cls.logger.critical(
-                "the file given with --config cannot be read as JSON (%s): %s",
-                type(error).__name__,
-                ", ".join(name for name in value if name != "ENV"),
-            )
-            sys.exit(1)
 
     @classmethod
     @override
+    @errors_as_one_line()
     def cb_test(cls, ctx: click.Context, param: click.Option, value: str) -> None:
-        with errors_as_one_line(cls.logger):
-            try:
-                super().cb_test(ctx, param, value)
-            except click.exceptions.Exit:
-                cls.logger.info("the test succeeded; tap-bugspulse-check tells more of the API")
-                raise
-
-
-def is_for_a_person(record: logging.LogRecord) -> bool:
-    """Return whether a line says more than that an error came up, as the last line does."""
-    return not str(record.msg).startswith("An unhandled error occurred while syncing")
-
-
-def json_file(name: str, file: t.IO[str]) -> t.IO[str]:
-    """Return the JSON of a file; the SDK would end with a traceback where there is none."""
-    try:
-        text = file.read()
-        msgspec.json.decode(text, type=dict | None)
-    except ValueError:
-        msg = f"the file given with --{name} is not JSON: restore it, or run without it"
-        if name == "state":
-            msg += " to load everything again"
-        raise ConfigurationError(msg) from None
-    return io.StringIO(text)
-
-
-def end_on_signals() -> None:
-    """End on a signal as long as there is no state to write yet."""
-
-    def end(signum: int, _: FrameType | None) -> None:
-        raise SystemExit(STOPPED + signum)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, end)
-
-
-@contextlib.contextmanager
-def errors_as_one_line(logger: logging.Logger) -> Iterator[None]:
-    """End the process with one line for a person instead of a traceback."""
-    try:
-        yield
-    except SystemExit as exc:
-        if isinstance(exc.code, int) and exc.code > STOPPED:
-            logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
-        raise
-    except Exception as exc:  # the expression of a stream map may raise any; no other is kept
-        if line := map_error(exc):
-            logger.critical("%s", line)
-        elif isinstance(exc, SingerSDKError | requests.RequestException):
-            logger.critical("%s", "; ".join(getattr(exc, "errors", [str(exc)])))
-        elif isinstance(exc, OSError):
-            if isinstance(exc, BrokenPipeError):
-                logger.critical("the target has closed its input: look for its own error above")
-            else:
-                logger.critical("the output cannot be written: %s", exc.strerror)
-            # Python would complain once more when it flushes what is left.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        else:
+        try:
+            super().cb_test(ctx, param, value)
+        except click.exceptions.Exit:
+            cls.logger.info("the test succeeded; tap-bugspulse-check tells more of the API")
             raise
-        sys.exit(1)

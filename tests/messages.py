@@ -18,7 +18,7 @@ PACKAGE = Path(tap_bugspulse.__file__).parent
 METHODS = {"__init__", "warning", "error", "critical", "warn_once", "append"}
 OBJECTS = re.compile("logger|problems|run|self|super")
 # Names that a message, or a part of one, is given before it is used.
-NAMES = {"msg", "message", "rule", "REASONS", "SIGNS"}
+NAMES = {"msg", "message", "rule", "A_DATE", "A_KEY", "A_URL", "REASONS", "SIGNS"}
 
 
 def messages(package: Path = PACKAGE) -> set[str]:

@@ -301,7 +301,7 @@ def test_a_redirect_is_not_followed(sandbox: Sandbox, now: datetime) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("page_size", "5000", "page_size must be a whole number from 1 to 1000, not 5000"),
+        ("page_size", "5000", "page_size must be a whole number from 1 to 1000, not '5000'"),
         ("page_size", "many", "page_size must be a whole number from 1 to 1000"),
         ("end_date", "2025-01-01", "end_date must be after start_date"),
         ("api_url", "http://example.com/export", "api_url must be an https URL"),

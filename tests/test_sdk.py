@@ -18,6 +18,7 @@ import pytest
 import requests
 from singer_sdk import RESTStream, Stream, Tap
 from singer_sdk import typing as th
+from singer_sdk.configuration._dict_config import parse_environment_config
 from singer_sdk.contrib.msgspec import MsgSpecWriter
 from singer_sdk.exceptions import ConfigValidationError
 from singer_sdk.pagination import PageNumberPaginator
@@ -461,16 +462,18 @@ def test_an_error_in_a_stream_is_logged_by_a_logger_of_its_name(
     def get_records(*_: object) -> Iterator[Row]:
         yield {"id": 1 / 0}
 
+    tap_module.TapBugsPulse(config={"api_key": "bp_x"})  # puts the filter on its streams' loggers
+    ours = logging.getLogger("tap-bugspulse.crashes").filters[-1]
     tap = tap_of(kind_with(Parents, get_records=get_records))()
     for is_filtered in (False, True):
         caplog.clear()
         if is_filtered:
-            tap.logger.getChild("parents").addFilter(tap_module.is_for_a_person)
+            tap.logger.getChild("parents").addFilter(ours)
         with pytest.raises(ZeroDivisionError):
             tap.sync_all()
         errors = [one for one in caplog.records if one.levelno >= logging.ERROR]
         assert [one.name for one in errors] == [] if is_filtered else ["tap-tiny.parents"]
-    tap.logger.getChild("parents").removeFilter(tap_module.is_for_a_person)
+    tap.logger.getChild("parents").removeFilter(ours)
 
 
 def test_a_connection_test_wants_one_record_of_each_stream(
@@ -518,7 +521,7 @@ def test_a_tap_is_set_up_in_the_order_that_ours_relies_on() -> None:
     calls.clear()
     kind(validate_config=False)
     assert calls[0][1:] == ((), {"raise_errors": False})
-    tap._config["count"] = 2  # noqa: SLF001 - our validation makes numbers of texts there
+    tap._config = {"count": 2}  # noqa: SLF001 - our validation puts there what it has read
     assert tap.config["count"] == 2
     assert tap.metrics_logger.name == "singer_sdk.metrics"
 
@@ -530,14 +533,18 @@ def test_validation_says_what_is_wrong_in_errors() -> None:
     assert [("many" in text, "count" in text) for text in caught.value.errors] == [(True, True)]
 
 
-def test_a_number_in_the_environment_fails_without_its_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The SDK raises a ValueError that names no setting, which ours then looks for."""
+def test_the_environment_is_read_as_the_schema_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_env_var_config` is asked for it, and what the schema calls a text is left as it stands."""
     monkeypatch.setenv("TAP_TINY_COUNT", "many")
+    texts = {"properties": {"count": {"type": "string"}, "other": {"type": "string"}}}
+    found = parse_environment_config(texts, "TAP_TINY_")
+    assert found == {"count": "many"}
+    # The SDK's own reading raises a ValueError that names no setting.
     with pytest.raises(ValueError, match="many") as caught:
         TinyTap(parse_env_config=True)
     assert "COUNT" not in str(caught.value).upper().replace("MANY", "")
+    ours = kind_with(TinyTap, _env_var_config={"count": 3})
+    assert ours(parse_env_config=True).config["count"] == 3
 
 
 def test_settings_of_the_sdk_are_added_to_the_given_schema() -> None:
