@@ -39,6 +39,7 @@ A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
 Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
 Instant = t.Annotated[datetime, Meta(tz=True, title=A_DATE)]
 Positive = t.Annotated[float, Meta(gt=0, le=1e308, title="a number above 0")]  # not infinite
+Seconds = t.Annotated[float, Meta(gt=0, le=86_400, title="a number above 0, 86400 at most")]
 Days = t.Annotated[int, Meta(ge=0, le=36_500, title="a whole number from 0 to 36500")]
 PageSize = t.Annotated[int, Meta(ge=1, le=1000, title="a whole number from 1 to 1000")]
 Pace = t.Annotated[int, Meta(ge=1, title="a whole number of 1 or more")]
@@ -82,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     page_size: PageSize = 1000  # "Rows per page - max 1,000"
     requests_per_minute: Pace = 60  # "rate-limited to 60 requests / minute per API key"
     concurrency: Lanes = CONCURRENCY
-    request_timeout: Positive = 60
+    request_timeout: Seconds = 60
     user_agent: Text | None = None
 
     @classmethod

@@ -229,7 +229,7 @@ def test_a_time_box_takes_what_is_on_its_way(slow: Sandbox, now: datetime, tmp_p
             stopwatch=stopwatch,
             concurrency=MANY,
             max_runtime_minutes=0.75,
-            request_timeout=1e6,
+            request_timeout=86_400,
         )
         assert tap.end() == 0, tap.log
         runs += 1

@@ -47,6 +47,7 @@ if t.TYPE_CHECKING:
         ("page_size", 5000, "page_size must be a whole number from 1 to 1000, not 5000"),
         ("page_size", Decimal("0.5"), "a whole number from 1 to 1000, not 0.5"),
         ("page_size", 10**400, "page_size must be a whole number from 1 to 1000"),
+        ("request_timeout", "1e10", "request_timeout must be a number above 0, 86400 at most"),
         ("request_timeout", "soon", "request_timeout must be a number above 0"),
         ("request_timeout", "nan", "request_timeout must be a number above 0"),
         ("request_timeout", "inf", "request_timeout must be a number above 0"),
