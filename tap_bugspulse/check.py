@@ -11,58 +11,50 @@ import re
 import sys
 import typing as t
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
-from datetime import datetime, timedelta
-from itertools import product
+from datetime import date, timedelta
 
 import click
 from requests import RequestException
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.http import RefusedError, reason
+from tap_bugspulse.http import TOO_MANY, RefusedError, reason
 from tap_bugspulse.pages import Page, page_of
-from tap_bugspulse.replication import DAY, format_instant, midnight, parse_instant
+from tap_bugspulse.replication import DAY, Window, format_instant, midnight, parse_instant
 from tap_bugspulse.run import duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.tap import TapBugsPulse, errors_as_one_line
 
 MAX_REQUESTS, MAX_PROVOKING = 40, 70  # in all, but for those that provoke a 429
-MAX_DAYS, MAX_PAGES = 6, 2  # to find out what dates mean
+MAX_DAYS, MAX_PAGES = 12, 2  # to find out what dates mean
 MAX_PAUSE, HOURLY = 61.0, 50  # seconds that a 429 may ask to wait; minutes of an hourly run
 LIMIT, FEW, ENOUGH = 1000, 2, 6  # rows of a page; those that tell something
-FAR = "2999-01-02"
-NEVER, IGNORED = {"from": "2999-01-01", "to": FAR}, {"from", "to", "from and to"}
-HOUR, SURE = timedelta(hours=1), timedelta(hours=34)  # two days reach so far in each zone
+FAR = date(2999, 1, 2)
+HOUR = timedelta(hours=1)
+NEVER = Window(FAR - DAY, FAR).query()
 ZONES = [number / 2 for number in range(-28, 29)]  # hours from UTC to the beginning of a day
 TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
 INSTANTS = ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt")
-LISTED = {
-    "sessions": (None, "active", "completed", "crashed"),
-    "crashes": (None, "open", "acknowledged", "resolved", "ignored"),
-}
+LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
 RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
 LOST = "THE TAP DOES NOT HANDLE THIS"
 NO_PAGES = f"no: {LOST}, pages after the first"
-QUESTIONS = ("order", "pages", "counts", "events", "dates", "fields", "a_429_carries")
 
 Query = t.Mapping[str, str]
-Found = Iterator[tuple[str, object]]  # questions with their answers: yes, no, Untold or a text
+Found = t.Iterator[tuple[str, object]]  # questions with their answers: yes, no, Untold or a text
 
 
 class Untold(Exception):  # noqa: N818 - no error, but why a question stays open
     """The answers do not tell."""
 
 
-class Answer(t.NamedTuple):
+class Answer:
     """One response, or why there is none."""
 
-    page: Page
-    error: str = ""
-    raw: t.Sequence[t.Mapping[str, t.Any]] = ()
-    ids: t.AbstractSet[str] = frozenset()
-    size: int = 0  # of all rows, also those that have no id
+    def __init__(self, page: Page, error: str = "") -> None:
+        self.page, self.error = page, error
+        self.ids = {row.id for row in page.rows}
+        self.size = len(page.rows) + page.without_key
 
 
 class Check:
@@ -72,6 +64,7 @@ class Check:
         self.run, self.streams = tap.run, t.cast("dict[str, t.Any]", tap.streams)
         self.provokes, self.sent, self.began = provokes, 0, self.run.clock.seconds()
         self.headers: set[str] = set()
+        self.raw: list[tuple[str, t.Any]] = []  # rows as they came, and their stream
         self.answers: dict[tuple[t.Any, ...], Answer] = {}
         # What there is, what is refused, and which dates make no difference.
         self.first = self.ask("sessions", {})
@@ -88,16 +81,17 @@ class Check:
         errors = {name: self.ask(name, {}, strict=False).error for name in TIMES}
         errors["events"] = min((one.error for _, one in self.sample), default="")
         self.refused = {name: error for name, error in errors.items() if error}
-        asked = {"from": NEVER, "to": {"to": "1970-01-02"}, "from without a to": {"from": FAR}}
-        sizes = {n: self.ask("sessions", one, strict=False).size for n, one in asked.items()}
-        is_both = sizes["from"] and sizes["to"]
-        self.ignored = "from and to" if is_both else next((n for n in sizes if sizes[n]), "")
+        dated = {"from": NEVER, "to": {"to": "1970-01-02"}}
+        ignored = [n for n in dated if self.ask("sessions", dated[n], strict=False).size]
+        is_alone = self.ask("sessions", Window(FAR).query(), strict=False).size > 0
+        self.ignored = " and ".join(ignored) or "from without a to" * is_alone
+        self.is_blind = ignored != []
         instants = (parse_instant(row.startedAt) for row in self.seen)
         starts = sorted(one for one in instants if one and one <= self.run.started)
         self.starts = starts or [self.run.started]
-        begin = max(self.starts[0], midnight(self.starts[-1] - 7 * DAY))
-        is_blind, here = self.ignored in IGNORED, sum(one >= begin for one in starts)
-        number = here if is_blind else self._count("sessions", days(begin))
+        begin = self.starts[0] if self.is_blind else self.starts[-1] - 7 * DAY
+        begin = midnight(max(self.starts[0], begin))
+        number = self._count("sessions", Window(begin.date(), FAR).query())
         self.per_day = number / max(1.0, (self.starts[-1] - begin) / DAY)
 
     def ask(self, name: str, query: Query, number: int = 1, *, strict: bool = True) -> Answer:
@@ -115,23 +109,21 @@ class Check:
             self.sent += 1
             try:
                 response = stream.take(stream.fetch(query, number, retries=False))
-            except RefusedError as error:
+            except (RefusedError, RetriableAPIError, RequestException) as error:
                 # Without the dates, which may be those of a row.
-                return Answer(Page([]), error=str(error).partition(" from ")[0])
-            except (RetriableAPIError, RequestException) as error:
-                why = reason(error)
+                why = reason(error).partition(" from ")[0]
+                if isinstance(error, RefusedError):
+                    break
                 is_dead = is_last and isinstance(error, RequestException)
                 if is_dead or self.run.http.paused_until > self.run.clock.seconds() + MAX_PAUSE:
                     raise FatalAPIError(why) from None
             else:
                 self.headers |= {one.lower() for one in response.headers}
-                raw: t.Any = ()
                 with suppress(ValueError, RecursionError):  # it is no JSON, or strange
-                    raw = [row for row in response.json()["data"] or () if isinstance(row, dict)]
-                page = page_of(response)
-                ids = {row.id for row in page.rows}
-                return Answer(page, "", raw, ids, len(page.rows) + page.without_key)
-        return Answer(Page([]), error=why)
+                    rows = response.json()["data"] or ()
+                    self.raw += [(name, row) for row in rows if isinstance(row, dict)]
+                return Answer(page_of(response))
+        return Answer(Page([]), why)
 
     def _count(self, name: str, query: Query) -> int:
         first = self.ask(name, query, strict=False)
@@ -140,11 +132,6 @@ class Check:
             last = self.ask(name, query, pages, strict=False)
             return (pages - 1) * first.size + last.size if last.ids - first.ids else first.size
         return first.size if first.size < self.first.size else page.rows_in_all
-
-    def _small(self, number: int) -> Answer:
-        if len(self.starts) < ENOUGH:
-            raise Untold(f"fewer than {ENOUGH} sessions")
-        return self.ask("sessions", {"limit": str(min(10, len(self.starts) // 3))}, number)
 
     def _ids_of(self, query: Query) -> set[str]:
         size = self.ask("sessions", query).size
@@ -156,7 +143,7 @@ class Check:
         """Return the requests of a first load for each events_for, and of an hourly run."""
         settings, rows = self.run.settings, dict(self.rows)
         if settings.start_date and not self.ignored:
-            query = days(settings.start_date - DAY)
+            query = Window((settings.start_date - DAY).date(), FAR).query()
             rows |= {name: self._count(name, query) for name in ("sessions", "network")}
         recent, size = settings.lookback_days + 2, settings.page_size
         listed = recent + sum(math.ceil(rows[name] / size) or 1 for name in TIMES)
@@ -170,16 +157,6 @@ class Check:
         hourly = recent + sum(map(math.ceil, (crashes, day * recent / size, events)))
         return dict(zip((*EVENTS_FOR, "hourly"), [*costs, hourly], strict=True))
 
-    def look(self) -> dict[str, dict[str, str]]:
-        """Return the answer to each question, or why some of a kind cannot be asked."""
-        found: dict[str, object] = {}
-        for kind in QUESTIONS:
-            try:
-                found.update(getattr(self, f"_{kind}")())
-            except Untold as error:
-                found[kind] = error
-        return {name: told(answer) for name, answer in found.items()}
-
     def _order(self) -> Found:
         for name, column in TIMES.items():
             rows = self.ask(name, {}, strict=False).page.rows
@@ -189,23 +166,28 @@ class Check:
             is_told = len(set(times)) >= ENOUGH
             yield f"order_of_{name}", f"{order} {column}" if is_told else Untold("too few rows")
 
-    def _pages(self) -> Found:
-        one, two, twice = self._small(1), self._small(2), self.ask("sessions", {"limit": "2000"})
-        echo, is_whole = twice.page.limit or 2 * LIMIT, twice.size == self.total
-        echoed = f"{echo}: as it is echoed" if echo < 2 * LIMIT else Untold("all fit on a page")
-        yield "largest_limit", echoed if is_whole else str(twice.size)
-        yield "page_is_honoured", NO_PAGES if one.ids & two.ids else True
-
     def _counts(self) -> Found:
-        one, total, day = self._small(1), self.total, self.starts[len(self.starts) // 2]
-        before, after = {"to": days(day)["from"]}, days(day + 2 * DAY)
+        if len(self.starts) < ENOUGH:
+            raise Untold(f"fewer than {ENOUGH} sessions")
+        total, size = self.total, min(10, len(self.starts) // 3)
+        one, two = (self.ask("sessions", {"limit": str(size)}, number) for number in (1, 2))
+        most = self.ask("sessions", {"limit": str(2 * LIMIT)}, strict=False)
+        echo, is_whole = most.page.limit or 2 * LIMIT, most.size == total
+        echoed = f"{echo}: as it is echoed" if echo < 2 * LIMIT else Untold("all fit on a page")
+        answered = echoed if is_whole else str(most.size)
+        yield "largest_limit", Untold(most.error) if most.error else answered
+        yield "page_is_honoured", NO_PAGES if one.ids & two.ids else True
+        day = self.starts[len(self.starts) // 2].date()
+        before, after = Window(None, day).query(), Window(day + 2 * DAY, FAR).query()
         parts = [self.ask("sessions", query, strict=False) for query in (NEVER, before)]
-        is_more = any(part.size < min(self.first.size, part.page.total or 0) for part in parts)
-        wrong = "all rows, whatever the dates" * is_more
         is_lost = not one.page.pages or self.first.size < min(total, self.first.page.limit or 0)
-        lost = f"that of the page{f', {LOST}' * is_lost}"
-        wrong = lost if one.page.total == one.size else wrong
-        wrong = "missing" if one.page.total is None else wrong
+        is_all = (part.size < min(self.first.size, part.page.total or 0) for part in parts)
+        reasons = {
+            "missing": one.page.total is None,
+            f"that of the page{f', {LOST}' * is_lost}": one.page.total == one.size,
+            "all rows, whatever the dates": any(is_all),
+        }
+        wrong = next(filter(reasons.get, reasons), "")
         is_sure = any(part.page.limit and part.size == part.page.total != total for part in parts)
         yield "total_is_true", f"no: {wrong}" if wrong else is_sure or Untold("dates ignored")
         is_true = all(a.page.pages == math.ceil(total / max(1, a.size)) for a in (one, self.first))
@@ -236,66 +218,55 @@ class Check:
 
     def _dates(self) -> Found:
         yield "dates_are_honoured", not self.ignored or f"no, {self.ignored} ignored: the tap copes"
-        if self.ignored in IGNORED:
+        if self.is_blind:
             raise Untold(f"{self.ignored} ignored")
-        fields = ("startedAt", "endedAt")
-        times = {row.id: [parse_instant(getattr(row, n)) for n in fields] for row in self.seen}
-        ended: dict[str, list[t.Any]] = {id_: one for id_, one in times.items() if all(one)}
+        instants = {r.id: [parse_instant(r.startedAt), parse_instant(r.endedAt)] for r in self.seen}
+        ended: dict[str, list[t.Any]] = {id_: one for id_, one in instants.items() if all(one)}
         if not ended:
             raise Untold("no session that has ended")
+        # The longest session begins in its first half, and ends in the second.
         id_, (start, end) = max(ended.items(), key=lambda one: one[1][1] - one[1][0])
         near, middle = timedelta(milliseconds=10), start + (end - start) / 2
-        spans = (start - near, middle), (middle, end + near)
-        queries = [{"from": format_instant(a), "to": format_instant(b)} for a, b in spans]
+        halves = (start - near, middle), (middle, end + near)
+        queries = [{"from": format_instant(a), "to": format_instant(b)} for a, b in halves]
         is_taken = not self.ask("sessions", queries[0], strict=False).error
         yield "times_are_accepted", is_taken
-        found = {
-            (fields[n], *reading)
-            for n, query in enumerate(queries)
-            if not is_taken or id_ in self._ids_of(query)
-            for reading in self._readings({i: one[n] for i, one in ended.items()})
-        }
-        if not found:
-            raise Untold("no reading of startedAt or endedAt explains what comes")
-        by, zones, has_day = (sorted(set(one)) for one in zip(*found, strict=True))
+        fields = [n for n in (0, 1) if not is_taken or id_ in self._ids_of(queries[n])]
+        readings = [(n, zone, days) for n in fields for zone in ZONES for days in (1, 2)]
+        for day, _ in Counter(start.date() for start, _ in ended.values()).most_common(MAX_DAYS):
+            came = self._ids_of(Window(day, day + DAY).query()) & ended.keys()
+            hours = {i: [(at - midnight(day)) / HOUR for at in one] for i, one in ended.items()}
+            readings = [
+                (n, zone, days)
+                for n, zone, days in readings
+                if came == {i for i, at in hours.items() if zone <= at[n] < zone + 24 * days}
+            ]
+            if not readings:
+                raise Untold("no reading of startedAt or endedAt explains what comes")
+        by, zones, lengths = (sorted(set(one)) for one in zip(*readings, strict=True))
         few = Untold("too few sessions")
-        yield "filter_field", few if by[1:] else by[0]
+        yield "filter_field", few if by[1:] else ("startedAt", "endedAt")[by[0]]
         names = [f"UTC{-one:+g}" if one else "UTC" for one in zones]
         span = Untold(f"from {names[-1]} to {names[0]}: too few sessions")
         yield "time_zone", span if zones[1:] else names[0]
-        yield "to_includes_its_day", few if has_day[1:] else has_day[0]
-
-    def _readings(self, instants: dict[str, datetime]) -> set[tuple[float, bool]]:
-        """Return the zones that dates may be in, and whether ``to`` may include its day."""
-        found = set(product(ZONES, (False, True)))
-        for day, _ in Counter(map(midnight, instants.values())).most_common(MAX_DAYS):
-            after, until = map(self._ids_of, (days(day, day + 2 * DAY), days(day - 2 * DAY, day)))
-            near = [(i, (one - day) / HOUR) for i, one in instants.items() if abs(one - day) < SURE]
-            found = {
-                (zone, has_day)
-                for zone, has_day in found
-                if all((hours >= zone) == (i in after) for i, hours in near)
-                and all((hours < zone + 24 * has_day) == (i in until) for i, hours in near)
-            }
-        return found
+        yield "to_includes_its_day", few if lengths[1:] else lengths[0] > 1
 
     def _fields(self) -> Found:
         counts = self.run.counts.items()
-        lost = sum(one.without_key for _, one in counts)
-        yield "rows_without_an_id", f"{lost}: {LOST}" if lost else False
-        rows = [(key[0], row) for key, answer in self.answers.items() for row in answer.raw]
-        forms = {re.sub("[^TZ:.+-]", "0", str(r[n])) for _, r in rows for n in INSTANTS if r.get(n)}
-        new = {f"{n}.status" for n, r in rows if n in LISTED and r.get("status") not in LISTED[n]}
+        yield "rows_without_an_id", any(of.without_key for _, of in counts) and f"yes: {LOST}"
+        dates = [str(row[n]) for _, row in self.raw for n in INSTANTS if row.get(n)]
+        states = [(n, row["status"]) for n, row in self.raw if n in LISTED and row.get("status")]
+        new = {f"{n}.status" for n, state in states if state not in LISTED[n].split()}
         found = {
             "fields_not_in_the_reference": {f"{n}.{one}" for n, of in counts for one in of.unknown},
             "values_of_another_type": {f"{n}.{one}" for n, of in counts for one in of.misfits},
             "values_that_are_not_listed": new,
-            "forms_of_dates": forms,
+            "forms_of_dates": {re.sub("[^TZ:.+-]", "0", one) for one in dates},
         }
         for name, names in found.items():
             # A name that may be no name, but what a user wrote, is not told.
             safe = {one if re.fullmatch(r"[\w.:+-]{1,60}", one) else "others" for one in names}
-            yield name, ", ".join(sorted(safe)) or (False if rows else Untold("no rows"))
+            yield name, ", ".join(sorted(safe)) or (False if self.raw else Untold("no rows"))
         headers = sorted(one for one in self.headers if "ratelimit" in one or "retry" in one)
         yield "headers_of_the_limit", ", ".join(headers) or False
         yield "answers_are_compressed", "content-encoding" in self.headers
@@ -304,29 +275,18 @@ class Check:
         if not self.provokes:
             raise Untold("--provoke-429 asks for one")
         stream = self.streams["sessions"]
-        stream.run = replace(self.run, config={**self.run.config, "requests_per_minute": 60_000})
+        self.run.http.minute = 1e-9  # at no pace
         for _ in range(MAX_PROVOKING):
             self.sent += 1
             try:
                 stream.take(stream.fetch({"limit": "1"}, retries=False))
-            except RetriableAPIError as error:
-                given = error.response.headers if error.response is not None else {}
-                found = [re.sub(r"\d", "0", f"{n} {given[n]}") for n in RESETS if n in given]
-                yield "a_429_carries", ", ".join(found) or "nothing"
-                return
+            except (RetriableAPIError, RequestException) as error:
+                if error.response is not None and error.response.status_code == TOO_MANY:
+                    given = error.response.headers
+                    found = [re.sub(r"\d", "0", f"{n} {given[n]}") for n in RESETS if n in given]
+                    yield "a_429_carries", ", ".join(found) or "nothing"
+                    return
         raise Untold(f"{MAX_PROVOKING} requests in a row were answered")
-
-
-def days(start: datetime, end: datetime | None = None) -> dict[str, str]:
-    """Return the query for some days; an API may ignore a ``from`` without a ``to``."""
-    return {"from": start.date().isoformat(), "to": end.date().isoformat() if end else FAR}
-
-
-def told(answer: object) -> dict[str, str]:
-    """Return an answer in words, with its note."""
-    words = f"could not tell: {answer}" if isinstance(answer, Untold) else str(answer)
-    words, _, note = {"True": "yes", "False": "no"}.get(words, words).partition(": ")
-    return {"answer": words, "note": note}
 
 
 def report(check: Check) -> dict[str, t.Any]:
@@ -339,7 +299,17 @@ def report(check: Check) -> dict[str, t.Any]:
         settings["TAP_BUGSPULSE_EVENTS_FOR"] = "crashed"
     if refused:
         settings["TAP_BUGSPULSE__SELECT"] = json.dumps(["*.*", *(f"!{one}.*" for one in refused)])
-    api = check.look()
+    answers: dict[str, object] = {}
+    for kind in ("order", "counts", "events", "dates", "fields", "a_429_carries"):
+        try:
+            answers.update(getattr(check, f"_{kind}")())
+        except Untold as error:  # some of a kind cannot be asked
+            answers[kind] = error
+    api = {}
+    for name, answer in answers.items():
+        words = f"could not tell: {answer}" if isinstance(answer, Untold) else str(answer)
+        words, _, note = {"True": "yes", "False": "no"}.get(words, words).partition(": ")
+        api[name] = {"answer": words, "note": note}
     starts = [one.date().isoformat() if check.total else "none" for one in check.starts]
     return {
         "usable": True,
