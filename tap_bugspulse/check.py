@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import typing as t
 from collections import Counter
 from contextlib import suppress
@@ -30,9 +29,7 @@ MAX_DAYS, MAX_PAGES = 12, 2  # to find out what dates mean
 MAX_PAUSE, HOURLY = 61.0, 50  # seconds that a 429 may ask to wait; minutes of an hourly run
 LIMIT, FEW, ENOUGH = 1000, 2, 6  # rows of a page; those that tell something
 FAR = date(2999, 1, 2)
-HOUR = timedelta(hours=1)
 NEVER = Window(FAR - DAY, FAR).query()
-ZONES = [number / 2 for number in range(-28, 29)]  # hours from UTC to the beginning of a day
 TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
 INSTANTS = ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt")
 LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
@@ -82,14 +79,13 @@ class Check:
         errors["events"] = min((one.error for _, one in self.sample), default="")
         self.refused = {name: error for name, error in errors.items() if error}
         dated = {"from": NEVER, "to": {"to": "1970-01-02"}}
+        dated["from without a to"] = Window(FAR).query()
         ignored = [n for n in dated if self.ask("sessions", dated[n], strict=False).size]
-        is_alone = self.ask("sessions", Window(FAR).query(), strict=False).size > 0
-        self.ignored = " and ".join(ignored) or "from without a to" * is_alone
-        self.is_blind = ignored != []
-        instants = (parse_instant(row.startedAt) for row in self.seen)
-        starts = sorted(one for one in instants if one and one <= self.run.started)
-        self.starts = starts or [self.run.started]
-        begin = self.starts[0] if self.is_blind else self.starts[-1] - 7 * DAY
+        self.blind = [n for n in ("from", "to") if n in ignored]
+        self.ignored = " and ".join(self.blind or ignored)
+        now, instants = self.run.started, [parse_instant(row.startedAt) for row in self.seen]
+        self.starts = sorted(one for one in instants if one and one <= now) or [now]
+        begin = self.starts[0] if self.blind else self.starts[-1] - 7 * DAY
         begin = midnight(max(self.starts[0], begin))
         number = self._count("sessions", Window(begin.date(), FAR).query())
         self.per_day = number / max(1.0, (self.starts[-1] - begin) / DAY)
@@ -172,10 +168,9 @@ class Check:
         total, size = self.total, min(10, len(self.starts) // 3)
         one, two = (self.ask("sessions", {"limit": str(size)}, number) for number in (1, 2))
         most = self.ask("sessions", {"limit": str(2 * LIMIT)}, strict=False)
-        echo, is_whole = most.page.limit or 2 * LIMIT, most.size == total
-        echoed = f"{echo}: as it is echoed" if echo < 2 * LIMIT else Untold("all fit on a page")
-        answered = echoed if is_whole else str(most.size)
-        yield "largest_limit", Untold(most.error) if most.error else answered
+        echo, why = most.page.limit or 2 * LIMIT, most.error or "all fit on a page"
+        echoed = f"{echo}: as it is echoed" if echo < 2 * LIMIT else Untold(why)
+        yield "largest_limit", str(most.size) if 0 < most.size < total else echoed
         yield "page_is_honoured", NO_PAGES if one.ids & two.ids else True
         day = self.starts[len(self.starts) // 2].date()
         before, after = Window(None, day).query(), Window(day + 2 * DAY, FAR).query()
@@ -218,7 +213,7 @@ class Check:
 
     def _dates(self) -> Found:
         yield "dates_are_honoured", not self.ignored or f"no, {self.ignored} ignored: the tap copes"
-        if self.is_blind:
+        if self.blind:
             raise Untold(f"{self.ignored} ignored")
         instants = {r.id: [parse_instant(r.startedAt), parse_instant(r.endedAt)] for r in self.seen}
         ended: dict[str, list[t.Any]] = {id_: one for id_, one in instants.items() if all(one)}
@@ -232,10 +227,11 @@ class Check:
         is_taken = not self.ask("sessions", queries[0], strict=False).error
         yield "times_are_accepted", is_taken
         fields = [n for n in (0, 1) if not is_taken or id_ in self._ids_of(queries[n])]
-        readings = [(n, zone, days) for n in fields for zone in ZONES for days in (1, 2)]
+        zones = [half / 2 for half in range(-28, 29)]  # hours from UTC to the beginning of a day
+        readings = [(n, zone, days) for n in fields for zone in zones for days in (1, 2)]
         for day, _ in Counter(start.date() for start, _ in ended.values()).most_common(MAX_DAYS):
             came = self._ids_of(Window(day, day + DAY).query()) & ended.keys()
-            hours = {i: [(at - midnight(day)) / HOUR for at in one] for i, one in ended.items()}
+            hours = {i: [(at - midnight(day)) * 24 / DAY for at in one] for i, one in ended.items()}
             readings = [
                 (n, zone, days)
                 for n, zone, days in readings
@@ -243,13 +239,13 @@ class Check:
             ]
             if not readings:
                 raise Untold("no reading of startedAt or endedAt explains what comes")
-        by, zones, lengths = (sorted(set(one)) for one in zip(*readings, strict=True))
-        few = Untold("too few sessions")
-        yield "filter_field", few if by[1:] else ("startedAt", "endedAt")[by[0]]
+        by, zones, days = (sorted(set(one)) for one in zip(*readings, strict=True))
+        few = "too few sessions"
+        yield "filter_field", Untold(few) if by[1:] else ("startedAt", "endedAt")[by[0]]
         names = [f"UTC{-one:+g}" if one else "UTC" for one in zones]
-        span = Untold(f"from {names[-1]} to {names[0]}: too few sessions")
-        yield "time_zone", span if zones[1:] else names[0]
-        yield "to_includes_its_day", few if lengths[1:] else lengths[0] > 1
+        span = f"from {names[-1]} to {names[0]}: {few}"
+        yield "time_zone", Untold(span) if names[1:] else names[0]
+        yield "to_includes_its_day", Untold(few) if days[1:] else days[0] > 1
 
     def _fields(self) -> Found:
         counts = self.run.counts.items()
@@ -278,14 +274,13 @@ class Check:
         self.run.http.minute = 1e-9  # at no pace
         for _ in range(MAX_PROVOKING):
             self.sent += 1
-            try:
-                stream.take(stream.fetch({"limit": "1"}, retries=False))
-            except (RetriableAPIError, RequestException) as error:
-                if error.response is not None and error.response.status_code == TOO_MANY:
-                    given = error.response.headers
-                    found = [re.sub(r"\d", "0", f"{n} {given[n]}") for n in RESETS if n in given]
-                    yield "a_429_carries", ", ".join(found) or "nothing"
-                    return
+            call = stream.fetch({"limit": "1"}, retries=False)
+            response = getattr(call.future.exception(), "response", None)
+            if response is not None and response.status_code == TOO_MANY:
+                given = response.headers
+                found = [re.sub(r"\d", "0", f"{n} {given[n]}") for n in RESETS if n in given]
+                yield "a_429_carries", ", ".join(found) or "nothing"
+                return
         raise Untold(f"{MAX_PROVOKING} requests in a row were answered")
 
 
@@ -344,8 +339,7 @@ def page(found: t.Mapping[str, t.Any]) -> str:
     lines += [f"  export {name}='{value}'" for name, value in found["settings"].items()]
     lines += ["", "What the API does where its reference says nothing"]
     for name, one in found["api"].items():
-        words = ": ".join(filter(None, one.values()))
-        lines.append(f"  {name.replace('_', ' '):<36}{words}")
+        lines.append(f"  {name.replace('_', ' '):<36}{': '.join(filter(None, one.values()))}")
     return "\n".join(lines)
 
 
@@ -362,7 +356,7 @@ def main(config: t.Any, *, as_json: bool, provokes: bool) -> None:
         except (FatalAPIError, Untold) as error:
             found = {"usable": False, "why": str(error)}
         click.echo(json.dumps(found, indent=2) if as_json else page(found))
-        sys.exit(not found["usable"])
+        raise SystemExit(not found["usable"])
 
 
 if __name__ == "__main__":
