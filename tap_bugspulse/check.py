@@ -11,6 +11,7 @@ import re
 import typing as t
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date, timedelta
 
 import click
@@ -271,7 +272,7 @@ class Check:
         if not self.provokes:
             raise Untold("--provoke-429 asks for one")
         stream = self.streams["sessions"]
-        self.run.http.minute = 1e-9  # at no pace
+        stream.run = replace(self.run, config={**self.run.config, "requests_per_minute": 60_000})
         for _ in range(MAX_PROVOKING):
             self.sent += 1
             call = stream.fetch({"limit": "1"}, retries=False)
