@@ -1,7 +1,4 @@
-"""A check of the API: what a key may read, what a load costs, what the reference leaves open.
-
-It tells nothing of any row but counts, forms and names of fields.
-"""
+"""A check of the API, which tells counts, forms and names of fields, and nothing else of a row."""
 
 from __future__ import annotations
 
@@ -18,11 +15,12 @@ import click
 from requests import RequestException
 from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
-from tap_bugspulse.http import TOO_MANY, RefusedError, reason
+from tap_bugspulse.http import RESETS, TOO_MANY, RefusedError, reason
 from tap_bugspulse.pages import Page, page_of
 from tap_bugspulse.replication import DAY, Window, format_instant, midnight, parse_instant
 from tap_bugspulse.run import duration
 from tap_bugspulse.settings import EVENTS_FOR
+from tap_bugspulse.streams import is_wanted
 from tap_bugspulse.tap import TapBugsPulse, errors_as_one_line
 
 MAX_REQUESTS, MAX_PROVOKING = 40, 70  # in all, but for those that provoke a 429
@@ -31,10 +29,10 @@ MAX_PAUSE, HOURLY = 61.0, 50  # seconds that a 429 may ask to wait; minutes of a
 LIMIT, FEW, ENOUGH = 1000, 2, 6  # rows of a page; those that tell something
 FAR = date(2999, 1, 2)
 NEVER = Window(FAR - DAY, FAR).query()
+ZONES = [half / 2 for half in range(-28, 29)]  # hours from UTC to the beginning of a day
 TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
 INSTANTS = ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt")
 LISTED = {"sessions": "active completed crashed", "crashes": "open acknowledged resolved ignored"}
-RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")
 LOST = "THE TAP DOES NOT HANDLE THIS"
 NO_PAGES = f"no: {LOST}, pages after the first"
 
@@ -68,10 +66,9 @@ class Check:
         self.first = self.ask("sessions", {})
         self.rows = {name: self._count(name, {}) for name in TIMES}
         self.total = self.rows["sessions"]
-        pages = math.ceil(self.total / max(1, self.first.size)) or 1
-        self.last = self.ask("sessions", {}, pages, strict=False)
-        rows = {row.id: row for one in (self.first, self.last) for row in one.page.rows}
-        self.seen = list(rows.values())
+        pages = math.ceil(self.total / max(1, self.first.size))
+        self.last = self.ask("sessions", {}, max(1, pages), strict=False)
+        self.seen = [*{row.id: row for row in self.first.page.rows + self.last.page.rows}.values()]
         events = sum(row.eventCount or 0 for row in self.seen) / max(1, len(self.seen))
         self.rows["events"] = round(events * self.total)
         full = sorted(self.seen, key=lambda row: (bool(row.endedAt), row.eventCount or 0))[:-3:-1]
@@ -117,8 +114,9 @@ class Check:
             else:
                 self.headers |= {one.lower() for one in response.headers}
                 with suppress(ValueError, RecursionError):  # it is no JSON, or strange
-                    rows = response.json()["data"] or ()
-                    self.raw += [(name, row) for row in rows if isinstance(row, dict)]
+                    self.raw += [
+                        (name, r) for r in response.json()["data"] or () if type(r) is dict
+                    ]
                 return Answer(page_of(response))
         return Answer(Page([]), why)
 
@@ -142,17 +140,14 @@ class Check:
         if settings.start_date and not self.ignored:
             query = Window((settings.start_date - DAY).date(), FAR).query()
             rows |= {name: self._count(name, query) for name in ("sessions", "network")}
-        recent, size = settings.lookback_days + 2, settings.page_size
+        recent, size, day = settings.lookback_days + 2, settings.page_size, self.per_day
         listed = recent + sum(math.ceil(rows[name] / size) or 1 for name in TIMES)
-        due = [row for row in self.seen if row.eventCount != 0]
-        crashed = [row for row in due if row.hasCrash]
-        errors = [row for row in due if row.hasCrash or row.hasNetworkErrors]
-        parts = [len(one) / max(1, len(self.seen)) for one in (due, errors, crashed)]
-        costs = [listed + math.ceil(part * rows["sessions"]) for part in parts]
-        crashes, day = max(1, rows["crashes"]) / size, self.per_day
-        events = parts[EVENTS_FOR.index(settings.events_for)] * day / 24
-        hourly = recent + sum(map(math.ceil, (crashes, day * recent / size, events)))
-        return dict(zip((*EVENTS_FOR, "hourly"), [*costs, hourly], strict=True))
+        due = Counter(one for row in self.seen for one in EVENTS_FOR if is_wanted(row, one))
+        parts = {name: due[name] / max(1, len(self.seen)) for name in EVENTS_FOR}
+        costs = {n: listed + math.ceil(part * rows["sessions"]) for n, part in parts.items()}
+        events = parts[settings.events_for] * day / 24
+        each = rows["crashes"] / size or 1, day * recent / size, events
+        return {**costs, "hourly": recent + sum(map(math.ceil, each))}
 
     def _order(self) -> Found:
         for name, column in TIMES.items():
@@ -207,10 +202,10 @@ class Check:
         yield "events_are_paged", "no: all come at once" if one.size > FEW else is_paged
         note = ": it is the number of events" * (whole.page.limit == whole.size)
         yield "events_echo_the_limit", whole.page.limit == LIMIT or f"no{note}"
-        is_true = [row.eventCount == answer.page.rows_in_all for row, answer in read if row.endedAt]
+        is_true = [one.eventCount == answer.page.rows_in_all for one, answer in read if one.endedAt]
         yield "event_count_is_true", all(is_true) if is_true else Untold("no session has ended")
-        ids = [answer.ids for _, answer in read]
-        yield "event_ids_repeat", bool(ids[0] & ids[1]) if ids[1:] else Untold("too few sessions")
+        is_again = bool(whole.ids & read[-1][1].ids)
+        yield "event_ids_repeat", is_again if read[1:] else Untold("too few sessions")
 
     def _dates(self) -> Found:
         yield "dates_are_honoured", not self.ignored or f"no, {self.ignored} ignored: the tap copes"
@@ -228,8 +223,7 @@ class Check:
         is_taken = not self.ask("sessions", queries[0], strict=False).error
         yield "times_are_accepted", is_taken
         fields = [n for n in (0, 1) if not is_taken or id_ in self._ids_of(queries[n])]
-        zones = [half / 2 for half in range(-28, 29)]  # hours from UTC to the beginning of a day
-        readings = [(n, zone, days) for n in fields for zone in zones for days in (1, 2)]
+        readings = [(n, zone, days) for n in fields for zone in ZONES for days in (1, 2)]
         for day, _ in Counter(start.date() for start, _ in ended.values()).most_common(MAX_DAYS):
             came = self._ids_of(Window(day, day + DAY).query()) & ended.keys()
             hours = {i: [(at - midnight(day)) * 24 / DAY for at in one] for i, one in ended.items()}
@@ -243,9 +237,8 @@ class Check:
         by, zones, days = (sorted(set(one)) for one in zip(*readings, strict=True))
         few = "too few sessions"
         yield "filter_field", Untold(few) if by[1:] else ("startedAt", "endedAt")[by[0]]
-        names = [f"UTC{-one:+g}" if one else "UTC" for one in zones]
-        span = f"from {names[-1]} to {names[0]}: {few}"
-        yield "time_zone", Untold(span) if names[1:] else names[0]
+        utc = [f"UTC{-one:+g}" if one else "UTC" for one in zones]
+        yield "time_zone", Untold(f"from {utc[-1]} to {utc[0]}: {few}") if utc[1:] else utc[0]
         yield "to_includes_its_day", Untold(few) if days[1:] else days[0] > 1
 
     def _fields(self) -> Found:
@@ -278,9 +271,8 @@ class Check:
             call = stream.fetch({"limit": "1"}, retries=False)
             response = getattr(call.future.exception(), "response", None)
             if response is not None and response.status_code == TOO_MANY:
-                given = response.headers
-                found = [re.sub(r"\d", "0", f"{n} {given[n]}") for n in RESETS if n in given]
-                yield "a_429_carries", ", ".join(found) or "nothing"
+                found = [f"{n} {response.headers[n]}" for n in RESETS if n in response.headers]
+                yield "a_429_carries", re.sub(r"\d", "0", ", ".join(found)) or "nothing"
                 return
         raise Untold(f"{MAX_PROVOKING} requests in a row were answered")
 
@@ -326,8 +318,8 @@ def page(found: t.Mapping[str, t.Any]) -> str:
     """Return what is found, for a person."""
     if not found["usable"]:
         return f"Not usable: {found['why']}"
-    lines = [f"The key works: {found['requests']} requests, {found['seconds']:.0f} s", ""]
-    lines += ["What there is"]
+    lines = [f"The key works: {found['requests']} requests, {found['seconds']:.0f} s"]
+    lines += ["", "What there is"]
     lines += [f"  {name:<16}{rows:>10,} rows" for name, rows in found["rows"].items()]
     lines += [f"  {name:<16}not readable: {why}" for name, why in found["refused"].items()]
     names = ("oldest_session", "newest_session", "sessions_a_day")
@@ -358,7 +350,3 @@ def main(config: t.Any, *, as_json: bool, provokes: bool) -> None:
             found = {"usable": False, "why": str(error)}
         click.echo(json.dumps(found, indent=2) if as_json else page(found))
         raise SystemExit(not found["usable"])
-
-
-if __name__ == "__main__":
-    main()

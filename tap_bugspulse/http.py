@@ -27,6 +27,7 @@ TOO_MANY = 429  # requests, as a status
 MAX_TRIES, MAX_FAILING = 8, 5  # failures of one request, and minutes of them
 LONGEST_ANSWER = 2  # times request_timeout, which is that of each read
 MAX_REFUSED = 15  # minutes of nothing but 429
+RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")  # headers of a 429
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; whoever runs the tap should hear of more
 SECONDS_1970_TO_2001, MILLISECONDS_1970_TO_2001 = 1e9, 1e12
 # What requests, urllib3 and OpenSSL say, and what it means: the first that comes up in an error.
@@ -182,7 +183,7 @@ class ApiSession(requests.Session):
         A header holds seconds, a date, or the instant as seconds or milliseconds since 1970.
         """
         now = self.clock.now().timestamp()
-        for name in ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset"):
+        for name in RESETS:
             with contextlib.suppress(ValueError, OverflowError):
                 written = response.headers.get(name, "")
                 date = parsedate(written)  # HTTP writes it in GMT

@@ -181,6 +181,13 @@ class Candidate(t.NamedTuple):
     events: int = 0  # as far as its row says
 
 
+def is_wanted(session: Row, events_for: str) -> bool:
+    """Return whether a session may have events, and a value of ``events_for`` takes them."""
+    crashed = bool(session.hasCrash) or session.status == "crashed"
+    takes = {"all": True, "errors": crashed or session.hasNetworkErrors, "crashed": crashed}
+    return bool(takes[events_for]) and (session.eventCount != 0 or session.status == "active")
+
+
 class Sessions(WindowedStream):
     """Sessions; all of them are emitted before the events of any are asked for.
 
@@ -253,15 +260,12 @@ class Sessions(WindowedStream):
 
     def _candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
         """Return what decides about a session's events, None where they are not due."""
-        crashed = bool(row.hasCrash) or row.status == "crashed"
-        wanted = {"all": True, "errors": crashed or row.hasNetworkErrors, "crashed": crashed}
-        is_empty = row.eventCount == 0 and row.status != "active"
-        if is_empty or not wanted[self.run.settings.events_for]:
+        if not is_wanted(row, self.run.settings.events_for):
             return None
         mark = fingerprint([row.eventCount, row.status, row.endedAt, row.hasCrash])
         if self.fetched.get(row.id) == mark or not self._passes_map(row):
             return None
-        return Candidate(row.id, instant, day, mark, crashed, row.eventCount or 0)
+        return Candidate(row.id, instant, day, mark, is_wanted(row, "crashed"), row.eventCount or 0)
 
     def _passes_map(self, row: Row) -> bool:
         """Return whether a stream map lets a session, and so its events, pass."""

@@ -11,6 +11,7 @@ import sys
 import time
 import typing as t
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from singer_sdk.exceptions import FatalAPIError
@@ -30,6 +31,7 @@ if t.TYPE_CHECKING:
 
 long = pytest.mark.long
 UNTOLD = "could not tell"
+CHECK = str(Path(sys.executable).with_name("tap-bugspulse-check"))
 LONG = 6  # letters; shorter values are words of many texts
 # Words of the tap's own that are also values of rows.
 OWN = {"crashed", "sessions", "events"}
@@ -179,7 +181,7 @@ def run(url: str, key: str, folder: Path, *arguments: str) -> Ended:
         "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tap_bugspulse.check", "--config=ENV", *arguments],
+        [CHECK, "--config=ENV", *arguments],
         env=environment(folder / "home", settings),
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
@@ -55,6 +56,7 @@ sandbox of this demo has no limit.
 FUNNEL = ("Home", "Product", "Cart", "Checkout", "Confirmation")
 # More than the sandbox can answer, so that nothing waits.
 UNLIMITED = "60000"
+CHECK = str(Path(sys.executable).with_name("tap-bugspulse-check"))
 SIGTERM_EXIT = 128 + signal.SIGTERM
 SIGINT_EXIT = 128 + signal.SIGINT
 
@@ -138,7 +140,7 @@ def build(dbt: Dbt, warehouse: Snowflake) -> list[str]:
 
 def check(bugspulse: dict[str, Any], home: Path) -> int:
     """Run the check on the sandbox; return its exit code."""
-    command = [sys.executable, "-m", "tap_bugspulse.check", "--config=ENV"]
+    command = [CHECK, "--config=ENV"]
     # At the pace of the real API, of which it does not reach the limit.
     settings = of_the_tap(bugspulse)
     del settings["TAP_BUGSPULSE_REQUESTS_PER_MINUTE"]
