@@ -114,9 +114,8 @@ class Check:
             else:
                 self.headers |= {one.lower() for one in response.headers}
                 with suppress(ValueError, RecursionError):  # it is no JSON, or strange
-                    self.raw += [
-                        (name, r) for r in response.json()["data"] or () if type(r) is dict
-                    ]
+                    rows = response.json()["data"] or ()
+                    self.raw += [(name, row) for row in rows if isinstance(row, dict)]
                 return Answer(page_of(response))
         return Answer(Page([]), why)
 
@@ -298,15 +297,14 @@ def report(check: Check) -> dict[str, t.Any]:
         words = f"could not tell: {answer}" if isinstance(answer, Untold) else str(answer)
         words, _, note = {"True": "yes", "False": "no"}.get(words, words).partition(": ")
         api[name] = {"answer": words, "note": note}
-    starts = [one.date().isoformat() if check.total else "none" for one in check.starts]
     return {
         "usable": True,
         "requests": check.sent,
         "seconds": round(run.clock.seconds() - check.began, 1),
         "rows": {name: count for name, count in check.rows.items() if name not in refused},
         "refused": refused,
-        "oldest_session": starts[0],
-        "newest_session": starts[-1],
+        "oldest_session": check.starts[0].date().isoformat() if check.total else "none",
+        "newest_session": check.starts[-1].date().isoformat() if check.total else "none",
         "sessions_a_day": round(check.per_day, 1),
         "load": load,
         "settings": settings,

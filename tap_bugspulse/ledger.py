@@ -56,10 +56,8 @@ class Ledger:
 
     def prune(self, keep: Callable[[date], bool], today: date) -> int:
         """Forget the days that are not to be kept; return how much of the future, too."""
-        kept = {day for day in {day for day, _ in self._entries.values()} if keep(day)}
-        self._entries = {key: one for key, one in self._entries.items() if one[0] in kept}
-        ahead = [(day, key) for key, (day, _) in self._entries.items() if day > today + DAY]
-        too_many = sorted(ahead, key=lambda one: one[0])[MAX_AHEAD:]
-        for _, key in too_many:
+        self._entries = {key: one for key, one in self._entries.items() if keep(one[0])}
+        ahead = sorted((day, key) for key, (day, _) in self._entries.items() if day > today + DAY)
+        for _, key in ahead[MAX_AHEAD:]:
             del self._entries[key]
-        return len(too_many)
+        return len(ahead[MAX_AHEAD:])

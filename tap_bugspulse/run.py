@@ -40,8 +40,8 @@ class Counts:
     without_key: int = 0
     misfits: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
-    set_aside: list[str] = field(default_factory=list)
-    short_sessions: int = 0
+    set_aside: dict[str, str] = field(default_factory=dict)  # sessions, with why they failed
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)  # what came, eventCount
     vanished: int = 0
 
 
@@ -146,9 +146,9 @@ class Run:
             )
         found = {
             f"{counts.short_listings} listings short of the API's total": counts.short_listings,
-            f"{counts.short_sessions} sessions short of events": counts.short_sessions,
+            f"{len(counts.short)} sessions short of events": counts.short,
             f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
-            f"set aside: {', '.join(counts.set_aside)}": counts.set_aside,
+            f"set aside: {', '.join(sorted(counts.set_aside))}": counts.set_aside,
             "refused by the API": stream in self.errors,
         }
         if is_selected:

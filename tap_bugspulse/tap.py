@@ -189,7 +189,7 @@ class TapBugsPulse(Tap):
         run.http.close()
         sessions = Bookmark.read(streams["sessions"].stream_state).range()
         found = {"sessions": sessions, "events": t.cast("Events", streams["events"]).complete()}
-        short = any(one.short_listings or one.short_sessions for one in run.counts.values())
+        short = any(one.short_listings or one.short for one in run.counts.values())
         through = [
             format_instant(one.complete_to) if one and streams[name].selected else "none"
             for name, one in found.items()
