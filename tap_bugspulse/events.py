@@ -22,9 +22,9 @@ from tap_bugspulse.replication import DAY, Bookmark, CompleteRange, Plan, Window
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
-from tap_bugspulse.windows import PAGES_PER_WINDOW, Sync
+from tap_bugspulse.windows import Sync
 
-SESSIONS_PER_WINDOW = 5_000  # whose events are fetched before the bookmark moves
+PAGES_PER_BATCH = 5  # of sessions whose events are fetched before the bookmark moves
 SESSIONS_PER_STATE = 100  # that a kill may cost: since the last STATE, and on their way
 SECONDS_PER_STATE = 60.0
 MAX_IN_A_ROW = 10  # sessions that fail, in a row or newly in a run, or are not found
@@ -95,7 +95,7 @@ class Events(BugsPulseStream):
             self._believe_counts()
             self.run.events_left = 0
             self.checkpoint(plan)
-        except (OutOfTime, FatalAPIError):
+        except (OutOfTime, FatalAPIError, RetriableAPIError):
             # What stops every run must not have what comes before it fetched again and again.
             self.checkpoint(plan)
             raise
@@ -160,7 +160,7 @@ class Events(BugsPulseStream):
         """Yield the sessions of history, listed anew, in windows that can be fetched."""
         if plan.history is None:
             return
-        rows = min(SESSIONS_PER_WINDOW, PAGES_PER_WINDOW * self.run.settings.page_size)
+        rows = PAGES_PER_BATCH * self.run.settings.page_size
         try:
             for cut in self.parent.cut(plan.history, Sync(plan, in_history=True), rows):
                 due = [one for one in self.parent.list_due(cut) if not plan.was_read(one.instant)]

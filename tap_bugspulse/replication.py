@@ -88,9 +88,11 @@ class Window:
     def day_of(self, instant: datetime | None, today: date) -> date:
         """Return the day a row is filed under: its own, or the window's last.
 
-        A row may lie outside of its window: which of its instants the dates filter on is open.
+        A row may lie outside of its window, by a day in another time zone; or by more, where the
+        dates filter on another of its instants.
         """
-        if instant is not None and self.holds(day := instant.date()):
+        near = Window(self.start and self.start - DAY, self.end and self.end + DAY)
+        if instant is not None and near.holds(day := instant.date()):
             return day
         return self.end - DAY if self.end else max(today, self.start or today)
 

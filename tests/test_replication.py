@@ -99,10 +99,11 @@ def test_a_span_has_its_start_and_not_its_end() -> None:
 
 
 def test_a_row_is_filed_under_its_day_or_the_last_of_the_window() -> None:
-    """A row outside of its window, or without an instant, is filed under the last day."""
+    """A row far outside of its window, or without an instant, is filed under the last day."""
     week = Window(TODAY - 7 * DAY, TODAY)
-    assert week.day_of(NOW - 3 * DAY, TODAY) == TODAY - 3 * DAY
-    for instant in (None, NOW, NOW - 8 * DAY):
+    for days in (0, 3, 8):  # by a day in another time zone
+        assert week.day_of(NOW - days * DAY, TODAY) == TODAY - days * DAY
+    for instant in (None, NOW + DAY, NOW - 9 * DAY):
         assert week.day_of(instant, TODAY) == TODAY - DAY
     for start in (TODAY - DAY, TODAY + DAY, None):
         assert Window(start, None).day_of(None, TODAY) == max(start or TODAY, TODAY)
