@@ -153,7 +153,7 @@ class Events(BugsPulseStream):
                 due = []
         # Also those before ``days``, which history may list under no day of its own.
         known = plan.is_before_lookback
-        due += [one for one in self.parent.due.values() if not known(midnight(one.day))]
+        due += [one for one in self.parent.due.values() if not known(midnight(one.day + DAY))]
         yield Batch(due, days, plan.forward_done)
 
     def _history(self, plan: Plan) -> Iterator[Batch]:

@@ -238,7 +238,8 @@ class Sessions(WindowedStream):
     @override
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
-        if sync.in_history and window.end is not None and window.end <= kept_from:
+        is_old = sync.in_history and window.end is not None and window.end <= kept_from
+        if is_old and not self.ignores_dates:
             return super().news(rows, window, sync)
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []

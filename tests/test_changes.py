@@ -312,6 +312,43 @@ def test_a_changed_session_that_two_windows_list_comes_once(now: datetime) -> No
     assert [row["id"] for row in second.rows("sessions")] == [changed]
 
 
+@pytest.mark.parametrize(
+    ("hours", "of", "started"), [(5.5, "startedAt", 20), (14, "startedAt", 12), (0, "endedAt", 23)]
+)
+def test_a_session_that_is_emitted_has_its_events_whatever_a_day_is(
+    now: datetime, hours: float, of: t.Literal["startedAt", "endedAt"], started: int
+) -> None:
+    """Also if it came late and the API lists it on the day after the one that it began on."""
+    project = generate(seed=3, sessions=30, days=12, until=now - timedelta(hours=1))
+    options = Options(requests_per_minute=None, utc_offset_hours=hours, filter_on=of)
+    with Sandbox(project, options) as sandbox:
+        state = sync(sandbox, now).state
+        day = (now - timedelta(days=9)).replace(hour=0)  # before the first that is asked for
+        late = project.new_session(day + timedelta(hours=started, minutes=59))
+        project.sessions[late]["endedAt"] = f"{day + timedelta(days=1, minutes=10):%FT%T.000Z}"
+        output = sync(sandbox, now + timedelta(hours=1), state)
+    assert [row["id"] for row in output.rows("sessions")] == [late]
+    events = [row["id"] for row in output.rows("events") if row["sessionId"] == late]
+    assert events == [row["id"] for row in project.events[late]]
+    assert events
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "arbitrary"])
+def test_history_that_finds_dates_ignored_emits_no_session_twice(
+    now: datetime, order: t.Literal["newest", "oldest", "arbitrary"]
+) -> None:
+    """What the forward part has just emitted comes again in a listing of all rows."""
+    project = generate(seed=3, sessions=60, days=25, until=now - timedelta(hours=1))
+    since = f"{now - timedelta(days=14):%F}"
+    with Sandbox(project, Options(requests_per_minute=None, ignored="to", order=order)) as sandbox:
+        settings: dict[str, t.Any] = {"lookback_days": 1, "page_size": 3}
+        state = sync(sandbox, now, start_date=since, **settings).state
+        new = {project.new_session(now + timedelta(minutes=one)) for one in range(4)}
+        output = sync(sandbox, now + timedelta(hours=1), state, **settings)
+    assert {row["id"] for row in output.rows("sessions")} >= new
+    assert output.repeated("sessions") == output.repeated("events") == []
+
+
 def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
     """A call of long ago that the API files under the day it came is not loaded again."""
     project = generate(seed=0, sessions=0, days=1, until=now)

@@ -611,9 +611,9 @@ class Start:
         may_come = self.filed_elsewhere("network").union(added)
         stamps = [load.listed("network", row) for row in added]
         if load.sandbox.options.utc_offset_hours > 0 and load.ran is not None:
-            # Where the API's days begin before UTC's, the calls of the last run's day come
-            # once more when it has turned; the decision records say why.
-            stamps.append(load.ran)
+            # Where the API's days begin before UTC's, the calls of the last day that a run
+            # asked for come once more when it has turned; the decision records say why.
+            stamps.append(min(load.ran, load.asked.end or load.ran))
         if load.purges:
             # Of a day that start_date or end_date cuts, any other number may hide a late call.
             stamps += [edge for edge in (load.asked.start, load.asked.end) if edge]
