@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import typing as t
 from collections import Counter
 from datetime import datetime, timedelta
@@ -398,6 +399,8 @@ def test_a_signal_while_the_target_is_slow_cuts_no_line(
         with os.fdopen(read, "rb") as pipe:
             # More than a pipe holds: now there is always a line that waits.
             written = pipe.read(200_000)
+            tap.process.send_signal(signum)
+            time.sleep(0.2)  # `timeout` sends one to the process and one to its group
             tap.process.send_signal(signum)
             written += pipe.read()
         stopped = assert_ended_by(tap, signum, written.decode())
