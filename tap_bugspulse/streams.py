@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from datetime import date, datetime
 
 import msgspec
@@ -109,12 +110,13 @@ class Network(WindowedStream):
     def _one_by_one(self, days: list[Window], newest: requests.Response | None) -> Iterator[Cut]:
         asked = days[:-1] if newest else days
         calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
-        answers = itertools.chain(map(self.take, calls), [newest] if newest else [])
-        for day, answer in zip(days, answers, strict=True):
-            first = self.checked(day, answer)
-            if self.ignores_dates:
-                return
-            yield Cut(day, first, 0)
+        with closing(calls):
+            answers = itertools.chain(map(self.take, calls), [newest] if newest else [])
+            for day, answer in zip(days, answers, strict=True):
+                first = self.checked(day, answer)
+                if self.ignores_dates:
+                    return
+                yield Cut(day, first, 0)
 
     @override
     def read(
