@@ -531,6 +531,17 @@ def test_events_selected_later_are_fetched_for_all_sessions(
     assert second.table("events") == expected(sandbox.project, "events")
 
 
+def test_a_session_that_two_windows_list_is_asked_for_its_events_once(now: datetime) -> None:
+    """Where `to` includes its day, the lookback and history both list that day's sessions."""
+    project = generate(seed=3, sessions=80, days=20, until=now - timedelta(hours=1))
+    with Sandbox(project, Options(requests_per_minute=None, to_means="end")) as sandbox:
+        output = sync(sandbox, now)
+        asked = asked_for_events(sandbox)
+    assert "2026-02-21" in {project.sessions[one]["startedAt"][:10] for one in asked}
+    assert len(asked) == len(set(asked))
+    assert output.table("events") == expected(project, "events")
+
+
 def test_widening_events_for_fetches_what_was_left_out(sandbox: Sandbox, now: datetime) -> None:
     """From crashed to all, only the sessions that did not crash are asked for."""
     first = sync(sandbox, now, events_for="crashed")
