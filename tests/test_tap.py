@@ -434,12 +434,13 @@ def test_the_log_of_a_long_load_is_short(now: datetime, sessions: int) -> None:
 def test_a_config_file_may_have_fractions_and_a_state_be_a_message(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """Fractions in a file count as numbers, and the last line of a run is a state."""
+    """Fractions in a file count, empty text does not, and the last line of a run is a state."""
     config = tmp_path / "config.json"
     settings = {"api_key": sandbox.api_key, "api_url": sandbox.url}
     numbers = {"max_runtime_minutes": 12.5, "request_timeout": 7.5}
     pace = {"requests_per_minute": 1_000_000}
-    config.write_text(json.dumps(settings | numbers | pace))
+    empty = {"stream_maps": "", "flattening_max_depth": ""}
+    config.write_text(json.dumps(settings | numbers | pace | empty))
     first = run_tap("--config", str(config))
     assert first.returncode == 0, first.stderr
     state = tmp_path / "state.json"
