@@ -89,8 +89,8 @@ class Network(WindowedStream):
             first = self.take(self.fetch(self.query_of(days))) if is_silent else newest
             if page_of(first).total == 0:
                 start = self.run.settings.requested.start
-                closed = (one.start for one in pieces if one.start and one.end)
-                self.days = {day: DayReading(0, 0, midnight(day), start) for day in closed}
+                empty = (one.start for one in pieces if one.start)
+                self.days = {day: DayReading(0, 0, midnight(day), start) for day in empty}
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, self._is_day):
@@ -123,7 +123,7 @@ class Network(WindowedStream):
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
         day, is_day = window.start, self._is_day(window) and not sync.in_history
-        if day is None or not is_day or not sync.plan.moves_bookmark or self.ignores_dates:
+        if day is None or not is_day:
             return (yield from super().read(window, first, sync))
         known, requested = self.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
@@ -152,8 +152,7 @@ class Network(WindowedStream):
                 yield row
         # The newest day is read without an end. Where it ends before the latest row that was
         # counted, by the API's time zone, its number says nothing.
-        is_shorter = known is not None and known.total < 0 and last < known.last
-        if is_shorter or (known and counted > known.rows):
+        if known and (last < known.last or counted > known.rows):
             ids.update(row.id for row in old)
             yield from old
         reading = readings[-1]
