@@ -283,6 +283,13 @@ def test_a_range_begins_anew_after_a_gap() -> None:
     assert touching.complete == in_days(None, 1)
 
 
+def test_history_that_the_forward_part_reads_is_complete() -> None:
+    """It is not read again when the lookback has moved on."""
+    plan = make_plan(in_days(7.1, 0), Span(ago(7.3)), WEEK, NOW)
+    plan.forward_done(OPEN)
+    assert plan.complete == in_days(7.3, 0)
+
+
 def test_what_start_date_keeps_from_being_read_again_is_left_to_the_next_run() -> None:
     """A later start_date inside the lookback leaves the bookmark, else the next run passes it."""
     known = in_days(30, 2)
