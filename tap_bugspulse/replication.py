@@ -309,7 +309,6 @@ class Cutter:
         self._limit, self._today, self._newest_first = limit, today, newest_first
         self._days = FIRST_GUESS
         self._per_day = 0.0  # rows, the latest windows above all
-        self._part = 0.9  # of the limit that is aimed at, less where one day is not as another
 
     def propose(self) -> Window | None:
         """Return the next window to ask for, None when nothing is left."""
@@ -332,24 +331,21 @@ class Cutter:
         if window.start is not None:  # the years since 1970 tell nothing of how dense rows are
             per_day = max(1, rows) / size
             self._per_day = (self._per_day + per_day) / 2 if self._per_day else per_day
-            self._days = self._best_days()
+            self._days = max(1, self._best_days())
         if rows >= self._limit and size > 1:
             if window == rest:
                 self.rows_left = rows
-            else:
-                self._part = max(0.5, 0.85 * self._part)
-            self._days = max(1, min(size - 1, self._days))
+            self._days = min(size - 1, self._days)
             return False
         older = Window(rest.start, window.start) if self._newest_first else None
         self.rest = None if window == rest else older or Window(window.end, rest.end)
         self.rows_left = max(self.rows_left - rows, 0)
-        self._days = max(1, min(4 * size, self._days))
         return True
 
     def _best_days(self) -> int:
         """Return days that hold less than a window's rows, those that fill their pages best."""
         per_page = self._per_day * 10 / self._limit  # pages that a day fills
-        most = min(4000, 10 * self._part / per_page)
+        most = min(4000, 9 / per_page)  # one in ten is left for days with more rows
 
         def filled(days: int) -> float:
             # Some rows more than are expected may come.
