@@ -78,6 +78,20 @@ def test_a_day_that_ends_at_a_round_number_is_told(
     assert set(missing) == {f"{day:%Y-%m-%d}"}  # nothing else can be had
 
 
+def test_history_is_read_in_windows_where_the_api_does_not_count(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """The number of pages tells how large they are, so that each moves the bookmark."""
+    sandbox.options.envelope = lambda one: {key: one[key] for key in one if key != "total"}
+    run = load(page_size=5)
+    assert_done(run)
+    assert_whole(sandbox.project, run.output)
+    starts = {
+        state["bookmarks"].get("network", {}).get("complete_from") for state in run.output.states
+    }
+    assert len(starts) > 3, starts
+
+
 # --- Dates that are ignored ---------------------------------------------------------------
 
 

@@ -260,6 +260,20 @@ def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
     assert "the test succeeded; tap-bugspulse-check tells more" in done.stderr.splitlines()[-1]
 
 
+def test_test_fails_where_an_endpoint_is_refused(sandbox: Sandbox) -> None:
+    """--test ends with 1, and its last line names the endpoint."""
+    sandbox.options.script = lambda one: "403" if one.path == "/network" else None
+    done = run_tap(
+        "--config=ENV",
+        "--test",
+        TAP_BUGSPULSE_API_KEY=sandbox.api_key,
+        TAP_BUGSPULSE_API_URL=sandbox.url,
+    )
+    assert done.returncode == 1
+    assert "403 Forbidden for /network" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 KEYS = {
     None: "api_key is missing",
     "": "api_key is missing",
