@@ -232,7 +232,6 @@ class BugsPulseStream(RESTStream[int]):
             ids = reading.ids if is_short else set()
             limit = max(1, self.run.settings.page_size * (6 - number) // 6)
             asked = {**query, "limit": str(limit)} if is_short else query
-        reading.ids, reading.drifted = known, True
         self.counts.short_listings += 1
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",

@@ -23,7 +23,6 @@ JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
 # An instant outside of these comes from a clock that was never set.
 FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
 FINGERPRINT = 12  # bytes of a session in a ledger: eight of its id, four of a hash
-NOTHING: tuple[t.Any, ...] = (None, "", {}, [])
 LONG_AGO = datetime.min.replace(tzinfo=UTC)  # no bound, and
 FAR_AWAY = datetime.max.replace(tzinfo=UTC)
 Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
@@ -210,7 +209,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
 def _without_nulls(written: t.Any) -> t.Any:
     if not isinstance(written, dict):
         return written
-    return {key: _without_nulls(one) for key, one in written.items() if one not in NOTHING}
+    return {key: _without_nulls(one) for key, one in written.items() if one is not None}
 
 
 # --- What to read -------------------------------------------------------------------------

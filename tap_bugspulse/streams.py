@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from datetime import date, datetime
 
 import msgspec
@@ -88,8 +89,8 @@ class Network(WindowedStream):
             first = self.take(self.fetch(self.query_of(days))) if is_silent else newest
             if page_of(first).total == 0:
                 start = self.run.settings.requested.start
-                closed = (one.start for one in pieces if one.start and one.end)
-                self.days = {day: DayReading(0, 0, midnight(day), start) for day in closed}
+                empty = (one.start for one in pieces if one.start)
+                self.days = {day: DayReading(0, 0, midnight(day), start) for day in empty}
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, self._is_day):
@@ -97,8 +98,7 @@ class Network(WindowedStream):
             if are_days:
                 yield from self._one_by_one(some, newest)
             else:
-                for piece in some:
-                    yield from self.cut(piece, sync)
+                yield from self.cut(some[0], sync)  # two of them never follow each other
             if self.ignores_dates:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
@@ -109,19 +109,20 @@ class Network(WindowedStream):
     def _one_by_one(self, days: list[Window], newest: requests.Response | None) -> Iterator[Cut]:
         asked = days[:-1] if newest else days
         calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
-        answers = itertools.chain(map(self.take, calls), [newest] if newest else [])
-        for day, answer in zip(days, answers, strict=True):
-            first = self.checked(day, answer)
-            if self.ignores_dates:
-                return
-            yield Cut(day, first, 0)
+        with closing(calls):
+            answers = itertools.chain(map(self.take, calls), [newest] if newest else [])
+            for day, answer in zip(days, answers, strict=True):
+                first = self.checked(day, answer)
+                if self.ignores_dates:
+                    return
+                yield Cut(day, first, 0)
 
     @override
     def read(
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
         day, is_day = window.start, self._is_day(window) and not sync.in_history
-        if day is None or not is_day or not sync.plan.moves_bookmark or self.ignores_dates:
+        if day is None or not is_day:
             return (yield from super().read(window, first, sync))
         known, requested = self.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
@@ -150,8 +151,7 @@ class Network(WindowedStream):
                 yield row
         # The newest day is read without an end. Where it ends before the latest row that was
         # counted, by the API's time zone, its number says nothing.
-        is_shorter = known is not None and known.total < 0 and last < known.last
-        if is_shorter or (known and counted > known.rows):
+        if known and (last < known.last or counted > known.rows):
             ids.update(row.id for row in old)
             yield from old
         reading = readings[-1]

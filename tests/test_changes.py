@@ -143,6 +143,25 @@ def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox, now: dateti
     assert expected(sandbox.project, "events").items() <= output.table("events").items()
 
 
+def test_no_row_is_lost_where_one_comes_before_one_goes(sandbox: Sandbox, now: datetime) -> None:
+    """The API counts as many rows in the end as at first, and more in between."""
+    rows = sandbox.project.crashes
+    ordered = sorted(rows, key=lambda one: rows[one]["lastSeenAt"])
+    oldest = rows[ordered[0]]
+
+    def change(request: Request, project: Project) -> None:
+        if request.path == "/crashes" and request.query["page"] == "2" and "new" not in rows:
+            rows["new"] = {**oldest, "id": "new", "lastSeenAt": "2026-01-01T00:00:00.000Z"}
+        elif request.path == "/crashes" and request.query["page"] == "3":
+            rows.pop(ordered[-1], None)
+        project.changed("crashes")
+
+    assert len(rows) > 4
+    sandbox.options.on_request = change
+    output = sync(sandbox, now, page_size=2, catalog=select(now, "crashes"))
+    assert expected(sandbox.project, "crashes").items() <= output.table("crashes").items()
+
+
 def test_a_listing_that_stays_short_is_told(
     sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -349,8 +368,8 @@ def test_history_that_finds_dates_ignored_emits_no_session_twice(
     assert output.repeated("sessions") == output.repeated("events") == []
 
 
-def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
-    """A call of long ago that the API files under the day it came is not loaded again."""
+def test_late_rows_filed_by_their_receipt_come_once(now: datetime) -> None:
+    """What is of long ago and the API files under the day it came is loaded, but not again."""
     project = generate(seed=0, sessions=0, days=1, until=now)
     with Sandbox(project, Options(requests_per_minute=None, filter_on="received")) as sandbox:
         project.now = now
@@ -362,6 +381,48 @@ def test_late_calls_filed_by_their_receipt_come_once(now: datetime) -> None:
             output = sync(sandbox, now + timedelta(hours=hours), state)
             assert output.rows("network") == []
             state = output.state
+        assert len(state["bookmarks"]["network"]["days"]) <= 10  # those of the lookback
+        project.now = now + timedelta(hours=400)
+        session = project.new_session(now - timedelta(hours=90))
+        other = project.new_network(now - timedelta(hours=90))
+        output = sync(sandbox, now + timedelta(hours=401), state)
+        assert [row["id"] for row in output.rows("sessions")] == [session]
+        assert (other,) in output.table("network")
+        assert output.table("events") == expected(project, "events")
+
+
+def test_a_call_without_a_readable_time_does_not_come_again(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """It counts as loaded with its day, and a new call of that day comes alone."""
+    odd = sandbox.project.new_network(now - timedelta(hours=2))
+
+    def unreadable(envelope: dict[str, t.Any]) -> dict[str, t.Any]:
+        rows = envelope["data"]
+        envelope["data"] = [
+            {**row, "timestamp": "soon"} if row["id"] == odd else row for row in rows
+        ]
+        return envelope
+
+    sandbox.options.envelope = unreadable
+    only = select(now, "network")
+    first = sync(sandbox, now, catalog=only)
+    assert first.table("network")[odd,]["timestamp"] is None
+    new = sandbox.project.new_network(now + timedelta(minutes=30))
+    second = sync(sandbox, now + timedelta(hours=1), first.state, only)
+    assert [row["id"] for row in second.rows("network")] == [new]
+
+
+def test_calls_come_again_where_their_mark_is_taken_out_of_the_state(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """The numbers of days that are left there keep none of them back."""
+    only = select(now, "network")
+    state = sync(sandbox, now, catalog=only).state
+    for key in ("replication_key_value", "complete_from"):
+        del state["bookmarks"]["network"][key]
+    again = sync(sandbox, now, state, only)
+    assert again.table("network") == expected(sandbox.project, "network")
 
 
 def test_a_completed_run_is_complete_to_its_start(sandbox: Sandbox, now: datetime) -> None:
@@ -566,6 +627,17 @@ def test_events_selected_later_are_fetched_for_all_sessions(
     second = sync(sandbox, now, first.state)
     assert second.rows("sessions") == []
     assert second.table("events") == expected(sandbox.project, "events")
+
+
+def test_a_session_that_two_windows_list_is_asked_for_its_events_once(now: datetime) -> None:
+    """Where `to` includes its day, the lookback and history both list that day's sessions."""
+    project = generate(seed=3, sessions=80, days=20, until=now - timedelta(hours=1))
+    with Sandbox(project, Options(requests_per_minute=None, to_means="end")) as sandbox:
+        output = sync(sandbox, now)
+        asked = asked_for_events(sandbox)
+    assert "2026-02-21" in {project.sessions[one]["startedAt"][:10] for one in asked}
+    assert len(asked) == len(set(asked))
+    assert output.table("events") == expected(project, "events")
 
 
 def test_widening_events_for_fetches_what_was_left_out(sandbox: Sandbox, now: datetime) -> None:

@@ -10,6 +10,7 @@ import typing as t
 from datetime import timedelta
 
 import pytest
+from singer_sdk.exceptions import SingerSDKError
 
 from tests.conftest import sweep
 from tests.running import (
@@ -312,6 +313,26 @@ def test_a_refusal_for_more_than_a_day_ends_the_run_whoever_meets_it(
     assert tap.end() == 1
     assert "the API asks to wait for more than a day" in tap.log.splitlines()[-1]
     assert events <= 3 * MANY
+
+
+def test_what_nobody_waits_for_any_more_is_not_sent(sandbox: Sandbox, now: datetime) -> None:
+    """Where a stream is refused, the requests it had in turn take no part of the rate limit."""
+
+    def script(request: Request) -> str | None:
+        return "403" if request.path == "/network" and "to" in request.query else None
+
+    sandbox.options.script = script
+    tap = tap_class(now, minute=2.0)(
+        config={"api_url": sandbox.url, "api_key": sandbox.api_key, "requests_per_minute": 4}
+        | {"events_for": "crashed"},
+        catalog=select(now, "network", "sessions"),
+    )
+    with pytest.raises(SingerSDKError, match="403 Forbidden for /network"):
+        tap.sync_all()
+    paths = [one.path for one in sandbox.requests]
+    # The newest day and three others are in the first two seconds, more of them later.
+    assert paths[:4] == ["/network"] * 4
+    assert set(paths[4:]) == {"/sessions"}
 
 
 def test_failures_of_one_moment_cost_one_wait(slow: Sandbox, now: datetime) -> None:

@@ -56,6 +56,7 @@ def test_a_listing_that_ends_at_a_round_number_loses_nothing(
     assert_done(run)
     assert_whole(sandbox.project, run.output)
     assert run.output.repeated("network") == []
+    assert run.warnings == []  # no day alone has as many
 
 
 def test_a_day_that_ends_at_a_round_number_is_told(
@@ -77,6 +78,20 @@ def test_a_day_that_ends_at_a_round_number_is_told(
     assert set(missing) == {f"{day:%Y-%m-%d}"}  # nothing else can be had
 
 
+def test_history_is_read_in_windows_where_the_api_does_not_count(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """The number of pages tells how large they are, so that each moves the bookmark."""
+    sandbox.options.envelope = lambda one: {key: one[key] for key in one if key != "total"}
+    run = load(page_size=5)
+    assert_done(run)
+    assert_whole(sandbox.project, run.output)
+    starts = {
+        state["bookmarks"].get("network", {}).get("complete_from") for state in run.output.states
+    }
+    assert len(starts) > 3, starts
+
+
 # --- Dates that are ignored ---------------------------------------------------------------
 
 
@@ -84,7 +99,7 @@ def test_a_day_that_ends_at_a_round_number_is_told(
 def test_dates_that_are_ignored_are_noticed(
     sandbox: Sandbox, load: Load, ignored: t.Literal["both", "from", "to"]
 ) -> None:
-    """More rows than a window are read once as a whole, which one warning says."""
+    """All rows are read once as a whole, which one warning says, and then those that are new."""
     sandbox.options.ignored = ignored
     run = load(page_size=5)
     assert run.code == 0, run.log[-1]
@@ -92,6 +107,23 @@ def test_dates_that_are_ignored_are_noticed(
     assert run.output.repeated("sessions") == run.output.repeated("network") == []
     told = [one for one in run.warnings if re.search(r"\b(from|to)\b", one)]
     assert 1 <= len(told) <= 2, run.warnings  # one, or one for each stream
+    probes = Counter(one.path for one in run.requests if one.query.get("to") == "1901-01-02")
+    assert max(probes.values()) <= 2, probes
+    sandbox.project.new_network(datetime.fromisoformat("2026-03-02T09:00:00Z"))
+    second = load(run.output.state, after=timedelta(days=1), page_size=5)
+    assert_whole(sandbox.project, run.output, second.output)
+    # No more of the others than those in the lookback.
+    assert min(row["timestamp"] for row in second.output.rows("network")) >= "2026-02-21"
+
+
+def test_an_earlier_start_date_counts_where_dates_are_ignored(sandbox: Sandbox, load: Load) -> None:
+    """What lies before the date of the run before is loaded, although it comes in one listing."""
+    sandbox.options.ignored = "both"
+    first = load(page_size=5, start_date="2026-02-27")
+    second = load(first.output.state, after=HOUR, page_size=5)
+    assert 0 < len(first.output.rows("sessions")) < len(sandbox.project.sessions)
+    assert second.code == 0, second.log[-1]
+    assert_whole(sandbox.project, first.output, second.output)
 
 
 def test_a_first_date_that_counts_only_with_a_last_brings_no_row_twice(
@@ -144,12 +176,17 @@ def test_pages_of_another_size_or_of_all_rows_are_not_believed(
 
 
 def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) -> None:
-    """Where `total` counts the rows of the page, the number of pages is followed."""
+    """Where `total` counts the rows of the page, the number of pages is followed each time."""
     sandbox.options.counts = "page-total"
     sandbox.options.events_paging = "pages"
-    run = load(page_size=5)
-    assert run.code == 0, run.log[-1]
-    assert_whole(sandbox.project, run.output)
+    first = load(page_size=5)
+    assert first.code == 0, first.log[-1]
+    assert_whole(sandbox.project, first.output)
+    days = Counter(one["timestamp"][:10] for one in sandbox.project.network.values())
+    day = max(one for one in days if days[one] > 5 and one < "2026-03-01")
+    sandbox.project.new_network(datetime.fromisoformat(f"{day}T00:30:00Z"))
+    second = load(first.output.state, after=HOUR, page_size=5)
+    assert_whole(sandbox.project, first.output, second.output)
 
 
 @sweep("omit_pages", [False, True], quick=[(True,)])

@@ -318,6 +318,7 @@ def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     assert says in run.log[-1]
     if stream != "events" or fault in REFUSED:  # ten sessions that fail end the run at once
         assert f"deselect {stream} to leave it out" in run.log[-1]
+        assert run.log[-1].count("deselect") == 1  # events are not asked for without sessions
         assert "summary status=incomplete" in run.log[-2]
         assert MATCH not in run.line_of(stream)
     sandbox.options.script = None

@@ -383,6 +383,16 @@ def test_pages_end_when_all_rows_have_come(envelopes: list[str], pages: int) -> 
     assert (number, paginator.finished) == (pages, True)
 
 
+def test_pages_without_a_key_do_not_end_a_listing() -> None:
+    """Two of them in a row are not one that is sent twice."""
+    paginator = Reading()
+    for _ in range(2):
+        response = answer(b'{"data": [{}, {}], "total": 6}')
+        page_in(response)
+        paginator.advance(response)
+        assert not paginator.finished
+
+
 def test_an_empty_page_is_the_last() -> None:
     """Rows that an API counts but never sends are not asked for endlessly."""
     paginator = Reading()

@@ -283,6 +283,25 @@ def test_a_range_begins_anew_after_a_gap() -> None:
     assert touching.complete == in_days(None, 1)
 
 
+def test_history_that_the_forward_part_reads_is_complete() -> None:
+    """It is not read again when the lookback has moved on."""
+    plan = make_plan(in_days(7.1, 0), Span(ago(7.3)), WEEK, NOW)
+    plan.forward_done(OPEN)
+    assert plan.complete == in_days(7.3, 0)
+
+
+def test_what_start_date_keeps_from_being_read_again_is_left_to_the_next_run() -> None:
+    """A later start_date inside the lookback leaves the bookmark, else the next run passes it."""
+    known = in_days(30, 2)
+    for start, target in ((ago(8), ago(0)), (ago(7), ago(0)), (ago(5), ago(2))):
+        plan = make_plan(known, Span(start), WEEK, NOW)
+        assert plan.forward is not None
+        plan.forward_done(plan.forward)
+        assert plan.complete == CompleteRange(known.complete_from, target)
+    # Where the range begins at that date, nothing was left out.
+    assert make_plan(in_days(5, 2), Span(ago(5)), WEEK, NOW).target == NOW
+
+
 def test_what_ends_before_the_range_moves_no_bookmark() -> None:
     """Its rows are loaded and the state is left as it is; at the range's start it moves."""
     requested, known = Span(LONG_AGO, ago(5)), in_days(1, 0)

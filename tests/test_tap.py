@@ -260,6 +260,20 @@ def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
     assert "the test succeeded; tap-bugspulse-check tells more" in done.stderr.splitlines()[-1]
 
 
+def test_test_fails_where_an_endpoint_is_refused(sandbox: Sandbox) -> None:
+    """--test ends with 1, and its last line names the endpoint."""
+    sandbox.options.script = lambda one: "403" if one.path == "/network" else None
+    done = run_tap(
+        "--config=ENV",
+        "--test",
+        TAP_BUGSPULSE_API_KEY=sandbox.api_key,
+        TAP_BUGSPULSE_API_URL=sandbox.url,
+    )
+    assert done.returncode == 1
+    assert "403 Forbidden for /network" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 KEYS = {
     None: "api_key is missing",
     "": "api_key is missing",
@@ -434,12 +448,13 @@ def test_the_log_of_a_long_load_is_short(now: datetime, sessions: int) -> None:
 def test_a_config_file_may_have_fractions_and_a_state_be_a_message(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """Fractions in a file count as numbers, and the last line of a run is a state."""
+    """Fractions in a file count, empty text does not, and the last line of a run is a state."""
     config = tmp_path / "config.json"
     settings = {"api_key": sandbox.api_key, "api_url": sandbox.url}
     numbers = {"max_runtime_minutes": 12.5, "request_timeout": 7.5}
     pace = {"requests_per_minute": 1_000_000}
-    config.write_text(json.dumps(settings | numbers | pace))
+    empty = {"stream_maps": "", "flattening_max_depth": ""}
+    config.write_text(json.dumps(settings | numbers | pace | empty))
     first = run_tap("--config", str(config))
     assert first.returncode == 0, first.stderr
     state = tmp_path / "state.json"
