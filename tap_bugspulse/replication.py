@@ -353,6 +353,6 @@ class Cutter:
 
         def filled(days: int) -> float:
             # Some rows more than are expected may come.
-            return days * per_page / math.ceil(days * per_page * 1.01 + 0.02)
+            return days * per_page / math.ceil(days * per_page * 1.02 + 0.02)
 
         return max(range(int(0.7 * most), int(most) + 1), key=filled)
