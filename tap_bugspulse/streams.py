@@ -220,8 +220,10 @@ class Sessions(WindowedStream):
 
     @override
     def begin(self, bookmark: Bookmark) -> Sync:
-        self.ledger = Ledger(bookmark.fingerprints)
-        return super().begin(bookmark)
+        sync = super().begin(bookmark)
+        if sync.plan.known:
+            self.ledger = Ledger(bookmark.fingerprints)
+        return sync
 
     @override
     def read(

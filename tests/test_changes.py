@@ -413,16 +413,17 @@ def test_a_call_without_a_readable_time_does_not_come_again(
     assert [row["id"] for row in second.rows("network")] == [new]
 
 
-def test_calls_come_again_where_their_mark_is_taken_out_of_the_state(
-    sandbox: Sandbox, now: datetime
+@pytest.mark.parametrize("stream", ["sessions", "network"])
+def test_rows_come_again_where_their_bookmark_is_taken_out_of_the_state(
+    sandbox: Sandbox, now: datetime, stream: str
 ) -> None:
-    """The numbers of days that are left there keep none of them back."""
-    only = select(now, "network")
+    """Fingerprints and numbers of days that are left there keep none of them back."""
+    only = select(now, stream)
     state = sync(sandbox, now, catalog=only).state
     for key in ("replication_key_value", "complete_from"):
-        del state["bookmarks"]["network"][key]
+        del state["bookmarks"][stream][key]
     again = sync(sandbox, now, state, only)
-    assert again.table("network") == expected(sandbox.project, "network")
+    assert again.table(stream) == expected(sandbox.project, stream)
 
 
 def test_a_completed_run_is_complete_to_its_start(sandbox: Sandbox, now: datetime) -> None:
