@@ -303,13 +303,15 @@ class Cutter:
     A single day is read however many rows it has.
     """
 
-    def __init__(self, days: Window, limit: int, today: date, *, newest_first: bool) -> None:
+    def __init__(
+        self, days: Window, limit: int, today: date, *, newest_first: bool, per_day: float = 0.0
+    ) -> None:
         self.rest: Window | None = days
         self.rows_left = 0  # in ``rest``, once it was found too large
         self._limit, self._today, self._newest_first = limit, today, newest_first
-        self._days = FIRST_GUESS
-        self._per_day = 0.0  # rows, the latest windows above all
+        self._per_day = per_day  # rows, the latest windows above all; 0 is not known
         self._part = 0.9  # of the limit that is aimed at, less where one day is not as another
+        self._days = max(1, self._best_days()) if per_day else FIRST_GUESS
 
     def propose(self) -> Window | None:
         """Return the next window to ask for, None when nothing is left."""

@@ -38,6 +38,7 @@ class Sync:
     plan: Plan
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
+    per_day: float = 0.0  # rows of the days before, as far as is known
 
 
 class WindowedStream(BugsPulseStream):
@@ -140,14 +141,16 @@ class WindowedStream(BugsPulseStream):
         plan = sync.plan
         # History begins where the windows of the forward part end, or overlaps them.
         touching = plan.history and plan.history.end
-        ids: set[str] = set()
+        ids, rows = set[str](), 0
         for window, first, _ in self.windows(plan.forward, sync):
+            rows += page_of(first).rows_in_all
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             if self.ignores_dates or (touching and (window.start or date.min) <= touching):
                 ids |= sync.ids
             plan.forward_done(window)
             self.checkpoint(sync)
-        sync = replace(sync, ids=ids, in_history=True)
+        per_day = rows / plan.forward.size(self.today) if plan.forward else 0.0
+        sync = replace(sync, ids=ids, in_history=True, per_day=per_day)
         for window, first, _ in self.windows(plan.history, sync):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             plan.history_done(window)
@@ -164,7 +167,8 @@ class WindowedStream(BugsPulseStream):
         counts in history; however late it is, a run moves the bookmark.
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
-        cutter = Cutter(days, limit, self.today, newest_first=sync.in_history)
+        way, per_day = sync.in_history, sync.per_day
+        cutter = Cutter(days, limit, self.today, newest_first=way, per_day=per_day)
         window, call, whole, before = cutter.propose(), None, 0, sync.plan.complete
         try:
             while window:
