@@ -9,6 +9,7 @@ import typing as t
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from datetime import date
 from functools import cached_property
 from http import HTTPStatus
 
@@ -31,6 +32,7 @@ from tap_bugspulse.run import OutOfTime, Run
 
 Query = Mapping[str, str]
 REFUSED = {*range(500)} - {200, 204, 401, 408, 429}  # statuses where another request may work
+FAR = date(2999, 1, 1)  # an end where none is meant
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
 PROJECT_COLUMN = {"type": "string", "description": "Name of the project, from the setting project."}
 
@@ -173,7 +175,7 @@ class BugsPulseStream(RESTStream[int]):
     def pages(self, query: Query, reading: Reading, first: Response) -> Iterator[list[Row]]:
         """Yield the rows of the first page and of those after it, which are on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
-        most = self.run.settings.concurrency if "to" in query else 1
+        most = self.run.settings.concurrency if query.get("to", f"{FAR}") != f"{FAR}" else 1
         calls = self.prefetch(
             (self.fetch(query, number) for number in itertools.count(2)),
             lambda: min(most, reading.last_page - reading.current_value + 1),

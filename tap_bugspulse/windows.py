@@ -12,13 +12,13 @@ from singer_sdk import Tap
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
-from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.client import FAR, BugsPulseStream
 from tap_bugspulse.http import RefusedError
 from tap_bugspulse.pages import Row, page_of
 from tap_bugspulse.replication import DAY, Bookmark, Cutter, Plan, Window, make_plan, parse_instant
 from tap_bugspulse.run import OutOfTime, Run
 
-EARLY, FAR = date(1901, 1, 1), date(2999, 1, 1)  # days that no clock is set to
+EARLY = date(1901, 1, 1)  # a day that no clock is set to, as FAR is
 SAMPLE = 20  # rows of a page whose dates are looked at
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
@@ -78,8 +78,8 @@ class WindowedStream(BugsPulseStream):
     def check_dates(self, window: Window, rows: list[Row]) -> bool:
         """Return whether rows of a window show, for the first time, that dates are ignored.
 
-        Most of them lie outside of it; that a day in which nothing can have happened has rows,
-        or that an end makes a difference, proves it.
+        Most of them lie outside of it; that a day in which nothing can have happened has rows
+        proves it. Where none has, an open window is asked for with an end from then on.
         """
         some = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
         near = Window(window.start and window.start - DAY, window.end and window.end + DAY)
@@ -211,7 +211,7 @@ class WindowedStream(BugsPulseStream):
             yield from self.news(rows, window, sync)
         return ids
 
-    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002
+    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002 - sessions look
         """Return the rows of a page of a window that are requested and not emitted yet."""
         settings = self.run.settings
         requested = settings.requested

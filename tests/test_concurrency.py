@@ -245,6 +245,27 @@ def test_a_time_box_takes_what_is_on_its_way(slow: Sandbox, now: datetime, tmp_p
     assert sorted(sessions) == sorted(set(sessions))
 
 
+def test_pages_to_which_rows_still_come_are_asked_for_one_by_one(now: datetime) -> None:
+    """Also where the API takes a first date only with a last one, which is far ahead then."""
+    project = generate(seed=3, sessions=90, days=20, until=now - timedelta(hours=1))
+    options = Options(requests_per_minute=None, ignored="from-alone", latency=0.02)
+    most = pages = 0
+    with Sandbox(project, options) as slow:
+
+        def count(request: Request, project: Project) -> None:
+            nonlocal most, pages
+            del project
+            if request.query.get("to", "9") >= "2999" and request.path == "/sessions":
+                most = max(most, sum(one.status == 0 for one in list(slow.requests)))
+                pages = max(pages, int(request.query["page"]))
+
+        slow.options.on_request = count
+        output = sync(slow, now, catalog=select(now, "sessions"), page_size=10)
+    assert output.table("sessions") == expected(project, "sessions")
+    assert pages > 2
+    assert most == 1
+
+
 @sweep("concurrency", [1, MANY, 32], quick=[(MANY,)])
 def test_no_day_is_asked_for_with_and_without_an_end(now: datetime, concurrency: int) -> None:
     """Where history reaches into today, today is read once, in the forward part."""

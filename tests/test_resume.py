@@ -400,7 +400,8 @@ def test_a_signal_while_the_target_is_slow_cuts_no_line(
             # More than a pipe holds: now there is always a line that waits.
             written = pipe.read(200_000)
             tap.process.send_signal(signum)
-            time.sleep(0.2)  # `timeout` sends one to the process and one to its group
+            # `timeout` sends one to the process and one to its group; at once they may be one.
+            time.sleep(0.2)
             tap.process.send_signal(signum)
             written += pipe.read()
         stopped = assert_ended_by(tap, signum, written.decode())

@@ -612,7 +612,7 @@ class Start:
         stamps = [load.listed("network", row) for row in added]
         if load.sandbox.options.utc_offset_hours > 0 and load.ran is not None:
             # Where the API's days begin before UTC's, the calls of the last day that a run
-            # asked for come once more when it has turned; the decision records say why.
+            # asked for come once more when it has turned: it ends before the latest of them.
             stamps.append(min(load.ran, load.asked.end or load.ran))
         if load.purges:
             # Of a day that start_date or end_date cuts, any other number may hide a late call.
