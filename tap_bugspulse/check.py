@@ -1,7 +1,5 @@
 """A check of the API, which tells counts, forms and names of fields, and nothing else of a row."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -168,7 +166,7 @@ class Check:
         yield "largest_limit", str(most.size) if 0 < most.size < total else echoed
         yield "page_is_honoured", NO_PAGES if one.ids & two.ids else True
         day = self.starts[len(self.starts) // 2].date()
-        before, after = Window(None, day).query(), Window(day + 2 * DAY, FAR).query()
+        before, after = Window(end=day).query(), Window(day + 2 * DAY, FAR).query()
         parts = [self.ask("sessions", query, strict=False) for query in (NEVER, before)]
         is_lost = not one.page.pages or self.first.size < min(total, self.first.page.limit or 0)
         is_all = (part.size < min(self.first.size, part.page.total or 0) for part in parts)

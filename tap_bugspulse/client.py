@@ -1,7 +1,5 @@
 """The base of the streams: a request, the pages of a listing, and its drift."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import threading

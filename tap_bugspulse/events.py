@@ -1,7 +1,5 @@
 """The events of sessions: which are due, and one that fails keeps no other back."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import typing as t
@@ -141,12 +139,11 @@ class Events(BugsPulseStream):
         days, listed = plan.forward, self.parent.listed
         if days is None:
             return
-        rest: Window | None = days
+        rest = days
         if listed and listed[-1].end == days.end:
-            begins = listed[0].start
-            rest = Window(days.start, begins) if begins else None  # it may have no days
+            rest = Window(days.start, listed[0].start)  # it may have no days
         due: list[Candidate] = []
-        for cut in self.parent.cut(rest, Sync(plan)) if rest else ():
+        for cut in self.parent.cut(rest, Sync(plan)):
             due += self.parent.list_due(cut)
             if len(due) > MAX_REMEMBERED:
                 yield Batch(due, cut.window, plan.forward_done)
@@ -311,9 +308,8 @@ class Events(BugsPulseStream):
         there: set[str] = set()
         if days := [one.day for one in missing if one.mark]:
             # Anywhere in the window, if the API lists them by another instant.
-            start, end = self._window.start, self._window.end
-            start = start and min(start, min(days) - DAY)
-            window = Window(start, end and max(end, max(days) + 2 * DAY))
+            start = min(self._window.start, min(days) - DAY)
+            window = Window(start, max(self._window.end, max(days) + 2 * DAY))
             listing = self.parent.listing(window.query())
             ids = {row.id for row in itertools.chain.from_iterable(listing)}
             there = ids.intersection(one.id for one in missing)

@@ -1,7 +1,5 @@
 """The one HTTP session of the tap: paced and patient."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

@@ -1,7 +1,5 @@
 """Which sessions were emitted, or their events fetched: fingerprints by day."""
 
-from __future__ import annotations
-
 import base64
 from collections import defaultdict
 from collections.abc import Callable, Mapping

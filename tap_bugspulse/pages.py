@@ -1,7 +1,5 @@
 """A page of the API: its envelope, its rows as structs, and what fits a column."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -18,7 +18,7 @@ from singer_sdk.exceptions import ConfigurationError
 DAY = timedelta(days=1)
 BEGINNING = "beginning"  # how a state writes a range without a lower bound
 FIRST_GUESS = 10  # days of a window where nothing is known of their rows
-EPOCH = date(1970, 1, 1)
+EPOCH = date(1970, 1, 1)  # where clocks begin that were never set
 JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
 # An instant outside of these comes from a clock that was never set.
 FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
@@ -63,26 +63,31 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Whole days asked for in one listing, ``[start, end)``; None is no bound."""
+    """Whole days asked for in one listing, ``[start, end)``; min and max are no bounds."""
 
-    start: date | None = None
-    end: date | None = None
+    start: date = date.min
+    end: date = date.max
 
     @classmethod
     def around(cls, span: Span, now: datetime) -> Window:
         """Return the days to ask for so that a span is complete in every time zone."""
-        start = span.start.date() - DAY if span.start > LONG_AGO else None
+        start = span.start.date() - DAY if span.start > LONG_AGO else date.min
         last = (span.end - datetime.resolution).date()
-        return cls(start, last + 2 * DAY if span.end <= now else None)
+        return cls(start, last + 2 * DAY if span.end <= now else date.max)
+
+    def wider(self) -> Window:
+        """Return the window with another day at each of its bounds."""
+        start, end = max(self.start, date.min + DAY), min(self.end, date.max - DAY)
+        return Window(start - DAY, end + DAY)
 
     def query(self) -> dict[str, str]:
         """Return the query parameters that ask for the window's rows."""
         bounds = {"from": self.start, "to": self.end}
-        return {name: day.isoformat() for name, day in bounds.items() if day}
+        return {name: f"{day}" for name, day in bounds.items() if date.min < day < date.max}
 
     def holds(self, day: date) -> bool:
         """Return whether a day lies in the window."""
-        return not (self.start and day < self.start) and not (self.end and day >= self.end)
+        return self.start <= day < self.end
 
     def day_of(self, instant: datetime | None, today: date) -> date:
         """Return the day a row is filed under: its own, or the window's last.
@@ -90,17 +95,13 @@ class Window:
         A row may lie outside of its window, by a day in another time zone; or by more, where the
         dates filter on another of its instants.
         """
-        near = Window(self.start and self.start - DAY, self.end and self.end + DAY)
-        if instant is not None and near.holds(day := instant.date()):
+        if instant is not None and self.wider().holds(day := instant.date()):
             return day
-        return self.end - DAY if self.end else max(today, self.start or today)
+        return self.end - DAY if self.end < date.max else max(today, self.start)
 
     def size(self, today: date) -> int:
-        """Return the number of days; a window without a start counts from 1970."""
-        return max(1, ((self.end or today + DAY) - (self.start or EPOCH)).days)
-
-
-# --- What is complete ---------------------------------------------------------------------
+        """Return the number of days up to ``today``, from 1970 on where there is no start."""
+        return max(1, (min(self.end, today + DAY) - max(self.start, EPOCH)).days)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +213,6 @@ def _without_nulls(written: t.Any) -> t.Any:
     return {key: _without_nulls(one) for key, one in written.items() if one is not None}
 
 
-# --- What to read -------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class Plan:
     """What a run reads: ``forward`` oldest first, then ``history`` newest first.
@@ -241,20 +239,20 @@ class Plan:
         Only there: one further inside may be filed under an earlier day, by another of its
         instants, and was then never read.
         """
-        if not (instant and self.known and self.history and self.history.end):
+        if not (instant and self.known and self.history):
             return False
         is_known = self.known.complete_from <= instant <= self.known.complete_to
         return is_known and instant < midnight(self.history.end + 2 * DAY)
 
     def is_before_lookback(self, instant: datetime | None) -> bool:
         """Return whether an instant is complete and lies before what is read again."""
-        if not (instant and self.known and self.forward and self.forward.start):
+        if not (instant and self.known and self.forward):
             return False
         return self.known.complete_from <= instant < midnight(self.forward.start)
 
     def forward_done(self, window: Window) -> None:
         """Move the end of the range over a completed window."""
-        to = min(self.target, midnight(window.end - DAY)) if window.end else self.target
+        to = min(self.target, midnight(window.end - DAY))
         if to >= self.begins:
             read = CompleteRange(self.begins, to)
             self.complete = self.complete.joined(read) if self.complete else read
@@ -262,7 +260,7 @@ class Plan:
     def history_done(self, window: Window) -> None:
         """Move the start of the range back over a completed window."""
         if self.complete and self.moves_bookmark:
-            start = midnight(window.start + DAY) if window.start else LONG_AGO
+            start = midnight(window.start + DAY) if window.start > date.min else LONG_AGO
             start = min(max(start, self.requested.start), self.complete.complete_from)
             self.complete = replace(self.complete, complete_from=start)
 
@@ -289,9 +287,9 @@ def make_plan(
         forward = Window.around(Span(edge, requested.end), now)
     if start < begins:
         history = Window.around(Span(start, begins), now)
-        if forward and forward.start and history.end and history.end > forward.start:
-            history = replace(history, end=forward.start)  # from there on it is read
-        if history.start and history.end and history.start >= history.end:
+        if forward:  # from where it begins on, all is read
+            history = replace(history, end=min(history.end, forward.start))
+        if history.start >= history.end:
             history, begins = None, start
     return Plan(forward, history, known, requested, begins, target)
 
@@ -316,14 +314,14 @@ class Cutter:
     def propose(self) -> Window | None:
         """Return the next window to ask for, None when nothing is left."""
         rest = self.rest
-        if rest is None or (rest.start and rest.end and rest.start >= rest.end):
+        if rest is None or rest.start >= rest.end:
             return None
         if self.rows_left < self._limit or self._days >= rest.size(self._today):
             return rest
         step = timedelta(days=self._days)
         if self._newest_first:
-            return Window((rest.end or self._today + DAY) - step, rest.end)
-        return Window(rest.start, (rest.start or EPOCH) + step)
+            return Window(min(rest.end, self._today + DAY) - step, rest.end)
+        return Window(rest.start, max(rest.start, EPOCH) + step)
 
     def fits(self, rows: int) -> bool:
         """Return whether the proposed window is to be read; if not, propose a smaller one next."""
@@ -331,7 +329,7 @@ class Cutter:
         if rest is None or window is None:
             return False
         size = window.size(self._today)
-        if window.start is not None:  # the years since 1970 tell nothing of how dense rows are
+        if window.start > date.min:  # the years since 1970 tell nothing of how dense rows are
             per_day = max(1, rows) / size
             self._per_day = (self._per_day + per_day) / 2 if self._per_day else per_day
             self._days = self._best_days()

@@ -1,7 +1,5 @@
 """What the streams of one run share: settings, clock, counts, time limit, the session."""
 
-from __future__ import annotations
-
 import logging
 import typing as t
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """The tap's settings, declared once, and what is checked of stream maps before a run."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import difflib
@@ -87,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     user_agent: Text | None = None
 
     @classmethod
-    def from_config(cls, config: Config) -> Settings:
+    def from_config(cls, config: Config) -> t.Self:
         """Return the settings of a configuration; numbers may be text, empty is not set.
 
         Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.

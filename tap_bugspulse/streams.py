@@ -1,7 +1,5 @@
 """Sessions, crashes and network calls: what they are, and what is news of each."""
 
-from __future__ import annotations
-
 import itertools
 import typing as t
 from collections.abc import Generator, Iterator
@@ -67,20 +65,19 @@ class Network(WindowedStream):
         """Return the first day that the lookback before an instant asks for."""
         return (complete_to - self.run.settings.lookback).date() - DAY
 
-    def _pieces(self, start: date, end: date | None, first: date) -> list[Window]:
+    def _pieces(self, days: Window, first: date) -> list[Window]:
         """Return days one by one from ``first`` on, and those counted before; and the rest."""
-        until = end or self.today + DAY
-        every = [start + number * DAY for number in range((until - start).days)]
+        every = [days.start + number * DAY for number in range(days.size(self.today))]
         counted = [day for day in every if day >= first or day in self.days]
-        starts = {start, *counted, *(day + DAY for day in counted)} - {until}
-        return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), end])]
+        starts = {days.start, *counted, *(day + DAY for day in counted)} - {every[-1] + DAY}
+        return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), days.end])]
 
     @override
     def windows(self, days: Window | None, sync: Sync) -> Iterator[Cut]:
-        if days is None or days.start is None or sync.in_history:
+        if days is None or sync.in_history:
             yield from super().windows(days, sync)
             return
-        pieces = self._pieces(days.start, days.end, self._first_counted(sync.plan.target))
+        pieces = self._pieces(days, self._first_counted(sync.plan.target))
         newest: requests.Response | None = None
         if pieces[2:] and not self.days:
             # Where nothing happens now, nothing may have happened in all these days.
@@ -89,8 +86,8 @@ class Network(WindowedStream):
             first = self.take(self.fetch(self.query_of(days))) if is_silent else newest
             if page_of(first).total == 0:
                 start = self.run.settings.requested.start
-                empty = (one.start for one in pieces if one.start)
-                self.days = {day: DayReading(0, 0, midnight(day), start) for day in empty}
+                empty = (DayReading(0, 0, midnight(one.start), start) for one in pieces)
+                self.days = {one.last.date(): one for one in empty}
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, self._is_day):
@@ -104,7 +101,7 @@ class Network(WindowedStream):
                 return
 
     def _is_day(self, window: Window) -> bool:
-        return window.start is not None and window.size(self.today) == 1
+        return window.size(self.today) == 1
 
     def _one_by_one(self, days: list[Window], newest: requests.Response | None) -> Iterator[Cut]:
         asked = days[:-1] if newest else days
@@ -121,9 +118,9 @@ class Network(WindowedStream):
     def read(
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
-        day, is_day = window.start, self._is_day(window) and not sync.in_history
-        if day is None or not is_day:
+        if sync.in_history or not self._is_day(window):
             return (yield from super().read(window, first, sync))
+        day = window.start
         known, requested = self.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
             return set()
@@ -155,7 +152,7 @@ class Network(WindowedStream):
             ids.update(row.id for row in old)
             yield from old
         reading = readings[-1]
-        is_told = window.end is not None and reading.is_complete and not ends_early
+        is_told = window.end < date.max and reading.is_complete and not ends_early
         # Fewer than came: it is that of the first page, or rows came meanwhile.
         is_told = is_told and reading.total >= reading.rows
         total = reading.total if is_told else -1
@@ -240,7 +237,7 @@ class Sessions(WindowedStream):
     @override
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
-        is_old = sync.in_history and window.end is not None and window.end <= kept_from
+        is_old = sync.in_history and window.end <= kept_from
         if is_old and not self.ignores_dates:
             return super().news(rows, window, sync)
         remembers_due = not sync.in_history and self.has_selected_descendents

@@ -1,7 +1,5 @@
 """The tap: settings in, streams out, state in, one summary, errors as one line."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

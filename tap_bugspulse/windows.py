@@ -1,7 +1,5 @@
 """A stream that is read in windows, each of which moves its bookmark."""
 
-from __future__ import annotations
-
 import typing as t
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -56,7 +54,7 @@ class WindowedStream(BugsPulseStream):
 
     def query_of(self, window: Window) -> dict[str, str]:
         """Return the query parameters that ask for a window."""
-        is_open = self._needs_end and window.start and not window.end
+        is_open = self._needs_end and window.end == date.max
         return (replace(window, end=FAR) if is_open else window).query()
 
     def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
@@ -82,14 +80,13 @@ class WindowedStream(BugsPulseStream):
         proves it. Where none has, an open window is asked for with an end from then on.
         """
         some = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
-        near = Window(window.start and window.start - DAY, window.end and window.end + DAY)
         instants = (parse_instant(getattr(row, self.instant_column)) for row in some)
-        outside = sum(1 for one in instants if one and not near.holds(one.date()))
+        outside = sum(1 for one in instants if one and not window.wider().holds(one.date()))
         if 2 * outside <= len(some):
             return False
         self._knows_dates = True
         self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
-        self._needs_end = not self.ignores_dates and window.end is None
+        self._needs_end = not self.ignores_dates and window.end == date.max
         if self.ignores_dates:
             self.run.warn_once(
                 f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
@@ -140,12 +137,12 @@ class WindowedStream(BugsPulseStream):
         sync = self.begin(Bookmark.read(self.stream_state))
         plan = sync.plan
         # History begins where the windows of the forward part end, or overlaps them.
-        touching = plan.history and plan.history.end
+        touching = plan.history.end if plan.history else date.min
         ids, rows = set[str](), 0
         for window, first, _ in self.windows(plan.forward, sync):
             rows += page_of(first).rows_in_all
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
-            if self.ignores_dates or (touching and (window.start or date.min) <= touching):
+            if self.ignores_dates or window.start <= touching:
                 ids |= sync.ids
             plan.forward_done(window)
             self.checkpoint(sync)

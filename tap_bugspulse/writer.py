@@ -1,7 +1,5 @@
 """Messages out: many at once, and always whole lines."""
 
-from __future__ import annotations
-
 import sys
 import typing as t
 from datetime import UTC, datetime

@@ -105,18 +105,18 @@ def test_a_row_is_filed_under_its_day_or_the_last_of_the_window() -> None:
         assert week.day_of(NOW - days * DAY, TODAY) == TODAY - days * DAY
     for instant in (None, NOW + DAY, NOW - 9 * DAY):
         assert week.day_of(instant, TODAY) == TODAY - DAY
-    for start in (TODAY - DAY, TODAY + DAY, None):
-        assert Window(start, None).day_of(None, TODAY) == max(start or TODAY, TODAY)
+    for start in (TODAY - DAY, TODAY + DAY, date.min):
+        assert Window(start).day_of(None, TODAY) == max(start, TODAY)
 
 
 def test_no_more_days_are_asked_for_than_time_zones_need() -> None:
     """They are one on each side, and there is no end where the run reads up to now."""
     noon, day = NOW - 5 * DAY, TODAY - 5 * DAY
-    assert Window.around(Span(noon), NOW) == Window(day - DAY, None)
-    assert Window.around(Span(LONG_AGO, noon), NOW) == Window(None, day + 2 * DAY)
-    assert Window.around(Span(LONG_AGO, midnight(day)), NOW) == Window(None, day + DAY)
-    assert Window.around(Span(LONG_AGO, NOW), NOW) == Window(None, TODAY + 2 * DAY)
-    assert Window.around(Span(LONG_AGO, NOW + JUST_BEFORE), NOW) == Window(None, None)
+    assert Window.around(Span(noon), NOW) == Window(day - DAY)
+    assert Window.around(Span(LONG_AGO, noon), NOW) == Window(date.min, day + 2 * DAY)
+    assert Window.around(Span(LONG_AGO, midnight(day)), NOW) == Window(date.min, day + DAY)
+    assert Window.around(Span(LONG_AGO, NOW), NOW) == Window(date.min, TODAY + 2 * DAY)
+    assert Window.around(Span(LONG_AGO, NOW + JUST_BEFORE), NOW) == Window()
 
 
 @given(spans, st.sampled_from((-12, -5, 0, 5.5, 14)), st.floats(-3, 3))
@@ -154,22 +154,22 @@ def cut(
     rows=st.lists(days, max_size=60),
     limit=st.integers(1, 20),
     newest_first=st.booleans(),
-    asked=st.builds(Window, st.none() | days, st.none() | days),
+    asked=st.builds(Window, st.just(date.min) | days, st.just(date.max) | days),
 )
 def test_windows_cover_all_days_once_and_in_order(
     rows: list[date], limit: int, asked: Window, *, newest_first: bool
 ) -> None:
     """Each has fewer rows than the API may count, unless it is a single day."""
     start, end = asked.start, asked.end
-    assume(start is None or end is None or start < end)
-    assume(newest_first or start is not None)
+    assume(start < end)
+    assume(newest_first or start > date.min)
 
     def count(window: Window) -> int:
         return sum(map(window.holds, rows))
 
     windows = [one for one, _ in cut(asked, limit, count, newest_first=newest_first)[0]]
     for one in windows:
-        is_day = one.start and (one.end or TODAY + DAY) - one.start <= DAY
+        is_day = min(one.end, TODAY + DAY) - one.start <= DAY
         assert count(one) < limit or is_day
     windows = windows if newest_first else windows[::-1]
     assert windows[0].end == end
@@ -183,8 +183,6 @@ def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) 
     """Windows are nearly full, and hardly a request asks for one that is too large."""
 
     def count(window: Window) -> int:
-        assert window.start is not None
-        assert window.end is not None
         return (window.end - window.start).days * a_day
 
     asked = Window(TODAY - 400 * DAY, TODAY)
@@ -194,7 +192,7 @@ def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) 
     assert requests <= len(windows) + 4
 
 
-@pytest.mark.parametrize(("asked", "limit"), [(Window(None, None), 10), (Window(TODAY, None), 2)])
+@pytest.mark.parametrize(("asked", "limit"), [(Window(), 10), (Window(TODAY), 2)])
 def test_what_fits_is_one_window(asked: Window, limit: int) -> None:
     """All that there is takes one request where it is little, and so does a single day."""
     for newest_first in (True, False):
@@ -208,10 +206,10 @@ def test_the_beginning_of_time_is_reached_where_rows_lie_before_it(end: date) ->
     """Rows of clocks that were never set come in one window, which ends in 1970."""
 
     def count(window: Window) -> int:
-        return 50 if window.start is None else 0
+        return 50 if window.start == date.min else 0
 
-    windows, requests = cut(Window(None, end), 10, count, newest_first=True)
-    assert windows[-1] == (Window(None, min(end, date(1970, 1, 2))), 50)
+    windows, requests = cut(Window(date.min, end), 10, count, newest_first=True)
+    assert windows[-1] == (Window(date.min, min(end, date(1970, 1, 2))), 50)
     assert requests < 20
 
 
@@ -224,17 +222,17 @@ def ago(number: float) -> datetime:
 
 
 EDGE = TODAY - 8 * DAY  # the first day asked for with a lookback of a week
-OPEN = Window(EDGE, None)
+OPEN = Window(EDGE)
 
 
 @pytest.mark.parametrize(
     ("complete", "requested", "forward", "history"),
     [
         # Nothing is complete: today and the lookback first, then history.
-        (None, Span(), OPEN, Window(None, EDGE)),
+        (None, Span(), OPEN, Window(date.min, EDGE)),
         (None, Span(ago(30)), OPEN, Window(TODAY - 31 * DAY, EDGE)),
         (None, Span(MIDNIGHT - WEEK), OPEN, None),
-        (None, Span(LONG_AGO, NOW + WEEK), OPEN, Window(None, EDGE)),
+        (None, Span(LONG_AGO, NOW + WEEK), OPEN, Window(date.min, EDGE)),
         (
             None,
             Span(ago(30), ago(20)),
@@ -243,14 +241,14 @@ OPEN = Window(EDGE, None)
         ),
         # The lookback before the bookmark, and history up to what is complete.
         ((None, 0), Span(), OPEN, None),
-        ((9, 0), Span(), OPEN, Window(None, EDGE)),
-        ((30, 0), Span(), OPEN, Window(None, TODAY - 28 * DAY)),
+        ((9, 0), Span(), OPEN, Window(date.min, EDGE)),
+        ((30, 0), Span(), OPEN, Window(date.min, TODAY - 28 * DAY)),
         ((30, 0), Span(ago(60)), OPEN, Window(TODAY - 61 * DAY, TODAY - 28 * DAY)),
-        ((1, 0), Span(), OPEN, Window(None, EDGE)),
+        ((1, 0), Span(), OPEN, Window(date.min, EDGE)),
         # What the forward part reads in full is no history.
         ((7.1, 0), Span(ago(7.3)), OPEN, None),
         # What begins where the range does, or after it, has no history.
-        ((9, 0), Span(ago(1)), Window(TODAY - 2 * DAY, None), None),
+        ((9, 0), Span(ago(1)), Window(TODAY - 2 * DAY), None),
         # What ends in the lookback, and what ends where that begins.
         ((None, 3), Span(LONG_AGO, ago(1)), Window(TODAY - 11 * DAY, TODAY + DAY), None),
         ((None, 0), Span(LONG_AGO, ago(7)), None, None),
@@ -277,7 +275,7 @@ def in_days(start: float | None, end: float) -> CompleteRange:
 def test_a_range_begins_anew_after_a_gap() -> None:
     """What begins after the bookmark leaves a gap, so the range before it is given up."""
     gap = make_plan(in_days(None, 9), Span(ago(1)), WEEK, NOW)
-    assert (gap.forward, gap.history, gap.known) == (Window(TODAY - 2 * DAY, None), None, None)
+    assert (gap.forward, gap.history, gap.known) == (Window(TODAY - 2 * DAY), None, None)
     assert gap.begins == ago(1)
     touching = make_plan(in_days(None, 1), Span(ago(1)), WEEK, NOW)
     assert touching.complete == in_days(None, 1)
@@ -306,8 +304,8 @@ def test_what_ends_before_the_range_moves_no_bookmark() -> None:
     """Its rows are loaded and the state is left as it is; at the range's start it moves."""
     requested, known = Span(LONG_AGO, ago(5)), in_days(1, 0)
     plan = make_plan(known, requested, WEEK, NOW)
-    assert (plan.forward, plan.history) == (None, Window(None, TODAY - 3 * DAY))
-    plan.history_done(Window(None, TODAY - 3 * DAY))
+    assert (plan.forward, plan.history) == (None, Window(date.min, TODAY - 3 * DAY))
+    plan.history_done(Window(date.min, TODAY - 3 * DAY))
     assert (plan.complete, plan.moves_bookmark) == (known, False)
     assert make_plan(known, Span(LONG_AGO, ago(1)), WEEK, NOW).moves_bookmark
 
@@ -327,10 +325,10 @@ def test_a_range_grows_window_by_window() -> None:
     """Forward to the start of the run, then back to what was asked for, less a day."""
     plan = make_plan(None, Span(), WEEK, NOW)
     seen = []
-    for forward in (Window(EDGE, TODAY - 3 * DAY), Window(TODAY - 3 * DAY, None)):
+    for forward in (Window(EDGE, TODAY - 3 * DAY), Window(TODAY - 3 * DAY)):
         plan.forward_done(forward)
         seen.append(plan.complete)
-    for past in (Window(TODAY - 20 * DAY, EDGE), Window(None, TODAY - 20 * DAY)):
+    for past in (Window(TODAY - 20 * DAY, EDGE), Window(date.min, TODAY - 20 * DAY)):
         plan.history_done(past)
         seen.append(plan.complete)
     assert seen == [
@@ -400,8 +398,8 @@ def pieces(asked: Window | None, size: int, now: datetime) -> list[Window]:
     """Cut days into windows of some days each, the oldest first."""
     if asked is None:
         return []
-    first = asked.start or TODAY - 90 * DAY
-    last = asked.end or now.date() + DAY
+    first = asked.start if asked.start > date.min else TODAY - 90 * DAY
+    last = min(asked.end, now.date() + DAY)
     starts = [first + n * DAY for n in range(0, (last - first).days, size)]
     windows = [Window(*pair) for pair in itertools.pairwise([*starts, last])]
     if windows:
