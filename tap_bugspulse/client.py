@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from tap_bugspulse import http, schemas
 from tap_bugspulse.pages import EXTRA, PROJECT, Page, Reading, Row, Table, has_lost_rows, page_of
+from tap_bugspulse.replication import parse_instant
 from tap_bugspulse.run import OutOfTime, Run
 
 Query = Mapping[str, str]
@@ -38,6 +39,7 @@ PROJECT_COLUMN = {"type": "string", "description": "Name of the project, from th
 class BugsPulseStream(RESTStream[int]):
     """A stream of the Export API."""
 
+    instant_column = ""  # the one that the dates of a query filter on, if there is one
     schema_file = StreamSchema(SchemaDirectory(schemas))
     # The rows are JSON already, and made to fit when they are decoded.
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
@@ -211,12 +213,6 @@ class BugsPulseStream(RESTStream[int]):
                 new = {row.id: row for row in reversed(rows) if row.id not in known}
                 yield [*new.values()][::-1]
                 known.update(new)
-            if reading.repeated:
-                self.run.warn_once(
-                    f"{self.name}: the API sends rows with the same "
-                    f"{' and '.join(self.primary_keys)} on one page; only the first of them is "
-                    "loaded"
-                )
             page, first = page_of(first), None
             if reading.is_complete and reading.pages > 1 and self.can_shift(page.rows):
                 reading.drifted = has_lost_rows(page, page_of(self.take(self.fetch(asked))))
@@ -238,9 +234,13 @@ class BugsPulseStream(RESTStream[int]):
             *(reading.rows, reading.total, " ".join(map(" ".join, query.items())) or "all"),
         )
 
-    def can_shift(self, head: list[Row]) -> bool:  # noqa: ARG002 - some streams look
+    def can_shift(self, head: list[Row]) -> bool:
         """Return whether rows of its first page, ``head``, may go while a listing is read."""
-        return False  # not worth a request where each run lists everything
+        # With the newest first, what retention deletes is at the end. What has no dates is listed
+        # in each run anyway.
+        instants = [getattr(row, self.instant_column) for row in head if self.instant_column]
+        known = [instant for instant in map(parse_instant, instants) if instant]
+        return known != sorted(known, reverse=True)
 
     @override
     def get_records(self, context: t.Any) -> Iterator[Row]:
@@ -291,7 +291,7 @@ class BugsPulseStream(RESTStream[int]):
         """Change keys of the bookmark and send the state; all rows that it claims are out."""
         project = {PROJECT: self.run.project} if self.run.project and bookmark else {}
         # In one step: a signal may write it at any moment.
-        self.stream_state.update({**bookmark, **project})
+        self.stream_state.update(msgspec.to_builtins({**bookmark, **project}, str_keys=True))
         self.state_manager.is_flushed = False
         self._write_state_message()
 

@@ -98,8 +98,6 @@ class Events(BugsPulseStream):
             self.checkpoint(plan)
             raise
 
-    # --- What is complete
-
     def complete(self) -> CompleteRange | None:
         """Return what is complete for the set ``events_for``; a wider one counts, too."""
         complete = Bookmark.read(self.stream_state).complete
@@ -126,13 +124,10 @@ class Events(BugsPulseStream):
                 lambda day: not inside.holds(day) or any(one.holds(day) for one in lookbacks),
                 self.parent.today,
             )
-        state: dict[str, t.Any] = {"fingerprints": ledger.pack()}
-        state |= {"set_aside": {**self.counts.set_aside}, "short": {**self.counts.short}}
-        state["complete"] = {name: one.write("complete_to") for name, one in ranges.items()}
-        self.save(state)
+        state = {"set_aside": self.counts.set_aside, "short": self.counts.short}
+        written = {name: one.write("complete_to") for name, one in ranges.items()}
+        self.save({**state, "fingerprints": ledger.pack(), "complete": written})
         self._state_at = self.run.clock.seconds()
-
-    # --- Which sessions are due
 
     def _forward(self, plan: Plan) -> Iterator[Batch]:
         """Yield the sessions of the forward part: those this run listed, and the rest."""
@@ -185,8 +180,6 @@ class Events(BugsPulseStream):
                 f"serve {pace * MINUTES_PER_DAY:,}: set events_for to errors or crashed, or give "
                 "each app its own project and key"
             )
-
-    # --- Fetching
 
     def _fetch(self, due: list[Candidate], plan: Plan) -> Iterator[Row]:
         """Yield the events of sessions, newest first; raise OutOfTime at the time limit."""

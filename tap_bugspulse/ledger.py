@@ -1,6 +1,5 @@
 """Which sessions were emitted, or their events fetched: fingerprints by day."""
 
-import base64
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -45,12 +44,12 @@ class Ledger:
         """Note the fingerprint of a session filed under a day, and under no other."""
         self._entries[_key(session)] = (day, mark)
 
-    def pack(self) -> dict[str, str]:
-        """Return the ledger for a state."""
+    def pack(self) -> dict[date, bytes]:
+        """Return the ledger for a bookmark."""
         days: dict[date, bytearray] = defaultdict(bytearray)
         for key, (day, mark) in self._entries.items():
             days[day] += key + mark
-        return {day.isoformat(): base64.b64encode(days[day]).decode() for day in sorted(days)}
+        return {day: bytes(days[day]) for day in sorted(days)}
 
     def prune(self, keep: Callable[[date], bool], today: date) -> int:
         """Forget the days that are not to be kept; return how much of the future, too."""

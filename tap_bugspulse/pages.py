@@ -69,7 +69,6 @@ class Reading(PageNumberPaginator):
         self.pages = 0  # that had rows
         self.drifted = False  # a row that was there all the time may have been missed
         self._page_ids: list[str] = []  # of the last page
-        self.repeated = 0  # rows with the same key on one page
         self._without_key = self._arrived = self._highest_total = 0
 
     @override
@@ -89,7 +88,6 @@ class Reading(PageNumberPaginator):
             self._highest_total = max(self._highest_total, page.total)
         self._page_ids = ids
         self.ids.update(ids)
-        self.repeated += len(ids) - len(set(ids))
         self._without_key += page.without_key
         self._arrived += here
         # ``total`` may be missing, or that of the page alone.
@@ -102,7 +100,7 @@ class Reading(PageNumberPaginator):
     @property
     def rows(self) -> int:
         """Number of distinct rows that arrived."""
-        return len(self.ids) + self.repeated + self._without_key
+        return len(self.ids) + self._without_key
 
     @property
     def is_complete(self) -> bool:

@@ -151,11 +151,6 @@ class DayReading(msgspec.Struct, array_like=True, frozen=True):
         """Return whether a row was counted, if it was there; one of an unknown instant was."""
         return instant is None or self.start <= instant <= self.last
 
-    def write(self) -> list[int | str]:
-        """Return the reading as it stands in a bookmark."""
-        instants = [one for one in (self.last, self.start) if one > LONG_AGO]
-        return [self.total, self.rows, *map(format_instant, instants)]
-
 
 class Bookmark(msgspec.Struct, omit_defaults=True):
     """A bookmark of a state: the SDK's two keys, and the tap's own.

@@ -156,14 +156,11 @@ def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str
     # and for each part of a setting that is an object.
     objects = (f"{name}_" for name, setting in known.items() if "object" in setting["type"])
     theirs = ("_", "loglevel", *objects)
-    ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
-    named = {name: name for name in config}
-    named |= {name: name.removeprefix(ENV_PREFIX).lower() for name in ours}
-    for name, plain in sorted(named.items()):
-        if plain not in known and not plain.startswith(theirs):
-            near = difflib.get_close_matches(plain, known, n=1)
-            right = near and (near[0] if name in config else ENV_PREFIX + near[0].upper())
-            yield name, f"did you mean {right}?" if right else "see --about"
+    ours = {name[len(ENV_PREFIX) :].lower() for name in os.environ if name.startswith(ENV_PREFIX)}
+    for name in sorted(ours.union(config) - known.keys()):
+        if not name.startswith(theirs):
+            near = difflib.get_close_matches(name, known, n=1)
+            yield name, f"did you mean {near[0]}?" if near else "see --about"
 
 
 OPTIONS = {"__alias__", "__else__", "__key_properties__", "__source__"}  # and __filter__

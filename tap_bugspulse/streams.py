@@ -50,25 +50,15 @@ class Network(WindowedStream):
     replication_key = instant_column = "timestamp"
     history_share = 0.5  # so that sessions and events get their turn
 
-    def __init__(self, tap: Tap, run: Run) -> None:
-        super().__init__(tap, run)
-        self.days: dict[date, DayReading] = {}
-
-    @override
-    def begin(self, bookmark: Bookmark) -> Sync:
-        sync = super().begin(bookmark)
-        if sync.plan.known:
-            self.days = dict(bookmark.days)
-        return sync
-
     def _first_counted(self, complete_to: datetime) -> date:
         """Return the first day that the lookback before an instant asks for."""
         return (complete_to - self.run.settings.lookback).date() - DAY
 
-    def _pieces(self, days: Window, first: date) -> list[Window]:
-        """Return days one by one from ``first`` on, and those counted before; and the rest."""
+    def _pieces(self, days: Window, sync: Sync) -> list[Window]:
+        """Return days one by one: those the state will count, or does; and the rest."""
+        first = self._first_counted(sync.plan.target)
         every = [days.start + number * DAY for number in range(days.size(self.today))]
-        counted = [day for day in every if day >= first or day in self.days]
+        counted = [day for day in every if day >= first or day in sync.kept.days]
         starts = {days.start, *counted, *(day + DAY for day in counted)} - {every[-1] + DAY}
         return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), days.end])]
 
@@ -77,25 +67,18 @@ class Network(WindowedStream):
         if days is None or sync.in_history:
             yield from super().windows(days, sync)
             return
-        pieces = self._pieces(days, self._first_counted(sync.plan.target))
-        newest: requests.Response | None = None
-        if pieces[2:] and not self.days:
-            # Where nothing happens now, nothing may have happened in all these days.
-            newest = self.take(self.fetch(self.query_of(pieces[-1])))
-            is_silent = page_of(newest).total == 0
-            first = self.take(self.fetch(self.query_of(days))) if is_silent else newest
-            if page_of(first).total == 0:
+        pieces = self._pieces(days, sync)
+        if pieces[2:] and not sync.kept.days:
+            first = self.take(self.fetch(self.query_of(days)))
+            if page_of(first).total == 0:  # so that none of these days has to be asked for
                 start = self.run.settings.requested.start
                 empty = (DayReading(0, 0, midnight(one.start), start) for one in pieces)
-                self.days = {one.last.date(): one for one in empty}
+                sync.kept.days = {one.last.date(): one for one in empty}
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, self._is_day):
-            some = list(group)
-            if are_days:
-                yield from self._one_by_one(some, newest)
-            else:
-                yield from self.cut(some[0], sync)  # two of them never follow each other
+            some = list(group)  # of those that are no days, two never follow each other
+            yield from self._one_by_one(some) if are_days else self.cut(some[0], sync)
             if self.ignores_dates:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
@@ -103,12 +86,9 @@ class Network(WindowedStream):
     def _is_day(self, window: Window) -> bool:
         return window.size(self.today) == 1
 
-    def _one_by_one(self, days: list[Window], newest: requests.Response | None) -> Iterator[Cut]:
-        asked = days[:-1] if newest else days
-        calls = self.prefetch(self.fetch(self.query_of(one)) for one in asked)
-        with closing(calls):
-            answers = itertools.chain(map(self.take, calls), [newest] if newest else [])
-            for day, answer in zip(days, answers, strict=True):
+    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
+        with closing(self.prefetch(self.fetch(self.query_of(one)) for one in days)) as calls:
+            for day, answer in zip(days, map(self.take, calls), strict=True):
                 first = self.checked(day, answer)
                 if self.ignores_dates:
                     return
@@ -121,7 +101,7 @@ class Network(WindowedStream):
         if sync.in_history or not self._is_day(window):
             return (yield from super().read(window, first, sync))
         day = window.start
-        known, requested = self.days.get(day), self.run.settings.requested
+        known, requested = sync.kept.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
             return set()
         now, old, ids = self.run.clock.now(), list[Row](), set[str]()
@@ -156,15 +136,14 @@ class Network(WindowedStream):
         # Fewer than came: it is that of the first page, or rows came meanwhile.
         is_told = is_told and reading.total >= reading.rows
         total = reading.total if is_told else -1
-        self.days[day] = DayReading(total, count, last, requested.start)
+        sync.kept.days[day] = DayReading(total, count, last, requested.start)
         return ids
 
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
         complete = sync.plan.complete
         first = self._first_counted(complete.complete_to) if complete else date.min
-        kept = sorted(day for day in self.days if day >= first)
-        return {"days": {day.isoformat(): self.days[day].write() for day in kept}}
+        return {"days": {day: one for day, one in sorted(sync.kept.days.items()) if day >= first}}
 
 
 class Candidate(t.NamedTuple):
@@ -199,7 +178,6 @@ class Sessions(WindowedStream):
 
     def __init__(self, tap: Tap, run: Run) -> None:
         super().__init__(tap, run)
-        self.ledger = Ledger()
         self.fetched = Ledger()
         self.listed: list[Window] = []
         self.due: dict[str, Candidate] = {}
@@ -218,8 +196,7 @@ class Sessions(WindowedStream):
     @override
     def begin(self, bookmark: Bookmark) -> Sync:
         sync = super().begin(bookmark)
-        if sync.plan.known:
-            self.ledger = Ledger(bookmark.fingerprints)
+        self.ledger = Ledger(sync.kept.fingerprints)
         return sync
 
     @override

@@ -161,13 +161,11 @@ class TapBugsPulse(Tap):
     def _read(self, stream: str, written: t.Any) -> t.Any:
         """Return a stream's bookmark, or raise an error if it cannot be used."""
         run, bookmark = self.run, Bookmark.read(written, stream)
-        ours = Bookmark.__struct_fields__
-        kept = {key: one for key, one in (written or {}).items() if key in ours and one is not None}
-        is_foreign = kept.keys() <= {"replication_key", "replication_key_value"}  # or set by hand
-        if is_foreign and kept:
+        keys = msgspec.to_builtins(bookmark).keys()
+        is_foreign = keys <= {"replication_key", "replication_key_value"}  # or set by hand
+        if is_foreign and keys:
             start = run.settings.start_date
             bookmark.complete_from = format_instant(start) if start else BEGINNING
-            kept["complete_from"] = bookmark.complete_from
         bookmark.range(stream, run.started)
         for name, one in bookmark.complete.items():
             one.range(f"{stream} ({name})", run.started)
@@ -179,7 +177,7 @@ class TapBugsPulse(Tap):
                 f"project is {set_to}, but the state of {stream} {whose}: set project back, or "
                 "give each project a state of its own (--state-id-suffix in Meltano)"
             )
-        return kept
+        return msgspec.to_builtins(bookmark, str_keys=True)
 
     def _log_run_summary(self) -> None:
         """Log a line for machines, or raise an error if something is not loaded."""

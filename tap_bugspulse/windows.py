@@ -2,7 +2,7 @@
 
 import typing as t
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 import requests
@@ -31,9 +31,13 @@ class Cut(t.NamedTuple):
 
 @dataclass(frozen=True)
 class Sync:
-    """What one run of a stream works on; ``ids`` came in the window before."""
+    """What one run of a stream works on; ``ids`` came in the window before.
+
+    ``kept`` is the bookmark it began with, empty where nothing of it counts.
+    """
 
     plan: Plan
+    kept: Bookmark = field(default_factory=Bookmark)
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
     per_day: float = 0.0  # rows of the days before, as far as is known
@@ -42,7 +46,6 @@ class Sync:
 class WindowedStream(BugsPulseStream):
     """Reads forward first, then history newest first, and moves its bookmark itself."""
 
-    instant_column: t.ClassVar[str]
     history_share = 1.0  # part of the time limit that history may use
 
     def __init__(self, tap: Tap, run: Run) -> None:
@@ -127,7 +130,7 @@ class WindowedStream(BugsPulseStream):
                 "left as it is"
             )
         plan.moves_bookmark = plan.moves_bookmark and not is_forced
-        return Sync(plan)
+        return Sync(plan, bookmark if plan.known else Bookmark())
 
     @override
     def read_rows(self) -> Iterator[Row]:
@@ -220,13 +223,6 @@ class WindowedStream(BugsPulseStream):
             for row, instant in zip(rows, instants, strict=True)
             if requested.holds(instant) and not self.was_emitted(row, instant, sync)
         ]
-
-    @override
-    def can_shift(self, head: list[Row]) -> bool:
-        # With the newest first, what retention deletes is at the end.
-        instants = [getattr(row, self.instant_column) for row in head]
-        known = [instant for instant in map(parse_instant, instants) if instant]
-        return known != sorted(known, reverse=True)
 
     @override
     def log_sync_costs(self) -> None:
