@@ -7,7 +7,7 @@ import typing as t
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from http import HTTPStatus
 
@@ -234,12 +234,15 @@ class BugsPulseStream(RESTStream[int]):
             *(reading.rows, reading.total, " ".join(map(" ".join, query.items())) or "all"),
         )
 
+    def instant_of(self, row: Row) -> datetime | None:
+        """Return when something happened, None where that cannot be read."""
+        return parse_instant(getattr(row, self.instant_column))
+
     def can_shift(self, head: list[Row]) -> bool:
         """Return whether rows of its first page, ``head``, may go while a listing is read."""
         # With the newest first, what retention deletes is at the end. What has no dates is listed
         # in each run anyway.
-        instants = [getattr(row, self.instant_column) for row in head if self.instant_column]
-        known = [instant for instant in map(parse_instant, instants) if instant]
+        known = [one for one in map(self.instant_of, head if self.instant_column else ()) if one]
         return known != sorted(known, reverse=True)
 
     @override

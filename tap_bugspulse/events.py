@@ -81,7 +81,7 @@ class Events(BugsPulseStream):
             self._log_what_is_ahead(known.values(), sum(batch.rows_left for batch in first))
             # What failed or came short in an earlier run is asked for once, after what is new.
             due = [] if self.run.is_over() else [known.get(one.id, one) for one in tried.values()]
-            again = Batch(due, plan.forward or Window(), lambda _: None)
+            again = Batch(due, plan.forward, lambda _: None)
             for batch in itertools.chain(first[:1], [again] if due else [], first[1:], batches):
                 due = [one for one in batch.due if batch is again or one.id not in tried]
                 self._window = batch.window
@@ -132,7 +132,7 @@ class Events(BugsPulseStream):
     def _forward(self, plan: Plan) -> Iterator[Batch]:
         """Yield the sessions of the forward part: those this run listed, and the rest."""
         days, listed = plan.forward, self.parent.listed
-        if days is None:
+        if not days:
             return
         rest = days
         if listed and listed[-1].end == days.end:
@@ -150,8 +150,6 @@ class Events(BugsPulseStream):
 
     def _history(self, plan: Plan) -> Iterator[Batch]:
         """Yield the sessions of history, listed anew, in windows that can be fetched."""
-        if plan.history is None:
-            return
         rows = PAGES_PER_BATCH * self.run.settings.page_size
         try:
             for cut in self.parent.cut(plan.history, Sync(plan, in_history=True), rows):

@@ -68,6 +68,9 @@ class Window:
     start: date = date.min
     end: date = date.max
 
+    def __bool__(self) -> bool:
+        return self.start < self.end
+
     @classmethod
     def around(cls, span: Span, now: datetime) -> Window:
         """Return the days to ask for so that a span is complete in every time zone."""
@@ -102,6 +105,9 @@ class Window:
     def size(self, today: date) -> int:
         """Return the number of days up to ``today``, from 1970 on where there is no start."""
         return max(1, (min(self.end, today + DAY) - max(self.start, EPOCH)).days)
+
+
+NOTHING = Window(date.min, date.min)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +222,8 @@ class Plan:
     ends at ``target`` in the end; the forward part reads all that it lacks from ``begins`` on.
     """
 
-    forward: Window | None
-    history: Window | None
+    forward: Window
+    history: Window
     known: CompleteRange | None
     requested: Span
     begins: datetime
@@ -234,14 +240,14 @@ class Plan:
         Only there: one further inside may be filed under an earlier day, by another of its
         instants, and was then never read.
         """
-        if not (instant and self.known and self.history):
+        if not (instant and self.known):
             return False
         is_known = self.known.complete_from <= instant <= self.known.complete_to
         return is_known and instant < midnight(self.history.end + 2 * DAY)
 
     def is_before_lookback(self, instant: datetime | None) -> bool:
         """Return whether an instant is complete and lies before what is read again."""
-        if not (instant and self.known and self.forward):
+        if not (instant and self.known):
             return False
         return self.known.complete_from <= instant < midnight(self.forward.start)
 
@@ -270,22 +276,21 @@ def make_plan(
         begins = edge
     elif requested.end < known.complete_from:
         whole = Window.around(requested, now)
-        return Plan(None, whole, known, requested, start, target, moves_bookmark=False)
+        return Plan(NOTHING, whole, known, requested, start, target, moves_bookmark=False)
     else:
         edge = max(start, known.complete_to - lookback)
         begins = min(edge, known.complete_from)
         if start > max(known.complete_from, target - lookback):
             # What start_date keeps from being read again is for the lookback of the next run.
             target = known.complete_to
-    forward = history = None
+    forward = history = NOTHING
     if requested.end > edge:
         forward = Window.around(Span(edge, requested.end), now)
     if start < begins:
         history = Window.around(Span(start, begins), now)
         if forward:  # from where it begins on, all is read
             history = replace(history, end=min(history.end, forward.start))
-        if history.start >= history.end:
-            history, begins = None, start
+        begins = begins if history else start
     return Plan(forward, history, known, requested, begins, target)
 
 
@@ -299,19 +304,17 @@ class Cutter:
     def __init__(
         self, days: Window, limit: int, today: date, *, newest_first: bool, per_day: float = 0.0
     ) -> None:
-        self.rest: Window | None = days
+        self.rest = days
         self.rows_left = 0  # in ``rest``, once it was found too large
         self._limit, self._today, self._newest_first = limit, today, newest_first
         self._per_day = per_day  # rows, the latest windows above all; 0 is not known
         self._part = 0.9  # of the limit that is aimed at, less where one day is not as another
         self._days = max(1, self._best_days()) if per_day else FIRST_GUESS
 
-    def propose(self) -> Window | None:
-        """Return the next window to ask for, None when nothing is left."""
+    def propose(self) -> Window:
+        """Return the next window to ask for, an empty one when nothing is left."""
         rest = self.rest
-        if rest is None or rest.start >= rest.end:
-            return None
-        if self.rows_left < self._limit or self._days >= rest.size(self._today):
+        if not rest or self.rows_left < self._limit or self._days >= rest.size(self._today):
             return rest
         step = timedelta(days=self._days)
         if self._newest_first:
@@ -321,8 +324,6 @@ class Cutter:
     def fits(self, rows: int) -> bool:
         """Return whether the proposed window is to be read; if not, propose a smaller one next."""
         rest, window = self.rest, self.propose()
-        if rest is None or window is None:
-            return False
         size = window.size(self._today)
         if window.start > date.min:  # the years since 1970 tell nothing of how dense rows are
             per_day = max(1, rows) / size
@@ -335,8 +336,8 @@ class Cutter:
                 self._part = max(0.5, 0.85 * self._part)
             self._days = max(1, min(size - 1, self._days))
             return False
-        older = Window(rest.start, window.start) if self._newest_first else None
-        self.rest = None if window == rest else older or Window(window.end, rest.end)
+        older, newer = Window(rest.start, window.start), Window(window.end, rest.end)
+        self.rest = older if self._newest_first else newer
         self.rows_left = max(self.rows_left - rows, 0)
         self._days = max(1, min(4 * size, self._days))
         return True

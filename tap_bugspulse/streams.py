@@ -14,15 +14,7 @@ from typing_extensions import override
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.ledger import Ledger, fingerprint
 from tap_bugspulse.pages import Reading, Row, page_of
-from tap_bugspulse.replication import (
-    DAY,
-    Bookmark,
-    CompleteRange,
-    DayReading,
-    Window,
-    midnight,
-    parse_instant,
-)
+from tap_bugspulse.replication import DAY, Bookmark, CompleteRange, DayReading, Window, midnight
 from tap_bugspulse.run import Run
 from tap_bugspulse.windows import Cut, Sync, WindowedStream
 
@@ -58,22 +50,22 @@ class Network(WindowedStream):
         """Return days one by one: those the state will count, or does; and the rest."""
         first = self._first_counted(sync.plan.target)
         every = [days.start + number * DAY for number in range(days.size(self.today))]
-        counted = [day for day in every if day >= first or day in sync.kept.days]
+        counted = [day for day in every if day >= first or day in sync.days]
         starts = {days.start, *counted, *(day + DAY for day in counted)} - {every[-1] + DAY}
         return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), days.end])]
 
     @override
-    def windows(self, days: Window | None, sync: Sync) -> Iterator[Cut]:
-        if days is None or sync.in_history:
+    def windows(self, days: Window, sync: Sync) -> Iterator[Cut]:
+        if sync.in_history or not days:
             yield from super().windows(days, sync)
             return
         pieces = self._pieces(days, sync)
-        if pieces[2:] and not sync.kept.days:
+        if pieces[2:] and not sync.days:
             first = self.take(self.fetch(self.query_of(days)))
             if page_of(first).total == 0:  # so that none of these days has to be asked for
                 start = self.run.settings.requested.start
                 empty = (DayReading(0, 0, midnight(one.start), start) for one in pieces)
-                sync.kept.days = {one.last.date(): one for one in empty}
+                sync.days.update({one.last.date(): one for one in empty})
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, self._is_day):
@@ -101,7 +93,7 @@ class Network(WindowedStream):
         if sync.in_history or not self._is_day(window):
             return (yield from super().read(window, first, sync))
         day = window.start
-        known, requested = sync.kept.days.get(day), self.run.settings.requested
+        known, requested = sync.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
             return set()
         now, old, ids = self.run.clock.now(), list[Row](), set[str]()
@@ -109,7 +101,7 @@ class Network(WindowedStream):
         readings = list[Reading]()
         listing = self.listing(self.query_of(window), first, readings)
         for row in itertools.chain.from_iterable(listing):
-            instant = parse_instant(row.timestamp)
+            instant = self.instant_of(row)
             # By the dates of the run that counted, not by those of this one.
             is_old = known is not None and known.holds(instant)
             counted += is_old
@@ -136,14 +128,14 @@ class Network(WindowedStream):
         # Fewer than came: it is that of the first page, or rows came meanwhile.
         is_told = is_told and reading.total >= reading.rows
         total = reading.total if is_told else -1
-        sync.kept.days[day] = DayReading(total, count, last, requested.start)
+        sync.days[day] = DayReading(total, count, last, requested.start)
         return ids
 
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
         complete = sync.plan.complete
         first = self._first_counted(complete.complete_to) if complete else date.min
-        return {"days": {day: one for day, one in sorted(sync.kept.days.items()) if day >= first}}
+        return {"days": {day: one for day, one in sorted(sync.days.items()) if day >= first}}
 
 
 class Candidate(t.NamedTuple):
@@ -194,12 +186,6 @@ class Sessions(WindowedStream):
             self._sync_children({})
 
     @override
-    def begin(self, bookmark: Bookmark) -> Sync:
-        sync = super().begin(bookmark)
-        self.ledger = Ledger(sync.kept.fingerprints)
-        return sync
-
-    @override
     def read(
         self, window: Window, first: requests.Response, sync: Sync
     ) -> Generator[Row, None, set[str]]:
@@ -220,7 +206,7 @@ class Sessions(WindowedStream):
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []
         for row in rows:
-            instant = parse_instant(row.startedAt)
+            instant = self.instant_of(row)
             if not requested.holds(instant):
                 continue
             day = self.day_of(window, instant)
@@ -228,11 +214,11 @@ class Sessions(WindowedStream):
                 self.due[row.id] = due
             known = mark = None
             if day >= kept_from and sync.plan.moves_bookmark:
-                known, mark = self.ledger.get(row.id), fingerprint(row)
+                known, mark = sync.ledger.get(row.id), fingerprint(row)
             if known != mark if known else not self.was_emitted(row, instant, sync):
                 news.append(row)
                 if mark:
-                    self.ledger.put(row.id, day, mark)
+                    sync.ledger.put(row.id, day, mark)
         return news
 
     def _candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
@@ -266,7 +252,7 @@ class Sessions(WindowedStream):
     def list_due(self, cut: Cut) -> list[Candidate]:
         """Return the sessions of a window whose events are due, and emit none."""
         listing = itertools.chain.from_iterable(self.listing(self.query_of(cut.window), cut.first))
-        rows = [(row, parse_instant(row.startedAt)) for row in listing]
+        rows = [(row, self.instant_of(row)) for row in listing]
         found = (
             self._candidate(row, instant, self.day_of(cut.window, instant))
             for row, instant in rows
@@ -278,9 +264,9 @@ class Sessions(WindowedStream):
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
         kept_from = self.kept_from(sync.plan.complete)
-        if self.ledger.prune(lambda day: day >= kept_from, self.today):
+        if sync.ledger.prune(lambda day: day >= kept_from, self.today):
             self.run.warn_once(
                 "sessions: more than 1,000 lie in the future of the run; those beyond are loaded "
                 "again in every run"
             )
-        return {"fingerprints": self.ledger.pack()}
+        return {"fingerprints": sync.ledger.pack()}

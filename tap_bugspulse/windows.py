@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from tap_bugspulse.client import FAR, BugsPulseStream
 from tap_bugspulse.http import RefusedError
+from tap_bugspulse.ledger import Ledger
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, Cutter, Plan, Window, make_plan, parse_instant
+from tap_bugspulse.replication import DAY, Bookmark, Cutter, DayReading, Plan, Window, make_plan
 from tap_bugspulse.run import OutOfTime, Run
 
 EARLY = date(1901, 1, 1)  # a day that no clock is set to, as FAR is
@@ -33,11 +34,12 @@ class Cut(t.NamedTuple):
 class Sync:
     """What one run of a stream works on; ``ids`` came in the window before.
 
-    ``kept`` is the bookmark it began with, empty where nothing of it counts.
+    ``ledger`` and ``days`` are those of its bookmark.
     """
 
     plan: Plan
-    kept: Bookmark = field(default_factory=Bookmark)
+    ledger: Ledger = field(default_factory=Ledger)
+    days: dict[date, DayReading] = field(default_factory=dict)
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
     per_day: float = 0.0  # rows of the days before, as far as is known
@@ -83,7 +85,7 @@ class WindowedStream(BugsPulseStream):
         proves it. Where none has, an open window is asked for with an end from then on.
         """
         some = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
-        instants = (parse_instant(getattr(row, self.instant_column)) for row in some)
+        instants = map(self.instant_of, some)
         outside = sum(1 for one in instants if one and not window.wider().holds(one.date()))
         if 2 * outside <= len(some):
             return False
@@ -130,7 +132,8 @@ class WindowedStream(BugsPulseStream):
                 "left as it is"
             )
         plan.moves_bookmark = plan.moves_bookmark and not is_forced
-        return Sync(plan, bookmark if plan.known else Bookmark())
+        kept = bookmark if plan.known else Bookmark()
+        return Sync(plan, Ledger(kept.fingerprints), kept.days)
 
     @override
     def read_rows(self) -> Iterator[Row]:
@@ -140,7 +143,7 @@ class WindowedStream(BugsPulseStream):
         sync = self.begin(Bookmark.read(self.stream_state))
         plan = sync.plan
         # History begins where the windows of the forward part end, or overlaps them.
-        touching = plan.history.end if plan.history else date.min
+        touching = plan.history.end
         ids, rows = set[str](), 0
         for window, first, _ in self.windows(plan.forward, sync):
             rows += page_of(first).rows_in_all
@@ -149,16 +152,16 @@ class WindowedStream(BugsPulseStream):
                 ids |= sync.ids
             plan.forward_done(window)
             self.checkpoint(sync)
-        per_day = rows / plan.forward.size(self.today) if plan.forward else 0.0
+        per_day = rows / plan.forward.size(self.today)
         sync = replace(sync, ids=ids, in_history=True, per_day=per_day)
         for window, first, _ in self.windows(plan.history, sync):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             plan.history_done(window)
             self.checkpoint(sync)
 
-    def windows(self, days: Window | None, sync: Sync) -> Iterator[Cut]:
+    def windows(self, days: Window, sync: Sync) -> Iterator[Cut]:
         """Yield the windows of a part with their first pages."""
-        return self.cut(days, sync) if days else iter(())
+        return self.cut(days, sync)
 
     def cut(self, days: Window, sync: Sync, rows: int | None = None) -> Iterator[Cut]:
         """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
@@ -217,10 +220,9 @@ class WindowedStream(BugsPulseStream):
         requested = settings.requested
         if not (sync.plan.known or settings.start_date or settings.end_date):
             return [row for row in rows if row.id not in sync.ids]
-        instants = (parse_instant(getattr(row, self.instant_column)) for row in rows)
         return [
             row
-            for row, instant in zip(rows, instants, strict=True)
+            for row, instant in zip(rows, map(self.instant_of, rows), strict=True)
             if requested.holds(instant) and not self.was_emitted(row, instant, sync)
         ]
 

@@ -19,6 +19,7 @@ from tap_bugspulse.replication import (
     FAR_AWAY,
     JUST_BEFORE,
     LONG_AGO,
+    NOTHING,
     Bookmark,
     CompleteRange,
     Cutter,
@@ -146,7 +147,6 @@ def cut(
         assert not (window.start and window.end) or window.start < window.end
         if cutter.fits(rows := count(window)):
             windows.append((window, rows))
-    assert cutter.fits(0) is False
     return windows, requests
 
 
@@ -231,7 +231,7 @@ OPEN = Window(EDGE)
         # Nothing is complete: today and the lookback first, then history.
         (None, Span(), OPEN, Window(date.min, EDGE)),
         (None, Span(ago(30)), OPEN, Window(TODAY - 31 * DAY, EDGE)),
-        (None, Span(MIDNIGHT - WEEK), OPEN, None),
+        (None, Span(MIDNIGHT - WEEK), OPEN, NOTHING),
         (None, Span(LONG_AGO, NOW + WEEK), OPEN, Window(date.min, EDGE)),
         (
             None,
@@ -240,30 +240,27 @@ OPEN = Window(EDGE)
             Window(TODAY - 31 * DAY, TODAY - 28 * DAY),
         ),
         # The lookback before the bookmark, and history up to what is complete.
-        ((None, 0), Span(), OPEN, None),
+        ((None, 0), Span(), OPEN, NOTHING),
         ((9, 0), Span(), OPEN, Window(date.min, EDGE)),
         ((30, 0), Span(), OPEN, Window(date.min, TODAY - 28 * DAY)),
         ((30, 0), Span(ago(60)), OPEN, Window(TODAY - 61 * DAY, TODAY - 28 * DAY)),
         ((1, 0), Span(), OPEN, Window(date.min, EDGE)),
         # What the forward part reads in full is no history.
-        ((7.1, 0), Span(ago(7.3)), OPEN, None),
+        ((7.1, 0), Span(ago(7.3)), OPEN, NOTHING),
         # What begins where the range does, or after it, has no history.
-        ((9, 0), Span(ago(1)), Window(TODAY - 2 * DAY), None),
+        ((9, 0), Span(ago(1)), Window(TODAY - 2 * DAY), NOTHING),
         # What ends in the lookback, and what ends where that begins.
-        ((None, 3), Span(LONG_AGO, ago(1)), Window(TODAY - 11 * DAY, TODAY + DAY), None),
-        ((None, 0), Span(LONG_AGO, ago(7)), None, None),
+        ((None, 3), Span(LONG_AGO, ago(1)), Window(TODAY - 11 * DAY, TODAY + DAY), NOTHING),
+        ((None, 0), Span(LONG_AGO, ago(7)), NOTHING, NOTHING),
     ],
 )
 def test_a_plan_is_what_is_requested_less_what_is_complete(
-    complete: tuple[float | None, float] | None,
-    requested: Span,
-    forward: Window | None,
-    history: Window | None,
+    complete: tuple[float | None, float] | None, requested: Span, forward: Window, history: Window
 ) -> None:
     """With a lookback of a week, nothing else is read that is known to be there."""
     known = in_days(*complete) if complete else None
     plan = make_plan(known, requested, WEEK, NOW)
-    assert (plan.forward, plan.history) == (forward, history)
+    assert (plan.forward or NOTHING, plan.history or NOTHING) == (forward, history)
     assert (plan.complete, plan.moves_bookmark) == (known, True)
 
 
@@ -275,7 +272,7 @@ def in_days(start: float | None, end: float) -> CompleteRange:
 def test_a_range_begins_anew_after_a_gap() -> None:
     """What begins after the bookmark leaves a gap, so the range before it is given up."""
     gap = make_plan(in_days(None, 9), Span(ago(1)), WEEK, NOW)
-    assert (gap.forward, gap.history, gap.known) == (Window(TODAY - 2 * DAY), None, None)
+    assert (gap.forward, gap.history, gap.known) == (Window(TODAY - 2 * DAY), NOTHING, None)
     assert gap.begins == ago(1)
     touching = make_plan(in_days(None, 1), Span(ago(1)), WEEK, NOW)
     assert touching.complete == in_days(None, 1)
@@ -293,7 +290,6 @@ def test_what_start_date_keeps_from_being_read_again_is_left_to_the_next_run() -
     known = in_days(30, 2)
     for start, target in ((ago(8), ago(0)), (ago(7), ago(0)), (ago(5), ago(2))):
         plan = make_plan(known, Span(start), WEEK, NOW)
-        assert plan.forward is not None
         plan.forward_done(plan.forward)
         assert plan.complete == CompleteRange(known.complete_from, target)
     # Where the range begins at that date, nothing was left out.
@@ -304,7 +300,7 @@ def test_what_ends_before_the_range_moves_no_bookmark() -> None:
     """Its rows are loaded and the state is left as it is; at the range's start it moves."""
     requested, known = Span(LONG_AGO, ago(5)), in_days(1, 0)
     plan = make_plan(known, requested, WEEK, NOW)
-    assert (plan.forward, plan.history) == (None, Window(date.min, TODAY - 3 * DAY))
+    assert (plan.forward, plan.history) == (NOTHING, Window(date.min, TODAY - 3 * DAY))
     plan.history_done(Window(date.min, TODAY - 3 * DAY))
     assert (plan.complete, plan.moves_bookmark) == (known, False)
     assert make_plan(known, Span(LONG_AGO, ago(1)), WEEK, NOW).moves_bookmark
@@ -394,10 +390,8 @@ def claimed(complete: CompleteRange | None, rows: list[datetime]) -> set[datetim
     return set(filter(span.holds, rows))
 
 
-def pieces(asked: Window | None, size: int, now: datetime) -> list[Window]:
+def pieces(asked: Window, size: int, now: datetime) -> list[Window]:
     """Cut days into windows of some days each, the oldest first."""
-    if asked is None:
-        return []
     first = asked.start if asked.start > date.min else TODAY - 90 * DAY
     last = min(asked.end, now.date() + DAY)
     starts = [first + n * DAY for n in range(0, (last - first).days, size)]
