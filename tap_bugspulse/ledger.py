@@ -26,7 +26,7 @@ def _key(session: str) -> bytes:
 class Ledger:
     """A fingerprint for each session that may still change, and the day it is filed under.
 
-    A state holds one string a day, 16 characters a session.
+    A state holds one string a day, 12 bytes or 16 characters a session.
     """
 
     def __init__(self, days: Mapping[date, bytes] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import typing as t
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, datetime
 
@@ -14,9 +14,9 @@ from typing_extensions import override
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.ledger import Ledger, fingerprint
 from tap_bugspulse.pages import Reading, Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, CompleteRange, DayReading, Window, midnight
+from tap_bugspulse.replication import DAY, Bookmark, DayReading, Window, midnight
 from tap_bugspulse.run import Run
-from tap_bugspulse.windows import Cut, Sync, WindowedStream
+from tap_bugspulse.windows import Cut, RowsAndIds, Sync, WindowedStream
 
 MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
 
@@ -42,13 +42,9 @@ class Network(WindowedStream):
     replication_key = instant_column = "timestamp"
     history_share = 0.5  # so that sessions and events get their turn
 
-    def _first_counted(self, complete_to: datetime) -> date:
-        """Return the first day that the lookback before an instant asks for."""
-        return (complete_to - self.run.settings.lookback).date() - DAY
-
     def _pieces(self, days: Window, sync: Sync) -> list[Window]:
         """Return days one by one: those the state will count, or does; and the rest."""
-        first = self._first_counted(sync.plan.target)
+        first = (sync.plan.target - self.run.settings.lookback).date() - DAY
         every = [days.start + number * DAY for number in range(days.size(self.today))]
         counted = [day for day in every if day >= first or day in sync.days]
         starts = {days.start, *counted, *(day + DAY for day in counted)} - {every[-1] + DAY}
@@ -87,9 +83,7 @@ class Network(WindowedStream):
                 yield Cut(day, first, 0)
 
     @override
-    def read(
-        self, window: Window, first: requests.Response, sync: Sync
-    ) -> Generator[Row, None, set[str]]:
+    def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
         if sync.in_history or not self._is_day(window):
             return (yield from super().read(window, first, sync))
         day = window.start
@@ -133,9 +127,8 @@ class Network(WindowedStream):
 
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:
-        complete = sync.plan.complete
-        first = self._first_counted(complete.complete_to) if complete else date.min
-        return {"days": {day: one for day, one in sorted(sync.days.items()) if day >= first}}
+        kept_from, days = self.kept_from(sync.plan.complete), sorted(sync.days.items())
+        return {"days": {day: one for day, one in days if day >= kept_from}}
 
 
 class Candidate(t.NamedTuple):
@@ -186,9 +179,7 @@ class Sessions(WindowedStream):
             self._sync_children({})
 
     @override
-    def read(
-        self, window: Window, first: requests.Response, sync: Sync
-    ) -> Generator[Row, None, set[str]]:
+    def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
         ids = yield from super().read(window, first, sync)
         if not sync.in_history:
             self.listed.append(window)
@@ -200,9 +191,6 @@ class Sessions(WindowedStream):
     @override
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
-        is_old = sync.in_history and window.end <= kept_from
-        if is_old and not self.ignores_dates:
-            return super().news(rows, window, sync)
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []
         for row in rows:
@@ -243,23 +231,18 @@ class Sessions(WindowedStream):
             return instant.date()
         return window.day_of(instant, self.today)
 
-    def kept_from(self, complete: CompleteRange | None) -> date:
-        """Return the first day that a lookback may ask for, and a day for time zones."""
-        if complete is None:
-            return date.min
-        return (complete.complete_to - self.run.settings.lookback).date() - 2 * DAY
-
     def list_due(self, cut: Cut) -> list[Candidate]:
         """Return the sessions of a window whose events are due, and emit none."""
-        listing = itertools.chain.from_iterable(self.listing(self.query_of(cut.window), cut.first))
-        rows = [(row, self.instant_of(row)) for row in listing]
-        found = (
-            self._candidate(row, instant, self.day_of(cut.window, instant))
-            for row, instant in rows
-            if self.run.settings.requested.holds(instant)
-        )
-        due = filter(None, found)
-        return [one for one in due if not self.ignores_dates or cut.window.holds(one.day)]
+        due = []
+        for row in itertools.chain.from_iterable(
+            self.listing(self.query_of(cut.window), cut.first)
+        ):
+            instant = self.instant_of(row)
+            day = self.day_of(cut.window, instant)
+            is_inside = not self.ignores_dates or cut.window.holds(day)
+            if is_inside and self.run.settings.requested.holds(instant):
+                due.append(self._candidate(row, instant, day))
+        return [*filter(None, due)]
 
     @override
     def more_state(self, sync: Sync) -> dict[str, t.Any]:

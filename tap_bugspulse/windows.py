@@ -10,16 +10,20 @@ from singer_sdk import Tap
 from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
+from tap_bugspulse import replication
 from tap_bugspulse.client import FAR, BugsPulseStream
 from tap_bugspulse.http import RefusedError
 from tap_bugspulse.ledger import Ledger
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, Cutter, DayReading, Plan, Window, make_plan
+from tap_bugspulse.replication import DAY, Bookmark, Plan, Window
 from tap_bugspulse.run import OutOfTime, Run
 
 EARLY = date(1901, 1, 1)  # a day that no clock is set to, as FAR is
 SAMPLE = 20  # rows of a page whose dates are looked at
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
+
+
+RowsAndIds = Generator[Row, None, set[str]]  # what is emitted, and the ids of all that came
 
 
 class Cut(t.NamedTuple):
@@ -39,7 +43,7 @@ class Sync:
 
     plan: Plan
     ledger: Ledger = field(default_factory=Ledger)
-    days: dict[date, DayReading] = field(default_factory=dict)
+    days: dict[date, replication.DayReading] = field(default_factory=dict)
     ids: frozenset[str] | set[str] = frozenset()
     in_history: bool = False
     per_day: float = 0.0  # rows of the days before, as far as is known
@@ -110,22 +114,17 @@ class WindowedStream(BugsPulseStream):
     # whatever a stopped or a backward reading has left out.
     @override
     def _increment_stream_state(self, *args: t.Any, **kwargs: t.Any) -> None:
-        """Leave the bookmark to the windows."""
+        """Leave the bookmark to the windows, what it begins with and its limit to the plan."""
 
-    @override
-    def _write_starting_replication_value(self, context: t.Any) -> None:
-        """Write none: the plan has its own."""
-
-    @override
-    def get_replication_key_signpost(self, context: t.Any = None) -> None:
-        """Return none: the bookmark never passes the start of the run anyway."""
+    _write_starting_replication_value = _increment_stream_state
+    get_replication_key_signpost = _increment_stream_state
 
     def begin(self, bookmark: Bookmark) -> Sync:
         """Return the plan of this run, by the stream's bookmark."""
         settings, started = self.run.settings, self.run.started
         is_forced = self.replication_method != REPLICATION_INCREMENTAL
         known = None if is_forced else bookmark.range(now=started)
-        plan = make_plan(known, settings.requested, settings.lookback, started)
+        plan = replication.make_plan(known, settings.requested, settings.lookback, started)
         if not plan.moves_bookmark:
             self.logger.warning(
                 "end_date lies before what is complete: the rows are loaded and the state is "
@@ -171,7 +170,7 @@ class WindowedStream(BugsPulseStream):
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
         way, per_day = sync.in_history, sync.per_day
-        cutter = Cutter(days, limit, self.today, newest_first=way, per_day=per_day)
+        cutter = replication.Cutter(days, limit, self.today, newest_first=way, per_day=per_day)
         window, call, whole, before = cutter.propose(), None, 0, sync.plan.complete
         try:
             while window:
@@ -200,9 +199,7 @@ class WindowedStream(BugsPulseStream):
             if call is not None:
                 call.cancel()
 
-    def read(
-        self, window: Window, first: requests.Response, sync: Sync
-    ) -> Generator[Row, None, set[str]]:
+    def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
         """Yield the rows of a window that are to be emitted; return the ids of all."""
         ids: set[str] = set()
         for rows in self.listing(self.query_of(window), first):
@@ -216,15 +213,18 @@ class WindowedStream(BugsPulseStream):
 
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002 - sessions look
         """Return the rows of a page of a window that are requested and not emitted yet."""
-        settings = self.run.settings
-        requested = settings.requested
-        if not (sync.plan.known or settings.start_date or settings.end_date):
-            return [row for row in rows if row.id not in sync.ids]
+        requested, instants = self.run.settings.requested, map(self.instant_of, rows)
         return [
             row
-            for row, instant in zip(rows, map(self.instant_of, rows), strict=True)
+            for row, instant in zip(rows, instants, strict=True)
             if requested.holds(instant) and not self.was_emitted(row, instant, sync)
         ]
+
+    def kept_from(self, complete: replication.CompleteRange | None) -> date:
+        """Return the first day that a lookback may ask for, and a day for time zones."""
+        if complete is None:
+            return date.min
+        return (complete.complete_to - self.run.settings.lookback).date() - 2 * DAY
 
     @override
     def log_sync_costs(self) -> None:

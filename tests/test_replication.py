@@ -478,13 +478,13 @@ def again(ledger: Ledger) -> Ledger:
 def test_fingerprints_are_read_as_they_were_written(
     sessions: dict[str, tuple[date, bytes]], edge: date
 ) -> None:
-    """A state has 16 characters for each session, and only the days that are kept."""
+    """A bookmark has 12 bytes for each session, and only the days that are kept."""
     ledger = Ledger()
     for session, (day, mark) in sessions.items():
         ledger.put(session, day, b"0000")
         ledger.pack()
         ledger.put(session, day, mark)
-    assert sum(map(len, ledger.pack().values())) == 16 * len(sessions)
+    assert sum(map(len, ledger.pack().values())) == 12 * len(sessions)
     for session, (_, mark) in sessions.items():
         assert again(ledger).get(session) == mark
     ledger.prune(lambda day: day >= edge, TODAY)
@@ -500,7 +500,7 @@ def test_of_the_future_the_nearest_thousand_are_remembered() -> None:
             ledger.put(f"{number} in {ahead} days", TODAY + ahead * DAY, b"1234")
     assert ledger.prune(lambda _: True, TODAY) == 3 * many - MAX_AHEAD
     known = again(ledger)
-    # 16 characters a session
-    assert sum(map(len, known.pack().values())) == 16 * (MAX_AHEAD + many)
+    # 12 bytes a session
+    assert sum(map(len, known.pack().values())) == 12 * (MAX_AHEAD + many)
     days = [known.get(f"0 in {ahead} days") is not None for ahead in (1, 2, 3, 4)]
     assert days == [True, True, True, False]
