@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import typing as t
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from hashlib import blake2b
 
 import msgspec
 from singer_sdk.exceptions import ConfigurationError
@@ -22,10 +23,12 @@ EPOCH = date(1970, 1, 1)  # where clocks begin that were never set
 JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
 # An instant outside of these comes from a clock that was never set.
 FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
-FINGERPRINT = 12  # bytes of a session in a ledger: eight of its id, four of a hash
+MAX_AHEAD = 1000  # sessions in the future of the run that are remembered
+KEY, FINGERPRINT = 8, 12  # bytes for a session's id, and for all that is known of it
 LONG_AGO = datetime.min.replace(tzinfo=UTC)  # no bound, and
 FAR_AWAY = datetime.max.replace(tzinfo=UTC)
 Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
+_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def parse_instant(text: t.Any) -> datetime | None:
@@ -126,8 +129,7 @@ class CompleteRange:
 
     def write(self, key: str) -> dict[str, str]:
         """Return the range as keys of a bookmark, its end under ``key``."""
-        has_start = self.complete_from > LONG_AGO
-        begins = format_instant(self.complete_from) if has_start else BEGINNING
+        begins = format_instant(self.complete_from) if self.complete_from > LONG_AGO else BEGINNING
         return {key: format_instant(self.complete_to), "complete_from": begins}
 
 
@@ -214,6 +216,52 @@ def _without_nulls(written: t.Any) -> t.Any:
     return {key: _without_nulls(one) for key, one in written.items() if one is not None}
 
 
+def fingerprint(value: object) -> bytes:
+    """Return four bytes that tell a value, anything JSON can write, from others."""
+    return blake2b(_encode(value), digest_size=FINGERPRINT - KEY).digest()
+
+
+def _key(session: str) -> bytes:
+    return blake2b(session.encode(), digest_size=KEY).digest()
+
+
+class Ledger:
+    """A fingerprint for each session that may still change, and the day it is filed under.
+
+    A state holds one string a day, 12 bytes or 16 characters a session.
+    """
+
+    def __init__(self, days: t.Mapping[date, bytes] | None = None) -> None:
+        self._entries = {
+            text[i : i + KEY]: (day, text[i + KEY : i + FINGERPRINT])
+            for day, text in (days or {}).items()
+            for i in range(0, len(text), FINGERPRINT)
+        }
+
+    def get(self, session: str) -> bytes | None:
+        """Return the fingerprint of a session."""
+        return self._entries.get(_key(session), (None, None))[1]
+
+    def put(self, session: str, day: date, mark: bytes) -> None:
+        """Note the fingerprint of a session filed under a day, and under no other."""
+        self._entries[_key(session)] = (day, mark)
+
+    def pack(self) -> dict[date, bytearray]:
+        """Return the ledger for a bookmark."""
+        days: dict[date, bytearray] = {}
+        for key, (day, mark) in self._entries.items():
+            days.setdefault(day, bytearray()).extend(key + mark)
+        return dict(sorted(days.items()))
+
+    def prune(self, keep: t.Callable[[date], bool], today: date) -> int:
+        """Forget the days that are not to be kept; return how much of the future, too."""
+        self._entries = {key: one for key, one in self._entries.items() if keep(one[0])}
+        ahead = sorted((day, key) for key, (day, _) in self._entries.items() if day > today + DAY)
+        for _, key in ahead[MAX_AHEAD:]:
+            del self._entries[key]
+        return len(ahead[MAX_AHEAD:])
+
+
 @dataclass(slots=True)
 class Plan:
     """What a run reads: ``forward`` oldest first, then ``history`` newest first.
@@ -228,11 +276,8 @@ class Plan:
     requested: Span
     begins: datetime
     target: datetime
+    complete: CompleteRange | None
     moves_bookmark: bool = True
-    complete: CompleteRange | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.complete = self.known
 
     def was_read(self, instant: datetime | None) -> bool:
         """Return whether a row met in history lies where history overlaps what is known.
@@ -276,7 +321,7 @@ def make_plan(
         begins = edge
     elif requested.end < known.complete_from:
         whole = Window.around(requested, now)
-        return Plan(NOTHING, whole, known, requested, start, target, moves_bookmark=False)
+        return Plan(NOTHING, whole, known, requested, start, target, known, moves_bookmark=False)
     else:
         edge = max(start, known.complete_to - lookback)
         begins = min(edge, known.complete_from)
@@ -291,7 +336,7 @@ def make_plan(
         if forward:  # from where it begins on, all is read
             history = replace(history, end=min(history.end, forward.start))
         begins = begins if history else start
-    return Plan(forward, history, known, requested, begins, target)
+    return Plan(forward, history, known, requested, begins, target, known)
 
 
 class Cutter:

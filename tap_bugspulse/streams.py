@@ -11,10 +11,10 @@ import requests
 from singer_sdk import Tap
 from typing_extensions import override
 
+from tap_bugspulse import replication
 from tap_bugspulse.client import BugsPulseStream
-from tap_bugspulse.ledger import Ledger, fingerprint
 from tap_bugspulse.pages import Reading, Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, DayReading, Window, midnight
+from tap_bugspulse.replication import DAY, DayReading, Ledger, Window, fingerprint, midnight
 from tap_bugspulse.run import Run
 from tap_bugspulse.windows import Cut, RowsAndIds, Sync, WindowedStream
 
@@ -170,7 +170,7 @@ class Sessions(WindowedStream):
     @override
     def get_records(self, context: t.Any) -> Iterator[Row]:
         events = self.tap_state.get("bookmarks", {}).get("events")
-        self.fetched = Ledger(Bookmark.read(events).fingerprints)
+        self.fetched = Ledger(replication.Bookmark.read(events).fingerprints)
         if self.selected:
             yield from super().get_records(context)
         # All due sessions in one sync of the child: a sync for each would send the schema and

@@ -13,9 +13,8 @@ from typing_extensions import override
 from tap_bugspulse import replication
 from tap_bugspulse.client import FAR, BugsPulseStream
 from tap_bugspulse.http import RefusedError
-from tap_bugspulse.ledger import Ledger
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, Plan, Window
+from tap_bugspulse.replication import DAY, Bookmark, Ledger, Plan, Window
 from tap_bugspulse.run import OutOfTime, Run
 
 EARLY = date(1901, 1, 1)  # a day that no clock is set to, as FAR is

@@ -14,7 +14,7 @@ FOLDER = Path(tap_bugspulse.__file__).parent
 # Each imports only modules that stand in a line above its own.
 LAYERS = (
     {"replication"},
-    {"ledger", "pages", "settings"},
+    {"pages", "settings"},
     {"http", "writer"},
     {"run"},
     {"client"},

@@ -12,17 +12,18 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tap_bugspulse.ledger import MAX_AHEAD, Ledger
 from tap_bugspulse.replication import (
     BEGINNING,
     DAY,
     FAR_AWAY,
     JUST_BEFORE,
     LONG_AGO,
+    MAX_AHEAD,
     NOTHING,
     Bookmark,
     CompleteRange,
     Cutter,
+    Ledger,
     Span,
     StateError,
     Window,
