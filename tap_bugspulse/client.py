@@ -5,7 +5,6 @@ import re
 import threading
 import typing as t
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from datetime import date, datetime
 from functools import cached_property
@@ -29,7 +28,7 @@ from tap_bugspulse.pages import EXTRA, PROJECT, Page, Reading, Row, Table, has_l
 from tap_bugspulse.replication import parse_instant
 from tap_bugspulse.run import OutOfTime, Run
 
-Query = Mapping[str, str]
+Query = t.Mapping[str, str]
 REFUSED = {*range(500)} - {200, 204, 401, 408, 429}  # statuses where another request may work
 FAR = date(2999, 1, 1)  # an end where none is meant
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
@@ -77,7 +76,7 @@ class BugsPulseStream(RESTStream[int]):
             )
 
     @override
-    def get_batch_config(self, config: Mapping[str, t.Any]) -> None:
+    def get_batch_config(self, config: t.Mapping[str, t.Any]) -> None:
         return None  # batches bypass stream maps, which may hide personal data
 
     @property
@@ -106,8 +105,8 @@ class BugsPulseStream(RESTStream[int]):
         return http.Call(lambda: send(prepared, query))
 
     def prefetch(
-        self, calls: Iterator[http.Call], many: Callable[[], int] | None = None
-    ) -> Generator[http.Call, None, None]:
+        self, calls: t.Iterator[http.Call], many: t.Callable[[], int] | None = None
+    ) -> t.Generator[http.Call, None, None]:
         """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
         sent: deque[http.Call] = deque()
         try:
@@ -172,7 +171,7 @@ class BugsPulseStream(RESTStream[int]):
         call = t.cast("http.Call", threading.current_thread())
         call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
-    def pages(self, query: Query, reading: Reading, first: Response) -> Iterator[list[Row]]:
+    def pages(self, query: Query, reading: Reading, first: Response) -> t.Iterator[list[Row]]:
         """Yield the rows of the first page and of those after it, which are on their way."""
         # Where rows still arrive, pages answered out of turn would miss those that move on.
         most = self.run.settings.concurrency if query.get("to", f"{FAR}") != f"{FAR}" else 1
@@ -195,7 +194,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def listing(
         self, query: Query, first: Response | None = None, readings: list[Reading] | None = None
-    ) -> Iterator[list[Row]]:
+    ) -> t.Iterator[list[Row]]:
         """Yield the rows of a listing, each once, page by page; read it again when pages drift.
 
         Rows that are inserted push others to later pages, where they are met again. Deleted ones
@@ -246,7 +245,7 @@ class BugsPulseStream(RESTStream[int]):
         return known != sorted(known, reverse=True)
 
     @override
-    def get_records(self, context: t.Any) -> Iterator[Row]:
+    def get_records(self, context: t.Any) -> t.Iterator[Row]:
         try:
             # All rows, or those that --test asks for.
             yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)
@@ -262,12 +261,12 @@ class BugsPulseStream(RESTStream[int]):
             self.run.errors[self.name] = str(error)
             self.logger.error("%s", error)  # noqa: TRY400 - for a person
 
-    def read_rows(self) -> Iterator[Row]:
+    def read_rows(self) -> t.Iterator[Row]:
         """Yield the rows that this run emits, or raise OutOfTime at the time limit."""
         return itertools.chain.from_iterable(self.listing({}))
 
     @override
-    def generate_child_contexts(self, record: Row, context: t.Any) -> Iterator[t.Any]:
+    def generate_child_contexts(self, record: Row, context: t.Any) -> t.Iterator[t.Any]:
         return iter(())  # the sessions run the events when all of them are listed
 
     @cached_property
@@ -290,7 +289,7 @@ class BugsPulseStream(RESTStream[int]):
         else:
             super()._write_record_message(msgspec.structs.asdict(record))
 
-    def save(self, bookmark: Mapping[str, t.Any]) -> None:
+    def save(self, bookmark: t.Mapping[str, t.Any]) -> None:
         """Change keys of the bookmark and send the state; all rows that it claims are out."""
         project = {PROJECT: self.run.project} if self.run.project and bookmark else {}
         # In one step: a signal may write it at any moment.

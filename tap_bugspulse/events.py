@@ -3,7 +3,6 @@
 import functools
 import itertools
 import typing as t
-from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from http import HTTPStatus
 
@@ -36,7 +35,7 @@ class Batch(t.NamedTuple):
 
     due: list[Candidate]
     window: Window
-    done: Callable[[Window], None]
+    done: t.Callable[[Window], None]
     rows_left: int = 0  # sessions beyond it that are not listed yet
 
 
@@ -60,7 +59,7 @@ class Events(BugsPulseStream):
         self._state_at = run.clock.seconds()
 
     @override
-    def read_rows(self) -> Iterator[Row]:
+    def read_rows(self) -> t.Iterator[Row]:
         if self.ABORT_AT_RECORD_COUNT is not None:  # --test
             for session in next(iter(self.parent.listing({})), [])[:1]:
                 yield from self._rows_of(session.id, self.fetch({"sessionId": session.id}), [])
@@ -86,8 +85,7 @@ class Events(BugsPulseStream):
                 due = [one for one in batch.due if batch is again or one.id not in tried]
                 self._window = batch.window
                 yield from self._fetch(due, plan)
-                self._set_aside_failed()
-                self._settle_missing()
+                self._settle()
                 batch.done(batch.window)
                 self.checkpoint(plan)
             self._believe_counts()
@@ -129,7 +127,7 @@ class Events(BugsPulseStream):
         self.save({**state, "fingerprints": ledger.pack(), "complete": written})
         self._state_at = self.run.clock.seconds()
 
-    def _forward(self, plan: Plan) -> Iterator[Batch]:
+    def _forward(self, plan: Plan) -> t.Iterator[Batch]:
         """Yield the sessions of the forward part: those this run listed, and the rest."""
         days, listed = plan.forward, self.parent.listed
         if not days:
@@ -148,7 +146,7 @@ class Events(BugsPulseStream):
         due += [one for one in self.parent.due.values() if not known(midnight(one.day + DAY))]
         yield Batch(due, days, plan.forward_done)
 
-    def _history(self, plan: Plan) -> Iterator[Batch]:
+    def _history(self, plan: Plan) -> t.Iterator[Batch]:
         """Yield the sessions of history, listed anew, in windows that can be fetched."""
         rows = PAGES_PER_BATCH * self.run.settings.page_size
         try:
@@ -158,7 +156,7 @@ class Events(BugsPulseStream):
         except OutOfTime:
             self.run.is_complete = False  # what is listed gets its turn
 
-    def _log_what_is_ahead(self, due: Collection[Candidate], rows_left: int) -> None:
+    def _log_what_is_ahead(self, due: t.Collection[Candidate], rows_left: int) -> None:
         """Say how many sessions need events and how long that takes."""
         run, pace = self.run, self.run.settings.requests_per_minute
         # Sessions that are not listed yet are counted by the API's totals.
@@ -179,7 +177,7 @@ class Events(BugsPulseStream):
                 "each app its own project and key"
             )
 
-    def _fetch(self, due: list[Candidate], plan: Plan) -> Iterator[Row]:
+    def _fetch(self, due: list[Candidate], plan: Plan) -> t.Iterator[Row]:
         """Yield the events of sessions, newest first; raise OutOfTime at the time limit."""
         run, ledger, pace = self.run, self.parent.fetched, self.run.settings.requests_per_minute
 
@@ -198,8 +196,7 @@ class Events(BugsPulseStream):
         with closing(self.prefetch(calls)) as sent:
             for session, call in itertools.zip_longest(order, sent):
                 if call is None or (is_late() and call.cancel()):
-                    self._set_aside_failed()
-                    self._settle_missing()
+                    self._settle()
                     raise OutOfTime
                 yield from self._events_of(session, call)
                 self._done += 1
@@ -212,14 +209,14 @@ class Events(BugsPulseStream):
                 if is_many or run.clock.seconds() - self._state_at >= SECONDS_PER_STATE:
                     self.checkpoint(plan)
 
-    def _rows_of(self, session: str, call: Call, readings: list[Reading]) -> Iterator[Row]:
+    def _rows_of(self, session: str, call: Call, readings: list[Reading]) -> t.Iterator[Row]:
         """Yield a session's events; the last of ``readings`` tells how it went."""
         listing = self.listing({"sessionId": session}, self.take(call), readings)
         for row in itertools.chain.from_iterable(listing):
             row.sessionId = session
             yield row
 
-    def _events_of(self, session: Candidate, call: Call) -> Iterator[Row]:
+    def _events_of(self, session: Candidate, call: Call) -> t.Iterator[Row]:
         """Yield a session's events; one that fails does not keep the others back."""
         readings: list[Reading] = []
         try:
@@ -230,7 +227,7 @@ class Events(BugsPulseStream):
                 self._missing.append(session)
                 self._in_a_row += 1
                 if self._in_a_row >= MAX_IN_A_ROW:
-                    self._settle_missing()
+                    self._settle()
                 return
             if session.id in self.counts.set_aside:
                 self.logger.warning("events: session %s still fails: %s", session.id, reason(error))
@@ -290,11 +287,12 @@ class Events(BugsPulseStream):
             )
         self.counts.set_aside |= {one.id: reason(why) for one, why in failed}
 
-    def _settle_missing(self) -> None:
-        """Tell sessions that were deleted from those that ``/events`` does not know.
+    def _settle(self) -> None:
+        """Set aside what failed, and tell sessions that were deleted from others without events.
 
-        Raises RefusedError if it knows none of ten in a row that are there.
+        Raises RefusedError if ``/events`` knows none of ten in a row that are there.
         """
+        self._set_aside_failed()
         missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
         there: set[str] = set()
         if days := [one.day for one in missing if one.mark]:

@@ -8,7 +8,6 @@ import time
 import typing as t
 from calendar import timegm
 from collections import deque
-from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from email.utils import parsedate
@@ -57,8 +56,8 @@ class RefusedError(FatalAPIError):
 class Clock(t.NamedTuple):
     """The wall clock, in UTC, and the stopwatch the tap goes by; tests bring their own."""
 
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    seconds: Callable[[], float] = time.monotonic
+    now: t.Callable[[], datetime] = lambda: datetime.now(UTC)
+    seconds: t.Callable[[], float] = time.monotonic
     minute: float = 60.0  # seconds that one of the rate limit has
 
 
@@ -68,7 +67,7 @@ class Call(threading.Thread):
     ``future`` has the response in the end; ``notes`` say why tries have failed.
     """
 
-    def __init__(self, job: Callable[[], requests.Response]) -> None:
+    def __init__(self, job: t.Callable[[], requests.Response]) -> None:
         super().__init__(target=self._work, args=(job,), daemon=True)
         self.future: Future[requests.Response] = Future()
         self.notes: deque[str] = deque()
@@ -76,7 +75,7 @@ class Call(threading.Thread):
         self._guard = threading.Lock()
         self.start()
 
-    def _work(self, job: Callable[[], requests.Response]) -> None:
+    def _work(self, job: t.Callable[[], requests.Response]) -> None:
         try:
             self.future.set_result(job())
         except BaseException as error:  # noqa: BLE001 - raised where the result is taken
@@ -193,7 +192,7 @@ class ApiSession(requests.Session):
         return self._window
 
 
-def patience(path: str, session: ApiSession) -> Generator[float, Exception, None]:
+def patience(path: str, session: ApiSession) -> t.Generator[float, Exception, None]:
     """Yield the seconds to wait after each failure of a request, which is sent in.
 
     They double up to a minute. Raises RetriableAPIError, as another run may try again, after

@@ -5,7 +5,6 @@ import math
 import re
 import typing as t
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from types import GenericAlias
@@ -61,7 +60,7 @@ class Reading(PageNumberPaginator):
     ``pages`` count only where there is no ``total``, or none of the listing.
     """
 
-    def __init__(self, ids: Iterable[str] = ()) -> None:
+    def __init__(self, ids: t.Iterable[str] = ()) -> None:
         super().__init__(start_value=1)
         self.ids = {*ids}  # those of earlier readings that count, too
         self.last_page = 1  # as far as is known

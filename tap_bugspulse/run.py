@@ -3,7 +3,6 @@
 import logging
 import typing as t
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,12 +46,12 @@ class Counts:
 class Run:
     """What the streams of one run share."""
 
-    config: Mapping[str, t.Any]  # read when it is needed
+    config: t.Mapping[str, t.Any]  # read when it is needed
     project: str | None  # that every row carries; known before the settings are
     clock: Clock
     logger: logging.Logger
     writer: WholeMessageWriter
-    when_done: Callable[[], None]
+    when_done: t.Callable[[], None]
     counts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     errors: dict[str, str] = field(default_factory=dict)  # of streams that the API refuses
     is_complete: bool = True  # nothing is left for the next run

@@ -45,13 +45,10 @@ Lanes = t.Annotated[int, Meta(ge=1, le=32, title="a whole number from 1 to 32")]
 DESCRIPTIONS = {
     "api_key": "API key of the BugsPulse project, the one its app uses. It begins with bp_.",
     "api_url": "Base URL of the Export API; https, unless the host is loopback.",
-    "start_date": "Earliest date or date-time to load, such as 2026-01-01 or 2026-01-01T12:00:00Z; "
-    "UTC unless it has an offset. Sessions and network calls before it are left out, events follow "
-    "their session's start, crashes are not affected. Without it the full history is loaded.",
-    "end_date": "First date or date-time that is not loaded any more, in the forms of start_date. "
-    "The next run without it carries on.",
-    "lookback_days": "Number of days before the last complete run that are read again for sessions "
-    "and network calls that changed or came late; 0 to 36500.",
+    "start_date": "Date or date-time, UTC unless it has an offset, such as 2026-01-01: sessions with "
+    "their events and network calls before it are left out. Without it, all history is loaded.",
+    "end_date": "First date or date-time that is not loaded; the next run without it carries on.",
+    "lookback_days": "Days before the last run that are read again for what changed or came late.",
     "events_for": "Sessions whose events are fetched, at one request each: all, errors (those with "
     "a crash or network errors) or crashed (those with a crash).",
     "max_runtime_minutes": "Minutes after which a run stops cleanly; the rest is for the next run.",
@@ -60,8 +57,7 @@ DESCRIPTIONS = {
     "page_size": "Rows asked for in one request, 1 to 1000.",
     "requests_per_minute": "Requests sent in a minute at most. The API allows 60 per key: lower it "
     "to leave room for other users of the key.",
-    "concurrency": "Requests that may be on their way at the same time, 1 to 32, so that the rate "
-    "limit is used also when answers are slow. Rows and their order are the same.",
+    "concurrency": "Requests that may be on their way at once, for when answers are slow; 1 to 32.",
     "request_timeout": "Seconds an answer may take before the request is tried again.",
     "user_agent": "User-Agent header of every request; tap-bugspulse/<version>.",
 }

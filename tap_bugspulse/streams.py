@@ -2,7 +2,6 @@
 
 import itertools
 import typing as t
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, datetime
 
@@ -51,9 +50,9 @@ class Network(WindowedStream):
         return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), days.end])]
 
     @override
-    def windows(self, days: Window, sync: Sync) -> Iterator[Cut]:
+    def cut(self, days: Window, sync: Sync, rows: int | None = None) -> t.Iterator[Cut]:
         if sync.in_history or not days:
-            yield from super().windows(days, sync)
+            yield from super().cut(days, sync, rows)
             return
         pieces = self._pieces(days, sync)
         if pieces[2:] and not sync.days:
@@ -66,7 +65,7 @@ class Network(WindowedStream):
                 return
         for are_days, group in itertools.groupby(pieces, self._is_day):
             some = list(group)  # of those that are no days, two never follow each other
-            yield from self._one_by_one(some) if are_days else self.cut(some[0], sync)
+            yield from self._one_by_one(some) if are_days else super().cut(some[0], sync)
             if self.ignores_dates:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
@@ -74,7 +73,7 @@ class Network(WindowedStream):
     def _is_day(self, window: Window) -> bool:
         return window.size(self.today) == 1
 
-    def _one_by_one(self, days: list[Window]) -> Iterator[Cut]:
+    def _one_by_one(self, days: list[Window]) -> t.Iterator[Cut]:
         with closing(self.prefetch(self.fetch(self.query_of(one)) for one in days)) as calls:
             for day, answer in zip(days, map(self.take, calls), strict=True):
                 first = self.checked(day, answer)
@@ -168,7 +167,7 @@ class Sessions(WindowedStream):
         self.due: dict[str, Candidate] = {}
 
     @override
-    def get_records(self, context: t.Any) -> Iterator[Row]:
+    def get_records(self, context: t.Any) -> t.Iterator[Row]:
         events = self.tap_state.get("bookmarks", {}).get("events")
         self.fetched = Ledger(replication.Bookmark.read(events).fingerprints)
         if self.selected:

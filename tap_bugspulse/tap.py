@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import typing as t
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -44,7 +43,7 @@ def stop(signum: int, _: FrameType | None = None) -> t.NoReturn:
 
 
 @contextlib.contextmanager
-def errors_as_one_line(reading: str = "") -> Iterator[None]:
+def errors_as_one_line(reading: str = "") -> t.Iterator[None]:
     """End the process with one line for a person, which names the file that is being read."""
     logger = logging.getLogger(settings.NAME)
     try:

@@ -1,7 +1,6 @@
 """A stream that is read in windows, each of which moves its bookmark."""
 
 import typing as t
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
@@ -22,7 +21,7 @@ SAMPLE = 20  # rows of a page whose dates are looked at
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
 
 
-RowsAndIds = Generator[Row, None, set[str]]  # what is emitted, and the ids of all that came
+RowsAndIds = t.Generator[Row, None, set[str]]  # what is emitted, and the ids of all that came
 
 
 class Cut(t.NamedTuple):
@@ -134,7 +133,7 @@ class WindowedStream(BugsPulseStream):
         return Sync(plan, Ledger(kept.fingerprints), kept.days)
 
     @override
-    def read_rows(self) -> Iterator[Row]:
+    def read_rows(self) -> t.Iterator[Row]:
         if self.ABORT_AT_RECORD_COUNT is not None:  # --test
             yield from super().read_rows()
             return
@@ -143,7 +142,7 @@ class WindowedStream(BugsPulseStream):
         # History begins where the windows of the forward part end, or overlaps them.
         touching = plan.history.end
         ids, rows = set[str](), 0
-        for window, first, _ in self.windows(plan.forward, sync):
+        for window, first, _ in self.cut(plan.forward, sync):
             rows += page_of(first).rows_in_all
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             if self.ignores_dates or window.start <= touching:
@@ -152,16 +151,12 @@ class WindowedStream(BugsPulseStream):
             self.checkpoint(sync)
         per_day = rows / plan.forward.size(self.today)
         sync = replace(sync, ids=ids, in_history=True, per_day=per_day)
-        for window, first, _ in self.windows(plan.history, sync):
+        for window, first, _ in self.cut(plan.history, sync):
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
             plan.history_done(window)
             self.checkpoint(sync)
 
-    def windows(self, days: Window, sync: Sync) -> Iterator[Cut]:
-        """Yield the windows of a part with their first pages."""
-        return self.cut(days, sync)
-
-    def cut(self, days: Window, sync: Sync, rows: int | None = None) -> Iterator[Cut]:
+    def cut(self, days: Window, sync: Sync, rows: int | None = None) -> t.Iterator[Cut]:
         """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
 
         The next one is asked for while one is read. Raises OutOfTime at the time limit, which

@@ -393,9 +393,9 @@ def test_a_misspelt_setting_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ignored = "unknown setting, ignored"
     assert sorted(warnings_of(done.stderr)) == [
-        f"TAP_BUGSPULSE_STARTDATE: {ignored} (did you mean TAP_BUGSPULSE_START_DATE?)",
-        f"TAP_BUGSPULSE_XYZ: {ignored} (see --about)",
         f"lookback_day: {ignored} (did you mean lookback_days?)",
+        f"startdate: {ignored} (did you mean start_date?)",
+        f"xyz: {ignored} (see --about)",
     ]
     assert not re.search("987654|2026-02-03", done.stderr)
 
