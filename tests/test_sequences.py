@@ -252,6 +252,7 @@ class Load:
     ran: datetime | None = None  # when that run was
     added: list[str] = field(default_factory=list)  # network rows since then
     purges: list[datetime] = field(default_factory=list)
+    purged: list[datetime] = field(default_factory=list)  # where deleted calls were listed
     # Sessions whose events came before the state of the last run, as they were then.
     fetched: dict[str, Row] = field(default_factory=dict)
 
@@ -294,8 +295,10 @@ class Load:
         elif change.kind == "ahead":
             self.add_ahead(timedelta(hours=change.hours))
         elif change.kind == "purge":
+            listed = {row_id: self.listed("network", row_id) for row_id in before}
             self.purges.append(then)
             project.purge(then)
+            self.purged += [listed[row_id] for row_id in before - set(project.network)]
         elif session is not None and change.kind == "grow":
             project.grow(session)
         elif session is not None and change.kind == "end":
@@ -507,9 +510,9 @@ class Start:
         """
         # What lies in the future counts with today.
         when = min(self.load.listed("network", row_id), self.load.now)
-        return row_id in self.missing["network"] and any(
-            when - purge < SLACK for purge in self.load.purges
-        )
+        is_near = any(when - purge < SLACK for purge in self.load.purges)
+        is_near = is_near or any(abs(when - one) < SLACK for one in self.load.purged)
+        return row_id in self.missing["network"] and is_near
 
     def check_state(self, state: Row) -> None:
         """A state claims no instant of which a row is not there.
