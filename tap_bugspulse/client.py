@@ -169,7 +169,8 @@ class BugsPulseStream(RESTStream[int]):
     def backoff_handler(self, details: Details) -> None:
         wait, why = details["wait"], http.reason(details["exception"])
         call = t.cast("http.Call", threading.current_thread())
-        call.end_try(f"{self.name}: trying again in {wait:.0f} s after {why}")
+        call.is_sent = False
+        call.notes.append(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
     def pages(self, query: Query, reading: Reading, first: Response) -> t.Iterator[list[Row]]:
         """Yield the rows of the first page and of those after it, which are on their way."""

@@ -27,7 +27,6 @@ SECONDS_PER_STATE = 60.0
 MAX_IN_A_ROW = 10  # sessions that fail, in a row or newly in a run, or are not found
 MAX_SHORT = 1000  # sessions remembered whose events came short
 MANY_SHORT = 20  # from here on, most of a run say that eventCount counts something else
-MINUTES_PER_DAY = 1440
 
 
 class Batch(t.NamedTuple):
@@ -157,7 +156,6 @@ class Events(BugsPulseStream):
             self.run.is_complete = False  # what is listed gets its turn
 
     def _log_what_is_ahead(self, due: t.Collection[Candidate], rows_left: int) -> None:
-        """Say how many sessions need events and how long that takes."""
         run, pace = self.run, self.run.settings.requests_per_minute
         # Sessions that are not listed yet are counted by the API's totals.
         run.events_left = left = len(due) + rows_left
@@ -170,10 +168,10 @@ class Events(BugsPulseStream):
                 f"minute{hint}"
             )
         new = sum(1 for one in due if one.instant and one.instant > run.started - DAY)
-        if new > pace * MINUTES_PER_DAY:
+        if new > (most := pace * 60 * 24):
             self.logger.warning(
                 f"events: {new:,} new sessions a day need events, but {pace} requests a minute "
-                f"serve {pace * MINUTES_PER_DAY:,}: set events_for to errors or crashed, or give "
+                f"serve {most:,}: set events_for to errors or crashed, or give "
                 "each app its own project and key"
             )
 
@@ -288,10 +286,7 @@ class Events(BugsPulseStream):
         self.counts.set_aside |= {one.id: reason(why) for one, why in failed}
 
     def _settle(self) -> None:
-        """Set aside what failed, and tell sessions that were deleted from others without events.
-
-        Raises RefusedError if ``/events`` knows none of ten in a row that are there.
-        """
+        """Set aside what failed, and tell deleted sessions from those ``/events`` does not know."""
         self._set_aside_failed()
         missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
         there: set[str] = set()

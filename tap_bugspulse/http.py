@@ -24,7 +24,7 @@ TOO_MANY = 429  # requests, as a status
 MAX_TRIES, MAX_FAILING = 8, 5  # failures of one request, and minutes of them
 LONGEST_ANSWER = 2  # times request_timeout, which is that of each read
 MAX_REFUSED = 15  # minutes of nothing but 429
-RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")  # headers of a 429
+RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")  # seconds, a date, or since 1970
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; whoever runs the tap should hear of more
 SECONDS_1970_TO_2001, MILLISECONDS_1970_TO_2001 = 1e9, 1e12
 # What requests, urllib3 and OpenSSL say, and what it means: the first that comes up in an error.
@@ -62,16 +62,13 @@ class Clock(t.NamedTuple):
 
 
 class Call(threading.Thread):
-    """A request with all its tries, or one of them, in a thread that holds up no exit.
-
-    ``future`` has the response in the end; ``notes`` say why tries have failed.
-    """
+    """A request with all its tries, or one of them, in a thread that holds up no exit."""
 
     def __init__(self, job: t.Callable[[], requests.Response]) -> None:
         super().__init__(target=self._work, args=(job,), daemon=True)
         self.future: Future[requests.Response] = Future()
-        self.notes: deque[str] = deque()
-        self._is_sent = self._is_cancelled = False
+        self.notes: deque[str] = deque()  # why tries have failed
+        self.is_sent = self._is_cancelled = False  # a try is on its way; no other is to be
         self._guard = threading.Lock()
         self.start()
 
@@ -85,19 +82,14 @@ class Call(threading.Thread):
         """Send no other try; return whether none is on its way, either."""
         with self._guard:
             self._is_cancelled = True
-            return not self._is_sent
+            return not self.is_sent
 
     def begin_try(self) -> None:
         """Note that a try is sent now, or raise CancelledError if nobody wants it."""
         with self._guard:
             if self._is_cancelled:
                 raise CancelledError
-            self._is_sent = True
-
-    def end_try(self, why: str) -> None:
-        """Leave a note why a try has failed, for whoever waits."""
-        self._is_sent = False
-        self.notes.append(why)
+            self.is_sent = True
 
 
 class ApiSession(requests.Session):
@@ -130,10 +122,7 @@ class ApiSession(requests.Session):
 
     @override
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
-        """Return the answer to a request.
-
-        Raises FatalAPIError if no other try can help, RequestException if one may.
-        """
+        """Return the answer, or raise FatalAPIError; RequestException if another try may help."""
         timeout, send = self._settings.request_timeout, super().send
         options = {**kwargs, **self._environment, "timeout": timeout}
         try:
@@ -175,10 +164,7 @@ class ApiSession(requests.Session):
         self.paused_until = max(self.paused_until, now + max(asked, self.clock.minute / 60))
 
     def _asked_by(self, response: requests.Response) -> float:
-        """Return the seconds that a 429 response asks to wait, a minute where it does not.
-
-        A header holds seconds, a date, or the instant as seconds or milliseconds since 1970.
-        """
+        """Return the seconds that a 429 response asks to wait, a minute where it does not."""
         now = self.clock.now().timestamp()
         for name in RESETS:
             with contextlib.suppress(ValueError, OverflowError):

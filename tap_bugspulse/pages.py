@@ -228,22 +228,17 @@ def _shallow(text: str) -> str:
     parts: list[str] = []
     depth = done = begin = 0
     for token in _TOKEN.finditer(text):
-        if token[0] in {"[", "{"}:
-            depth += 1
-            begin = token.start() if depth == MAX_DEPTH else begin
-        elif token[0] in {"]", "}"}:
-            if depth == MAX_DEPTH:
-                parts += text[done:begin], json.dumps(text[begin : token.end()])
-                done = token.end()
-            depth -= 1
+        opens, closes = token[0] in "[{", token[0] in "]}"
+        if closes and depth == MAX_DEPTH:
+            parts += text[done:begin], json.dumps(text[begin : token.end()])
+            done = token.end()
+        depth += opens - closes
+        begin = token.start() if opens and depth == MAX_DEPTH else begin
     return "".join([*parts, text[done:]])
 
 
 def _loads(content: bytes) -> Value:
-    """Return what JSON says, also where it is damaged in a place.
-
-    Bytes that are no UTF-8 become U+FFFD, half of an emoji ``?``, and numbers that are none None.
-    """
+    """Return what JSON says, with U+FFFD, ``?`` or None in a place where it is damaged."""
     text = _shallow(content.decode("utf-8-sig", errors="replace"))
     value = json.loads(
         text,

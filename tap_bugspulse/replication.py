@@ -192,10 +192,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
         return found
 
     def range(self, whose: str = "", now: datetime | None = None) -> CompleteRange | None:
-        """Return what is complete up to ``now``, None where nothing is said to be.
-
-        Raises StateError if it cannot be read, or ends more than a day after ``now``.
-        """
+        """Return what is complete up to ``now``, None if nothing is, or raise StateError."""
         key = "complete_to" if self.complete_to else "replication_key_value"
         if not (end := getattr(self, key)):
             return None
@@ -226,10 +223,7 @@ def _key(session: str) -> bytes:
 
 
 class Ledger:
-    """A fingerprint for each session that may still change, and the day it is filed under.
-
-    A state holds one string a day, 12 bytes or 16 characters a session.
-    """
+    """A fingerprint for each session that may still change, and the day it is filed under."""
 
     def __init__(self, days: t.Mapping[date, bytes] | None = None) -> None:
         self._entries = {

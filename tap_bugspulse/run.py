@@ -75,10 +75,7 @@ class Run:
         return ApiSession(self.settings, self.clock)
 
     def result(self, call: Call, counts: Counts) -> requests.Response:
-        """Return the response of a call once it has come, or raise what it ended with.
-
-        Raises OutOfTime if the time limit is reached during a pause or between two tries.
-        """
+        """Return the response of a call, or raise what it ended with, or OutOfTime in a wait."""
         began, retries, is_done = self.clock.seconds(), counts.retries, False
         if not call.future.done():
             self.writer.flush()

@@ -45,8 +45,8 @@ Lanes = t.Annotated[int, Meta(ge=1, le=32, title="a whole number from 1 to 32")]
 DESCRIPTIONS = {
     "api_key": "API key of the BugsPulse project, the one its app uses. It begins with bp_.",
     "api_url": "Base URL of the Export API; https, unless the host is loopback.",
-    "start_date": "Date or date-time, UTC unless it has an offset, such as 2026-01-01: sessions with "
-    "their events and network calls before it are left out. Without it, all history is loaded.",
+    "start_date": "Date or date-time, in UTC unless it has an offset, before which sessions, their "
+    "events and network calls are left out, such as 2026-01-01. Without it, all are loaded.",
     "end_date": "First date or date-time that is not loaded; the next run without it carries on.",
     "lookback_days": "Days before the last run that are read again for what changed or came late.",
     "events_for": "Sessions whose events are fetched, at one request each: all, errors (those with "
@@ -82,15 +82,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @classmethod
     def from_config(cls, config: Config) -> t.Self:
-        """Return the settings of a configuration; numbers may be text, empty is not set.
-
-        Raises ConfigValidationError, with a line in ``errors`` for each that breaks its rule.
-        """
+        """Return the settings, or raise ConfigValidationError with a line for each wrong one."""
         values: dict[str, t.Any] = {}
         problems = []
         for name, kind in t.get_type_hints(cls, include_extras=True).items():
             given = config.get(name)
-            if given is None or given == "":
+            if given is None or given == "":  # as an environment gives what is not set
                 continue
             given = float(given) if isinstance(given, Decimal) else given  # the SDK makes it of 0.5
             value = parse_instant(given) if "format" in _DECLARED[name] else given
@@ -150,8 +147,7 @@ def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str
     """Yield each setting that does not exist, and what may have been meant."""
     # Meltano sets variables for its own extras, which begin with one more underscore,
     # and for each part of a setting that is an object.
-    objects = (f"{name}_" for name, setting in known.items() if "object" in setting["type"])
-    theirs = ("_", "loglevel", *objects)
+    theirs = ("_", "loglevel", *(f"{n}_" for n, one in known.items() if "object" in one["type"]))
     ours = {name[len(ENV_PREFIX) :].lower() for name in os.environ if name.startswith(ENV_PREFIX)}
     for name in sorted(ours.union(config) - known.keys()):
         if not name.startswith(theirs):

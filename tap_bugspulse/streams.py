@@ -63,15 +63,12 @@ class Network(WindowedStream):
                 sync.days.update({one.last.date(): one for one in empty})
                 yield Cut(days, first, 0)
                 return
-        for are_days, group in itertools.groupby(pieces, self._is_day):
+        for are_days, group in itertools.groupby(pieces, lambda one: one.size(self.today) == 1):
             some = list(group)  # of those that are no days, two never follow each other
             yield from self._one_by_one(some) if are_days else super().cut(some[0], sync)
             if self.ignores_dates:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
-
-    def _is_day(self, window: Window) -> bool:
-        return window.size(self.today) == 1
 
     def _one_by_one(self, days: list[Window]) -> t.Iterator[Cut]:
         with closing(self.prefetch(self.fetch(self.query_of(one)) for one in days)) as calls:
@@ -83,7 +80,7 @@ class Network(WindowedStream):
 
     @override
     def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
-        if sync.in_history or not self._is_day(window):
+        if sync.in_history or window.size(self.today) > 1:
             return (yield from super().read(window, first, sync))
         day = window.start
         known, requested = sync.days.get(day), self.run.settings.requested
@@ -218,7 +215,6 @@ class Sessions(WindowedStream):
         return Candidate(row.id, instant, day, mark, is_wanted(row, "crashed"), row.eventCount or 0)
 
     def _passes_map(self, row: Row) -> bool:
-        """Return whether a stream map lets a session, and so its events, pass."""
         maps = self._tap.mapper.stream_maps.get(self.name)  # none if not in the catalog
         if not maps or self.is_plain:
             return True

@@ -32,7 +32,6 @@ from tap_bugspulse.run import Run
 from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
-UNHANDLED = "An unhandled error occurred while syncing"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 128  # and the number of the signal are the exit code
 
@@ -57,8 +56,8 @@ def errors_as_one_line(reading: str = "") -> t.Iterator[None]:
     except Exception as exc:  # the expression of a stream map may raise any; no other is kept
         message = settings.map_error(exc)
         if reading:  # without the error's own text, which may hold what stands in the file
-            message = f"the file given with --{reading} cannot be read ({type(exc).__name__})"
-            message += ": restore it, or run without it"
+            message = f"the file given with --{reading} cannot be read ({type(exc).__name__}): "
+            message += "restore it, or run without it"
             message += " to load everything again" * reading.startswith("state ")
         elif isinstance(exc, SingerSDKError | requests.RequestException):
             message = message or "; ".join(getattr(exc, "errors", [str(exc)]))
@@ -116,7 +115,7 @@ class TapBugsPulse(Tap):
         sessions = Sessions(self, run)
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
         for stream in streams:  # the last line of a run says what the error is
-            self.logger.getChild(stream.name).addFilter(lambda one: UNHANDLED not in str(one.msg))
+            self.logger.getChild(stream.name).addFilter(lambda one: "unhandled" not in str(one.msg))
         return streams
 
     @override
@@ -158,7 +157,6 @@ class TapBugsPulse(Tap):
         super().load_state({"bookmarks": {name: self._read(name, written[name]) for name in known}})
 
     def _read(self, stream: str, written: t.Any) -> t.Any:
-        """Return a stream's bookmark, or raise an error if it cannot be used."""
         run, bookmark = self.run, Bookmark.read(written, stream)
         keys = msgspec.to_builtins(bookmark).keys()
         is_foreign = keys <= {"replication_key", "replication_key_value"}  # or set by hand

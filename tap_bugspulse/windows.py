@@ -19,8 +19,6 @@ from tap_bugspulse.run import OutOfTime, Run
 EARLY = date(1901, 1, 1)  # a day that no clock is set to, as FAR is
 SAMPLE = 20  # rows of a page whose dates are looked at
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
-
-
 RowsAndIds = t.Generator[Row, None, set[str]]  # what is emitted, and the ids of all that came
 
 
@@ -34,15 +32,12 @@ class Cut(t.NamedTuple):
 
 @dataclass(frozen=True)
 class Sync:
-    """What one run of a stream works on; ``ids`` came in the window before.
-
-    ``ledger`` and ``days`` are those of its bookmark.
-    """
+    """What one run of a stream works on."""
 
     plan: Plan
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Ledger = field(default_factory=Ledger)  # of its bookmark, as are the days
     days: dict[date, replication.DayReading] = field(default_factory=dict)
-    ids: frozenset[str] | set[str] = frozenset()
+    ids: frozenset[str] | set[str] = frozenset()  # that came in the window before
     in_history: bool = False
     per_day: float = 0.0  # rows of the days before, as far as is known
 
@@ -139,13 +134,12 @@ class WindowedStream(BugsPulseStream):
             return
         sync = self.begin(Bookmark.read(self.stream_state))
         plan = sync.plan
-        # History begins where the windows of the forward part end, or overlaps them.
-        touching = plan.history.end
         ids, rows = set[str](), 0
         for window, first, _ in self.cut(plan.forward, sync):
             rows += page_of(first).rows_in_all
             sync = replace(sync, ids=(yield from self.read(window, first, sync)))
-            if self.ignores_dates or window.start <= touching:
+            # Where history ends, it overlaps windows of the forward part.
+            if self.ignores_dates or window.start <= plan.history.end:
                 ids |= sync.ids
             plan.forward_done(window)
             self.checkpoint(sync)
