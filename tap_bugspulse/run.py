@@ -93,8 +93,7 @@ class Run:
                 raise OutOfTime
         counts.requests += 1
         counts.seconds += self.clock.seconds() - began
-        response = call.future.result()
-        page = page_of(response)
+        page = page_of(response := call.future.result())
         counts.without_key += page.without_key
         counts.misfits += page.misfits
         counts.unknown |= page.unknown
@@ -144,6 +143,7 @@ class Run:
             f"{counts.vanished} sessions deleted since they were listed": counts.vanished,
             f"set aside: {', '.join(sorted(counts.set_aside))}": counts.set_aside,
             "refused by the API": stream in self.errors,
+            "nothing was asked for": not counts.requests,
         }
         if is_selected:
             self.logger.info(

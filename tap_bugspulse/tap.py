@@ -196,7 +196,7 @@ class TapBugsPulse(Tap):
             round(run.minutes_for(run.events_left)),
         )
         problems = [
-            f"{error}. The other streams are loaded: deselect {stream} to leave it out"
+            f"{error}. It keeps no other stream back: deselect {stream} to leave it out"
             for stream, error in run.errors.items()
         ]
         counts = run.counts.items()

@@ -355,6 +355,8 @@ def test_a_session_that_comes_short_is_in_the_line(sandbox: Sandbox, load: Load)
     assert_done(second)
     for stream in PRIMARY_KEYS:
         assert second.line_of(stream).endswith(MATCH)
+    third = load(second.output.state, after=HOUR)
+    assert third.line_of("events").endswith("nothing was asked for")
 
 
 def test_a_session_that_is_set_aside_is_in_the_line(sandbox: Sandbox, load: Load) -> None:
