@@ -240,8 +240,7 @@ class BugsPulseStream(RESTStream[int]):
 
     def can_shift(self, head: list[Row]) -> bool:
         """Return whether rows of its first page, ``head``, may go while a listing is read."""
-        # With the newest first, what retention deletes is at the end. What has no dates is listed
-        # in each run anyway.
+        # Newest first, what retention deletes is at the end; what has no dates comes in each run.
         known = [one for one in map(self.instant_of, head if self.instant_column else ()) if one]
         return known != sorted(known, reverse=True)
 

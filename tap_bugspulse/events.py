@@ -131,9 +131,8 @@ class Events(BugsPulseStream):
         days, listed = plan.forward, self.parent.listed
         if not days:
             return
-        rest = days
-        if listed and listed[-1].end == days.end:
-            rest = Window(days.start, listed[0].start)  # it may have no days
+        is_listed = listed and listed[-1].end == days.end  # the rest may have no days
+        rest = Window(days.start, listed[0].start) if is_listed else days
         due: list[Candidate] = []
         for cut in self.parent.cut(rest, Sync(plan)):
             due += self.parent.list_due(cut)

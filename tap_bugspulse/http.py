@@ -181,9 +181,8 @@ class ApiSession(requests.Session):
 def patience(path: str, session: ApiSession) -> t.Generator[float, Exception, None]:
     """Yield the seconds to wait after each failure of a request, which is sent in.
 
-    They double up to a minute. Raises RetriableAPIError, as another run may try again, after
-    eight failures, or five minutes of them. A 429 is none: the pause that it asks for is
-    waited for.
+    They double up to a minute. After eight failures, or five minutes of them, it raises
+    RetriableAPIError: another run may try again. A 429 is none, its pause is waited for.
     """
     failures: list[float] = []  # when they were
     wait = 0.0

@@ -31,8 +31,7 @@ class Crashes(BugsPulseStream):
 class Network(WindowedStream):
     """Network calls, which never change but may come late.
 
-    The days of the lookback are read one by one, and only where the API counts another number
-    of rows than it did.
+    A day of the lookback is read only where the API counts another number of rows than it did.
     """
 
     name = "network"
@@ -187,6 +186,8 @@ class Sessions(WindowedStream):
     @override
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
+        if sync.in_history and window.end <= kept_from and not self.ignores_dates:
+            return super().news(rows, window, sync)  # which takes half the time
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []
         for row in rows:

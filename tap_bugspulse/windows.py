@@ -202,6 +202,8 @@ class WindowedStream(BugsPulseStream):
     def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002 - sessions look
         """Return the rows of a page of a window that are requested and not emitted yet."""
         requested, instants = self.run.settings.requested, map(self.instant_of, rows)
+        if not sync.plan.known and requested == replication.Span():  # no instant matters
+            return [row for row in rows if row.id not in sync.ids]
         return [
             row
             for row, instant in zip(rows, instants, strict=True)
