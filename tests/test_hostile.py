@@ -25,6 +25,7 @@ if t.TYPE_CHECKING:
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 # Its clocks are right, so that no call lies in the future.
 DATA = {"sessions": 60, "lying_clocks": False}
+MATCH = "row counts match the API"
 
 
 # --- What an API counts -------------------------------------------------------------------
@@ -304,8 +305,13 @@ def test_events_that_come_late_are_asked_for_in_the_next_run(
     second = load(first.output.state, after=HOUR, most=100)
     third = load(second.output.state, after=2 * HOUR, most=100)
     assert (first.code, second.code, third.code) == (0, 0, 0)
+    assert first.line_of("events").endswith("2 sessions short of events")
+    assert first.line_of("sessions").endswith(MATCH)
+    assert not first.is_complete
     assert second.sessions.keys() == late
     assert third.sessions == {}
+    assert_done(third)
+    assert third.line_of("events").endswith(MATCH)
     if comes:
         assert_done(second)
         assert_whole(sandbox.project, first.output, second.output)
