@@ -674,19 +674,6 @@ def test_events_left_out_for_a_while_do_not_start_over(
     assert_whole(project, first, second, third, fourth)
 
 
-def test_a_session_that_vanished_does_not_hold_others_up(sandbox: Sandbox) -> None:
-    """A 404 for one session that is listed is asked for once more, and then passed over."""
-    gone = next(one for one, events in sandbox.project.events.items() if events)
-    sandbox.options.vanished_sessions = {gone}
-    first = sync(sandbox, NOW)
-    table = expected(sandbox.project, "events")
-    assert first.table("events") == {key: table[key] for key in table if key[0] != gone}
-    second = sync(sandbox, NOW, first.state)
-    assert second.asked == [gone]
-    assert second.rows("events") == []
-    assert sync(sandbox, NOW, second.state).asked == []
-
-
 @pytest.mark.parametrize(
     ("option", "says"),
     [

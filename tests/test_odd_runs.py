@@ -19,14 +19,14 @@ import pytest
 from tests import forks
 from tests.conftest import NOW, tiered, with_project
 from tests.loads import Load, assert_done, with_events
-from tests.running import KEPT, PRIMARY_KEYS, Output, assert_whole, counted, expected, select
-from tests.tap_process import clock
+from tests.running import KEPT, PRIMARY_KEYS, assert_whole, counted, expected, select
+from tests.tap_process import TapProcess, clock
 
 if t.TYPE_CHECKING:
     from pathlib import Path
 
     from tests.running import Row
-    from tests.sandbox import Project, Request, Sandbox
+    from tests.sandbox import Request, Sandbox
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MINUTE = 0.02  # seconds that a minute of the tap takes
@@ -36,27 +36,18 @@ DATA = {"sessions": 40, "crash_groups": 4, "lying_clocks": False}
 # --- Logs and output ----------------------------------------------------------------------
 
 
-def log_config(folder: Path, **more: object) -> dict[str, str]:
-    """Write the log configuration that Meltano gives a tap, with more; return its variable."""
-    console = {
-        "class": "logging.StreamHandler",
-        "formatter": "singer_formatter",
-        "stream": "ext://sys.stderr",
-    }
-    config: Row = {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"singer_formatter": {"()": "singer_sdk.logging.StructuredFormatter"}},
-        "handlers": {"console": console},
-        "root": {"handlers": ["console"], "level": "INFO"},
-    }
-    for name, entries in more.items():
-        config[name] = config.get(name, {}) | entries
-    path = folder / "logging.json"
-    path.write_text(json.dumps(config))
-    return {"SINGER_SDK_LOG_CONFIG": str(path)}
-
-
+CONSOLE = {
+    "class": "logging.StreamHandler",
+    "formatter": "singer_formatter",
+    "stream": "ext://sys.stderr",
+}
+# What Meltano gives a tap.
+LOGGING: Row = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"singer_formatter": {"()": "singer_sdk.logging.StructuredFormatter"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+}
 AT_INFO: Row = {"singer_sdk.metrics": {"level": "INFO"}}
 TO_FILE = {"level": "INFO", "handlers": ["metrics"], "propagate": False}
 
@@ -74,9 +65,11 @@ def test_metrics_go_where_a_log_configuration_sends_them(
     tmp_path: Path, load: Load, loggers: Row, *, in_file: bool, in_log: bool
 ) -> None:
     """Lines of each stream are written where their logger is named at INFO, and nowhere else."""
-    metrics = tmp_path / "metrics.log"
-    handlers = {"metrics": {"class": "logging.FileHandler", "filename": str(metrics)}}
-    run = load(environment=log_config(tmp_path, handlers=handlers, loggers=loggers))
+    metrics, config = tmp_path / "metrics.log", tmp_path / "logging.json"
+    to_file = {"class": "logging.FileHandler", "filename": str(metrics)}
+    handlers = {"console": CONSOLE, "metrics": to_file}
+    config.write_text(json.dumps(LOGGING | {"handlers": handlers, "loggers": loggers}))
+    run = load(environment={"SINGER_SDK_LOG_CONFIG": str(config)})
     assert_done(run)
     for lines, is_wanted in ((metrics.read_text().splitlines(), in_file), (run.log, in_log)):
         told = [line for line in lines if "METRIC" in line or "metric_" in line]
@@ -104,39 +97,6 @@ def test_an_output_that_was_never_open_is_one_line(tmp_path: Path, sandbox: Sand
     assert sandbox.requests == []
 
 
-def stop_at(
-    words: str, signum: int, folder: Path, sandbox: Sandbox
-) -> tuple[int, list[str], Output]:
-    """Send a signal the moment a line with some words is read; return what comes after it."""
-    config = folder / "config.json"
-    pace = {"requests_per_minute": 1_000_000}
-    config.write_text(json.dumps({"api_key": sandbox.api_key, "api_url": sandbox.url} | pace))
-    reading, writing = os.pipe()
-    with (folder / "stdout").open("wb") as out:
-        process = forks.start(
-            "tests.tap_process",
-            clock(NOW, MINUTE),
-            "--config",
-            str(config),
-            env={name: os.environ[name] for name in KEPT if name in os.environ},
-            stdout=out.fileno(),
-            stderr=writing,
-            fresh=True,
-        )
-    os.close(writing)
-    rest: list[str] = []
-    too_late = threading.Timer(60, process.kill)
-    too_late.start()
-    with os.fdopen(reading) as log:
-        for line in log:
-            if words in line:
-                process.send_signal(signum)
-                rest = list(log)
-    code = process.wait(60)
-    too_late.cancel()
-    return code, rest, Output.read((folder / "stdout").read_text())
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("words", "times"), [("summary status=", 6), ("need events", 4)])
@@ -151,16 +111,19 @@ def test_a_signal_while_a_line_is_logged_ends_the_run(
             is_over.wait(3)
 
     sandbox.options.hold = hold
-    try:
-        for _ in range(times):
-            code, rest, output = stop_at(words, signum, tmp_path, sandbox)
-            is_stopped = (code, len(rest)) == (128 + signum, 1) and "Stopped by SIG" in rest[0]
-            assert is_stopped or (is_done and (code, rest) == (0, [])), "".join(rest)
-            assert output.messages[-1]["type"] == "STATE"
-            if is_done:
-                assert_whole(sandbox.project, output)
-    finally:
-        is_over.set()
+    for number in range(times):
+        tap = TapProcess(tmp_path / str(number), sandbox, NOW, minute=MINUTE, fresh=True)
+        while words not in tap.log:  # at once, since a run that is done ends soon
+            assert tap.process.poll() is None, tap.log
+        tap.process.send_signal(signum)
+        code, output = tap.end(), tap.output()
+        rest = tap.log.partition(words)[2].splitlines()[1:]
+        is_stopped = (code, len(rest)) == (128 + signum, 1) and "Stopped by SIG" in rest[0]
+        assert is_stopped or (is_done and (code, rest) == (0, [])), tap.log
+        assert output.messages[-1]["type"] == "STATE"
+        if is_done:
+            assert_whole(sandbox.project, output)
+    is_over.set()
 
 
 # --- Catalogs, keys and dates -------------------------------------------------------------
@@ -313,28 +276,6 @@ def test_a_host_that_takes_requests_and_answers_none_ends_the_run(
     assert "gave up on /crashes" in run.log[-1]
     assert counted(sandbox).keys() == {"/crashes"}
     assert run.output.rows("crashes") == []
-
-
-def test_a_session_that_is_deleted_after_it_was_listed_is_told(
-    sandbox: Sandbox, load: Load
-) -> None:
-    """Its events did not come: no match is claimed, and the log has its name."""
-    gone = with_events(sandbox.project)[1]
-
-    def delete(request: Request, project: Project) -> None:
-        if request.query.get("sessionId") == gone and gone in project.sessions:
-            del project.sessions[gone]
-            del project.events[gone]
-            project.changed("sessions")
-
-    sandbox.options.on_request = delete
-    run = load()
-    assert run.code == 0
-    assert [line for line in run.log if gone in line and "not known" in line]
-    assert run.line_of("events").endswith("1 sessions deleted since they were listed")
-    second = load(run.output.state, after=HOUR)
-    assert_done(second)
-    assert second.sessions == {}
 
 
 # --- Values that no column holds ----------------------------------------------------------
