@@ -270,9 +270,7 @@ def test_calls_before_a_long_silence_come_once(quiet: int, page_size: int) -> No
 
 
 @READINGS
-def test_an_earlier_start_date_of_the_same_day_emits_no_call_twice(
-    sandbox: Sandbox, to_means: Reading
-) -> None:
+def test_an_earlier_start_date_emits_no_call_twice(sandbox: Sandbox, to_means: Reading) -> None:
     """Days before it that the forward part has read are not read as history again."""
     sandbox.options.to_means = to_means
     only = select(NOW, "network")
@@ -320,9 +318,7 @@ def test_a_session_that_is_emitted_has_its_events_whatever_a_day_is(
 
 @ORDERS
 @with_project(seed=3, sessions=60, days=25)
-def test_history_that_finds_dates_ignored_emits_no_session_twice(
-    sandbox: Sandbox, order: Order
-) -> None:
+def test_history_without_dates_emits_no_session_twice(sandbox: Sandbox, order: Order) -> None:
     """What the forward part has just emitted comes again in a listing of all rows."""
     sandbox.options.ignored, sandbox.options.order = "to", order
     settings: Row = {"lookback_days": 1, "page_size": 3}
@@ -603,9 +599,7 @@ def test_two_sessions_are_never_taken_for_one(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("lists_sessions", [True, False])
-def test_events_can_be_loaded_alone_and_incrementally(
-    sandbox: Sandbox, *, lists_sessions: bool
-) -> None:
+def test_events_can_be_loaded_alone(sandbox: Sandbox, *, lists_sessions: bool) -> None:
     """With sessions deselected, or in no catalog, events are complete; the next run asks none."""
     alone = select(NOW, "events")
     if not lists_sessions:
@@ -729,9 +723,7 @@ def test_a_session_that_always_fails_is_set_aside(sandbox: Sandbox, load: Load, 
     assert_whole(sandbox.project, first.output, third.output)
 
 
-def test_a_session_that_failed_and_then_has_no_events_is_asked_for_once_more(
-    sandbox: Sandbox,
-) -> None:
+def test_a_session_that_failed_and_has_no_events_is_asked_for_once_more(sandbox: Sandbox) -> None:
     """It is older than the lookback, so nothing else would bring its events, or ask without end."""
     project = sandbox.project
     broken = next(

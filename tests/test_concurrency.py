@@ -288,9 +288,7 @@ def test_a_time_limit_counts_where_the_state_is_left_as_it_is(sandbox: Sandbox) 
     assert output.state == state
 
 
-def test_a_refusal_for_more_than_a_day_ends_the_run_whoever_meets_it(
-    slow: Sandbox, tmp_path: Path
-) -> None:
+def test_a_refusal_for_more_than_a_day_ends_the_run(slow: Sandbox, tmp_path: Path) -> None:
     """A request that was sent ahead and told to wait for days holds nothing up."""
     slow.options.minute = 60 * 200_000.0  # a 429 tells a sixtieth of it
     events: list[Request] = []

@@ -93,9 +93,7 @@ def test_a_late_call_is_found_though_calls_of_the_day_before_are_gone(
 
 
 @pytest.mark.parametrize("total", [None, "{}", "{:05000}"])
-def test_new_calls_are_found_where_the_api_does_not_count(
-    sandbox: Sandbox, total: str | None
-) -> None:
+def test_new_calls_are_found_without_a_right_total(sandbox: Sandbox, total: str | None) -> None:
     """A day is read anew where its total is missing or absurd; text is a number."""
 
     def without(envelope: Row) -> Row:
@@ -219,9 +217,7 @@ def test_a_session_whose_events_repeat_came_short(sandbox: Sandbox) -> None:
     assert others <= output.table("events").keys()
 
 
-def test_what_was_fetched_before_an_error_is_not_fetched_again(
-    sandbox: Sandbox, load: Load
-) -> None:
+def test_what_came_before_an_error_is_not_fetched_again(sandbox: Sandbox, load: Load) -> None:
     """A key that is rejected in the middle of the events costs no session another request."""
     order = list(load(concurrency=1).sessions)
     rejected = order[40]

@@ -91,9 +91,7 @@ def test_a_day_that_ends_at_a_round_number_is_told(sandbox: Sandbox, load: Load)
     assert {project.when("network", one)[:10] for one in missing} == {f"{day:%F}"}
 
 
-def test_history_is_read_in_windows_where_the_api_does_not_count(
-    sandbox: Sandbox, load: Load
-) -> None:
+def test_history_is_read_in_windows_without_a_total(sandbox: Sandbox, load: Load) -> None:
     """The number of pages tells how large they are, so that each moves the bookmark."""
     sandbox.options.envelope = lambda one: {key: one[key] for key in one if key != "total"}
     run = load(page_size=5)
@@ -163,9 +161,7 @@ def test_an_earlier_start_date_counts_where_dates_are_ignored(sandbox: Sandbox, 
     assert_whole(sandbox.project, first.output, second.output)
 
 
-def test_a_first_date_that_counts_only_with_a_last_brings_no_row_twice(
-    sandbox: Sandbox, load: Load
-) -> None:
+def test_a_from_that_counts_only_with_a_to_is_noticed(sandbox: Sandbox, load: Load) -> None:
     """A run of the next day emits the new call and none of the month before it."""
     sandbox.options.ignored = "from-alone"
     first = load(page_size=5)
@@ -237,9 +233,7 @@ def test_a_page_that_is_gone_ends_the_listing(
 
 
 @pytest.mark.parametrize("many", [1, 25])
-def test_sessions_that_retention_deletes_are_no_broken_endpoint(
-    sandbox: Sandbox, load: Load, many: int
-) -> None:
+def test_sessions_that_are_gone_break_nothing(sandbox: Sandbox, load: Load, many: int) -> None:
     """They go after they were listed: the events of all others are loaded, and it is told."""
     sessions = sandbox.project.sessions
     oldest = sorted(with_events(sandbox.project), key=lambda one: sessions[one]["startedAt"])[:many]
@@ -324,9 +318,7 @@ def test_events_that_come_late_are_asked_for_in_the_next_run(
     assert max(second.sessions.values()) <= most
 
 
-def test_a_count_that_most_sessions_disagree_with_is_no_count_of_events(
-    sandbox: Sandbox, load: Load
-) -> None:
+def test_an_event_count_that_is_wrong_for_most_is_ignored(sandbox: Sandbox, load: Load) -> None:
     """One warning says that `eventCount` counts something else, and all are believed."""
     for row in sandbox.project.sessions.values():
         row["eventCount"] += 3

@@ -175,9 +175,7 @@ def test_a_key_in_an_environment_that_is_not_read_ends_the_command(sandbox: Sand
     assert sandbox.requests == []
 
 
-def test_a_later_start_date_for_one_run_loses_nothing_that_comes_late(
-    sandbox: Sandbox, load: Load
-) -> None:
+def test_a_later_start_date_for_one_run_loses_nothing(sandbox: Sandbox, load: Load) -> None:
     """What came before that date is loaded by the next run without it, and nothing twice."""
     project = sandbox.project
     runs = [load()]
@@ -266,9 +264,7 @@ def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     assert_whole(sandbox.project, run.output, second.output)
 
 
-def test_a_host_that_takes_requests_and_answers_none_ends_the_run(
-    sandbox: Sandbox, load: Load
-) -> None:
+def test_a_host_that_answers_no_request_ends_the_run(sandbox: Sandbox, load: Load) -> None:
     """After the tries of one stream the others are not asked for."""
     sandbox.options.script = lambda _: "timeout"
     run = load(request_timeout=0.1, minute=0.2)
