@@ -554,16 +554,10 @@ def test_events_are_fetched_by_what_happened_in_a_session(
     assert sync(sandbox, NOW, first.state, events_for=events_for).asked == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("eventCount", 99),
-        ("status", "active"),
-        ("endedAt", None),
-        ("hasCrash", True),
-        ("userId", "another"),
-    ],
-)
+CHANGED = {"eventCount": 99, "status": "active", "endedAt": None, "hasCrash": True, "userId": "x"}
+
+
+@pytest.mark.parametrize(("field", "value"), CHANGED.items())
 def test_events_are_fetched_again_where_their_session_has_changed(
     sandbox: Sandbox, field: str, value: object
 ) -> None:

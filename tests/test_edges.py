@@ -13,7 +13,7 @@ from tests.running import PRIMARY_KEYS, Row, assert_whole, expected, select, syn
 if t.TYPE_CHECKING:
     from tests.loads import Load
     from tests.running import Output
-    from tests.sandbox import Request, Sandbox
+    from tests.sandbox import Sandbox
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NO_TIME = 1e-6  # minutes, over before the first request
@@ -198,23 +198,6 @@ def test_a_session_without_an_id_is_never_asked_for(sandbox: Sandbox) -> None:
     output = sync(sandbox, NOW, state)
     assert output.asked == []
     assert output.state["bookmarks"]["events"]["set_aside"] == {}
-
-
-def test_a_session_whose_events_repeat_came_short(sandbox: Sandbox) -> None:
-    """Pages of one session that lead nowhere do not keep the others back."""
-    sandbox.options.events_paging = "pages"
-    project = sandbox.project
-    bad = max(project.events, key=lambda one: len(project.events[one]))
-
-    def repeat(request: Request, _: object) -> None:
-        sandbox.options.repeat_page = request.query.get("sessionId") == bad
-
-    sandbox.options.on_request = repeat
-    output = sync(sandbox, NOW, page_size=5, concurrency=1)
-    count = project.sessions[bad]["eventCount"]
-    assert output.state["bookmarks"]["events"]["short"] == {bad: [5, count]}
-    others = {key for key in expected(project, "events") if key[0] != bad}
-    assert others <= output.table("events").keys()
 
 
 def test_what_came_before_an_error_is_not_fetched_again(sandbox: Sandbox, load: Load) -> None:

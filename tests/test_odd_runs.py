@@ -19,7 +19,7 @@ import pytest
 from tests import forks
 from tests.conftest import NOW, tiered, with_project
 from tests.loads import Load, assert_done, with_events
-from tests.running import KEPT, PRIMARY_KEYS, assert_whole, counted, expected, select
+from tests.running import KEPT, PRIMARY_KEYS, assert_whole, expected, select
 from tests.tap_process import TapProcess, clock
 
 if t.TYPE_CHECKING:
@@ -262,16 +262,6 @@ def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     second = load(run.output.state, after=HOUR)
     assert_done(second)
     assert_whole(sandbox.project, run.output, second.output)
-
-
-def test_a_host_that_answers_no_request_ends_the_run(sandbox: Sandbox, load: Load) -> None:
-    """After the tries of one stream the others are not asked for."""
-    sandbox.options.script = lambda _: "timeout"
-    run = load(request_timeout=0.1, minute=0.2)
-    assert run.code == 1
-    assert "gave up on /crashes" in run.log[-1]
-    assert counted(sandbox).keys() == {"/crashes"}
-    assert run.output.rows("crashes") == []
 
 
 # --- Values that no column holds ----------------------------------------------------------
