@@ -68,7 +68,7 @@ def test_an_api_that_counts_oddly_loses_nothing(
     assert len(project.network) > 100
     assert len(project.crashes) > 3
     vars(sandbox.options).update(options)
-    run = load(page_size=page_size, most=1500)
+    run = load(page_size=page_size, most=600)
     assert run.code == 0, run.log[-1]
     assert_whole(project, run.output)
     assert run.output.repeated("network") == []
