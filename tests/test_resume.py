@@ -39,7 +39,7 @@ from tests.tap_process import SignalAt, TapProcess, ticking
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    Row = dict[str, t.Any]
+    from tests.running import Row
 
 LOOKBACK = timedelta(days=7)
 FORWARD_FROM = "2026-02-21"  # the lookback of NOW, and a day for time zones
