@@ -105,10 +105,13 @@ def now() -> datetime:
     return NOW
 
 
+def with_project(**data: object) -> pytest.MarkDecorator:
+    """Return a test whose sandbox has another project than the usual one."""
+    return pytest.mark.parametrize("sandbox", [data], indirect=True, ids=["other"])
+
+
 # For tests that count more requests than the usual project needs.
-LARGER = pytest.mark.parametrize(
-    "sandbox", [{"seed": 7, "sessions": 120}], indirect=True, ids=["larger"]
-)
+LARGER = with_project(seed=7, sessions=120)
 
 
 @pytest.fixture

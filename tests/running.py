@@ -41,9 +41,13 @@ def tap_class(now: datetime, minute: float = 60.0) -> type[TapBugsPulse]:
 
 @dataclass
 class Output:
-    """What a run of the tap wrote: its messages, in order."""
+    """What a run of the tap wrote: its messages, in order.
+
+    ``asked`` are the sessions whose events it asked for, in order, where `sync` ran it.
+    """
 
     messages: list[Row] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, text: str) -> Output:
@@ -58,6 +62,10 @@ class Output:
             for message in self.messages
             if message["type"] == "RECORD" and message["stream"] == stream
         ]
+
+    def ids(self, stream: str) -> list[str]:
+        """Return the ids of a stream's records in the order they were emitted."""
+        return [row["id"] for row in self.rows(stream)]
 
     def table(self, stream: str) -> dict[tuple[str, ...], Row]:
         """Return the latest record for each primary key, as an upsert leaves them."""
@@ -96,7 +104,7 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
     Settings are those of the tap; pacing is off unless they say otherwise. The clock
     stands still at ``now``, or is the real one.
     """
-    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    written, earlier = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), len(sandbox.requests)
     config = {
         "api_url": sandbox.url,
         "api_key": sandbox.api_key,
@@ -112,7 +120,9 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
         )
         tap.sync_all()
     written.seek(0)
-    return Output.read(written.read())
+    output = Output.read(written.read())
+    output.asked = events_asked(sandbox.requests[earlier:])
+    return output
 
 
 def select(now: datetime, *streams: str) -> Row:

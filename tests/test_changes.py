@@ -2,132 +2,120 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import typing as t
 from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
 
-from tests.conftest import sweep
-from tests.running import PRIMARY_KEYS, Output, counted, expected, select, sync
+from tests.conftest import NOW, sweep, with_project
+from tests.loads import Load, assert_done
+from tests.running import assert_whole, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
+    from tests.running import Row
     from tests.sandbox import Project, Request
 
 Order = t.Literal["newest", "oldest", "arbitrary"]
 Reading = t.Literal["before", "midnight", "end"]
-ORDERS: list[Order] = ["newest", "oldest", "arbitrary"]
+ORDERS = pytest.mark.parametrize("order", t.get_args(Order))
+READINGS = pytest.mark.parametrize("to_means", t.get_args(Reading))
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
-
-def asked_for_events(sandbox: Sandbox) -> list[str]:
-    """Return the sessions whose events were asked for, in order."""
-    return [request.query["sessionId"] for request in sandbox.requests if request.path == "/events"]
+# Calls of one day of the lookback.
+THAT_DAY = NOW.replace(hour=0) - 3 * DAY
+OF_THAT_DAY = tuple(THAT_DAY + hour * HOUR for hour in (0, 1, 3, 5, 13, 21))
 
 
 # --- While pages are read --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_growth_while_pages_are_read_asks_for_nothing_twice(
-    sandbox: Sandbox, now: datetime, order: Order
-) -> None:
+@ORDERS
+def test_growth_while_pages_are_read_asks_for_nothing_twice(sandbox: Sandbox, order: Order) -> None:
     """Sessions that come while the pages are read cost no second listing."""
-    settled = counted_run(sandbox, now, order)
+    sandbox.options.order = order
+    only = select(NOW, "sessions")
+    sync(sandbox, NOW, page_size=20, catalog=only)
+    settled = counted(sandbox)["/sessions"]
     before = set(sandbox.project.sessions)
-    count = 0
+    came: list[str] = []
 
     def grow(request: Request, project: Project) -> None:
-        nonlocal count
-        if request.path == "/sessions" and request.query["page"] == "2":
-            count += 1
-            project.new_session(now - timedelta(minutes=30))
+        if request.query["page"] == "2":
+            came.append(project.new_session(NOW - HOUR / 2))
 
+    sandbox.reset()
     sandbox.options.on_request = grow
-    output = sync(sandbox, now, page_size=20, catalog=select(now, "sessions"), concurrency=1)
-    assert count > 0
-    assert before <= {key[0] for key in output.table("sessions")}
+    output = sync(sandbox, NOW, page_size=20, catalog=only, concurrency=1)
+    assert came
+    assert before <= set(output.ids("sessions"))
     assert counted(sandbox)["/sessions"] <= settled + 1  # the page that growth adds
 
 
-def counted_run(sandbox: Sandbox, now: datetime, order: Order) -> int:
-    """Set the order and count the requests of a run in which nothing changes."""
-    sandbox.options.order = order
-    sync(sandbox, now, page_size=20, catalog=select(now, "sessions"))
-    requests = counted(sandbox)["/sessions"]
-    sandbox.reset()
-    return requests
-
-
-@pytest.mark.parametrize("order", ORDERS)
+@ORDERS
 @pytest.mark.parametrize("stream", ["sessions", "network", "crashes"])
 def test_no_row_is_lost_while_others_are_deleted(
-    sandbox: Sandbox, now: datetime, order: Order, stream: str
+    sandbox: Sandbox, order: Order, stream: str
 ) -> None:
     """Rows that are there all the time arrive though others vanish between pages."""
     sandbox.options.order = order
-    deleted = 0
+    deleted: list[object] = []
 
     def delete(request: Request, project: Project) -> None:
-        nonlocal deleted
-        if request.path == f"/{stream}" and int(request.query["page"]) in {2, 3}:
+        if request.query["page"] in {"2", "3"}:
             rows = project.table(stream)
             # From either end, so that the pages that follow shift in every order.
-            for row_id in (next(iter(rows)), next(reversed(rows))):
-                del rows[row_id]
-                deleted += 1
+            deleted.extend(rows.pop(one) for one in (next(iter(rows)), next(reversed(rows))))
             project.changed(stream)
 
     sandbox.options.on_request = delete
-    output = sync(sandbox, now, page_size=3, catalog=select(now, stream))
-    assert deleted > 0
+    output = sync(sandbox, NOW, page_size=3, catalog=select(NOW, stream))
+    assert deleted
     assert expected(sandbox.project, stream).items() <= output.table(stream).items()
     assert output.repeated(stream) == []
 
 
 @pytest.mark.parametrize("stream", ["sessions", "network"])
 @pytest.mark.parametrize("many", [1, 3, 7])
-@pytest.mark.parametrize("at_page", [2, 3])
+@pytest.mark.parametrize("at_page", ["2", "3"])
 def test_no_row_is_lost_when_as_many_come_as_go(
-    sandbox: Sandbox, now: datetime, stream: str, many: int, at_page: int
+    sandbox: Sandbox, stream: str, many: int, at_page: str
 ) -> None:
     """The oldest rows go and as many new ones come: the total alone would not show it."""
     sandbox.options.order = "oldest"
-    project, column = sandbox.project, {"sessions": "startedAt", "network": "timestamp"}
-    table = project.table(stream)
-    add: t.Callable[[datetime], str] = project.new_network
-    if stream == "sessions":
-        add = project.new_session
-    turned_over = 0
+    project = sandbox.project
+    table, when = project.table(stream), partial(project.when, stream)
+    add = project.new_session if stream == "sessions" else project.new_network
+    gone: list[str] = []
 
     def turn_over(request: Request, _: Project) -> None:
-        nonlocal turned_over
-        if turned_over or request.path != f"/{stream}" or "to" not in request.query:
+        if gone or request.query["page"] != at_page or "to" not in request.query:
             return
-        if request.query["page"] == str(at_page):
-            start = request.query.get("from", "")
-            rows = sorted(table, key=lambda row_id: table[row_id][column[stream]])
-            oldest = [row_id for row_id in rows if table[row_id][column[stream]] >= start]
-            for row_id in oldest[:many]:
-                del table[row_id]
-            # Within the window that is being read, after all of its rows.
-            end = datetime.fromisoformat(request.query["to"] + "T00:00:00Z")
-            for minutes in range(many):
-                add(end - timedelta(minutes=many - minutes))
-            project.changed(stream)
-            turned_over = len(oldest)
+        start = request.query.get("from", "")
+        end = datetime.fromisoformat(f"{request.query['to']}T00:00:00Z")
+        gone.extend(sorted((one for one in table if when(one) >= start), key=when)[:many])
+        for one in gone:
+            del table[one]
+        # Within the window that is being read, after all of its rows.
+        for minutes in range(many):
+            add(end - timedelta(minutes=many - minutes))
+        project.changed(stream)
 
     sandbox.options.on_request = turn_over
-    output = sync(sandbox, now, page_size=3, catalog=select(now, stream))
-    assert turned_over > 0
+    output = sync(sandbox, NOW, page_size=3, catalog=select(NOW, stream))
+    assert gone
     assert expected(project, stream).items() <= output.table(stream).items()
     assert output.repeated(stream) == []
 
 
-def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox, now: datetime) -> None:
+def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox) -> None:
     """Events over several pages are listed again when they shift."""
     sandbox.options.events_paging = "pages"
     session_id, events = max(sandbox.project.events.items(), key=lambda entry: len(entry[1]))
+    count = len(events)
+    assert count > 10
 
     def delete(request: Request, project: Project) -> None:
         asked = (request.query.get("sessionId"), request.query["page"])
@@ -135,786 +123,655 @@ def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox, now: dateti
             del events[0]
             project.changed()
 
-    count = len(events)
-    assert count > 10
     sandbox.options.on_request = delete
-    output = sync(sandbox, now, page_size=5)
+    output = sync(sandbox, NOW, page_size=5)
     assert len(events) == count - 1
     assert expected(sandbox.project, "events").items() <= output.table("events").items()
 
 
-def test_no_row_is_lost_where_one_comes_before_one_goes(sandbox: Sandbox, now: datetime) -> None:
+def test_no_row_is_lost_where_one_comes_before_one_goes(sandbox: Sandbox) -> None:
     """The API counts as many rows in the end as at first, and more in between."""
     rows = sandbox.project.crashes
-    ordered = sorted(rows, key=lambda one: rows[one]["lastSeenAt"])
-    oldest = rows[ordered[0]]
+    oldest, *_, newest = sorted(rows, key=lambda one: rows[one]["lastSeenAt"])
 
     def change(request: Request, project: Project) -> None:
-        if request.path == "/crashes" and request.query["page"] == "2" and "new" not in rows:
-            rows["new"] = {**oldest, "id": "new", "lastSeenAt": "2026-01-01T00:00:00.000Z"}
-        elif request.path == "/crashes" and request.query["page"] == "3":
-            rows.pop(ordered[-1], None)
+        if request.query["page"] == "2" and "new" not in rows:
+            rows["new"] = {**rows[oldest], "id": "new", "lastSeenAt": "2026-01-01T00:00:00.000Z"}
+        elif request.query["page"] == "3":
+            rows.pop(newest, None)
         project.changed("crashes")
 
     assert len(rows) > 4
     sandbox.options.on_request = change
-    output = sync(sandbox, now, page_size=2, catalog=select(now, "crashes"))
+    output = sync(sandbox, NOW, page_size=2, catalog=select(NOW, "crashes"))
     assert expected(sandbox.project, "crashes").items() <= output.table("crashes").items()
 
 
-def test_a_listing_that_stays_short_is_told(
-    sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_listing_that_stays_short_is_told(sandbox: Sandbox, load: Load) -> None:
     """Where the API counts more rows than it gives, a warning has both numbers."""
 
     def shrink(request: Request, project: Project) -> None:
-        if request.path == "/sessions" and request.query["page"] == "2":
+        if request.query["page"] == "2":
             del project.sessions[next(iter(project.sessions))]
             project.changed("sessions")
 
     sandbox.options.on_request = shrink
-    sync(sandbox, now, page_size=5, catalog=select(now, "sessions"))
-    warnings = [
-        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
-    ]
-    assert any("rows arrived where the API counts" in warning for warning in warnings)
-    first_pages = [one.query["page"] for one in sandbox.requests].count("1")
-    assert first_pages <= 3 * len(warnings) + 4  # three listings, and a few to cut windows
+    run = load(page_size=5, catalog=select(NOW, "sessions"))
+    assert run.code == 0
+    assert re.search(r"\b\d+ rows arrived where the API counts \d+ in ", run.warnings[0])
+    assert run.line_of("sessions").endswith("listings short of the API's total")
+    assert not run.is_complete
+    first_pages = [one.query["page"] for one in run.requests].count("1")
+    # Three listings, and a few to cut windows.
+    assert first_pages <= 3 * len(run.warnings) + 4
 
 
-def test_rows_that_share_a_key_are_told(
-    sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_that_share_a_key_are_told(sandbox: Sandbox, load: Load) -> None:
     """Two events of one session with the same id: the first is loaded, and it is said."""
-    session_id, events = next(
-        (one, events) for one, events in sandbox.project.events.items() if len(events) > 2
-    )
+    events = next(one for one in sandbox.project.events.values() if len(one) > 2)
     events[1]["id"] = events[0]["id"]
     sandbox.project.changed()
-    output = sync(sandbox, now)
-    ids = [row["id"] for row in output.rows("events") if row["sessionId"] == session_id]
-    assert ids == [event["id"] for event in events if event is not events[1]]
-    came, counted = len(ids), len(events)
-    assert f"events: {came} rows arrived where the API counts {counted} in" in caplog.text
+    run = load()
+    del events[1]
+    assert_whole(sandbox.project, run.output)
+    (told,) = run.warnings
+    came = len(events)
+    assert f"events: {came} rows arrived where the API counts {came + 1} in" in told
 
 
 # --- Between runs ----------------------------------------------------------------------
 
 
-def test_only_what_changed_is_loaded_again(sandbox: Sandbox, now: datetime) -> None:
+def test_only_what_changed_is_loaded_again(sandbox: Sandbox) -> None:
     """Sessions that grew, ended, crashed, are new or came late, and no others."""
     project = sandbox.project
-    first = sync(sandbox, now)
-    recent = [
-        session_id
-        for session_id, row in project.sessions.items()
-        if now - timedelta(days=5) < datetime.fromisoformat(row["startedAt"]) < now
-    ]
-    active = [one for one in recent if project.sessions[one]["status"] == "active"]
-    finished = [one for one in recent if project.sessions[one]["status"] == "completed"]
-    changed = {finished[0], finished[1], active[0]}
-    project.grow(finished[0])
-    project.crash(finished[1])
-    project.end(active[0])
-    changed.add(project.new_session(now - timedelta(minutes=5)))
-    changed.add(project.new_session(now - timedelta(days=6)))
-    sandbox.reset()
-    second = sync(sandbox, now + timedelta(hours=1), first.state)
-    assert {key[0] for key in second.table("sessions")} == changed
-    assert second.repeated("sessions") == []
-    assert set(asked_for_events(sandbox)) == changed
-    assert len(asked_for_events(sandbox)) == len(changed)
-    for stream in PRIMARY_KEYS:
-        together = first.table(stream) | second.table(stream)
-        assert together == expected(project, stream)
+    first = sync(sandbox, NOW)
+    recent = [one for one in project.sessions if NOW - 5 * DAY < at_start(project, one) < NOW]
+    active = next(one for one in recent if project.sessions[one]["status"] == "active")
+    grown, crashed, *_ = (one for one in recent if project.sessions[one]["status"] == "completed")
+    project.grow(grown)
+    project.crash(crashed)
+    project.end(active)
+    new = [project.new_session(NOW - ago) for ago in (timedelta(minutes=5), 6 * DAY)]
+    second = sync(sandbox, NOW + HOUR, first.state)
+    changed = sorted([grown, crashed, active, *new])
+    assert sorted(second.ids("sessions")) == sorted(second.asked) == changed
+    assert_whole(project, first, second)
 
 
-def test_late_network_calls_are_found_by_their_number(sandbox: Sandbox, now: datetime) -> None:
+def at_start(project: Project, session: str) -> datetime:
+    """Return the instant at which a session began."""
+    return datetime.fromisoformat(project.when("sessions", session))
+
+
+def test_late_network_calls_are_found_by_their_number(sandbox: Sandbox) -> None:
     """A call that comes late is loaded, and unchanged days take a request each."""
-    first = sync(sandbox, now, catalog=select(now, "network"), page_size=3)
-    late = sandbox.project.new_network(now - timedelta(days=3))
+    only = select(NOW, "network")
+    first = sync(sandbox, NOW, catalog=only, page_size=3)
+    late = sandbox.project.new_network(NOW - 3 * DAY)
     sandbox.reset()
-    second = sync(sandbox, now, first.state, catalog=select(now, "network"), page_size=3)
-    day = (now - timedelta(days=3)).date().isoformat()
-    assert (late,) in second.table("network")
+    second = sync(sandbox, NOW, first.state, only, page_size=3)
+    day = f"{NOW - 3 * DAY:%F}"
+    assert late in second.ids("network")
     assert {row["timestamp"][:10] for row in second.rows("network")} == {day}
     assert second.repeated("network") == []
-    unchanged = {
-        request.query["from"]: request.query["page"]
-        for request in sandbox.requests
-        if request.query["from"] != day
-    }
-    mark = first.state["bookmarks"]["network"]["replication_key_value"]
-    edge = datetime.fromisoformat(mark) - timedelta(days=7 + 1)  # a day for time zones
-    assert len(unchanged) == (now.date() - edge.date()).days  # today, too, less the day
-    assert set(unchanged.values()) == {"1"}
+    queries = [one.query for one in sandbox.requests if one.query["from"] != day]
+    # Those of the lookback, one more for time zones, and today.
+    days = {f"{NOW - ago * DAY:%F}" for ago in range(9)} - {day}
+    assert sorted(one["from"] for one in queries) == sorted(days)
+    assert {one["page"] for one in queries} == {"1"}
 
 
-def test_new_network_calls_come_without_the_old_ones(sandbox: Sandbox, now: datetime) -> None:
-    """A day that only goes on is loaded from where it was."""
-    first = sync(sandbox, now, catalog=select(now, "network"))
-    new = sandbox.project.new_network(now + timedelta(minutes=1))
-    second = sync(sandbox, now + timedelta(hours=1), first.state, catalog=select(now, "network"))
-    assert set(second.table("network")) == {(new,)}
-
-
-@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
-@pytest.mark.parametrize("hours", [0.0, 5.5, -12.0])
-def test_a_late_call_comes_once_whatever_a_day_is(
-    sandbox: Sandbox, now: datetime, to_means: Reading, hours: float
+@READINGS
+@pytest.mark.parametrize("offset", [0.0, 5.5, -8, -12, 14])
+def test_late_calls_come_once_whatever_a_day_is(
+    sandbox: Sandbox, to_means: Reading, offset: float
 ) -> None:
-    """Days that overlap, or of another time zone, bring a late call once, and then none."""
-    sandbox.options.to_means = to_means
-    sandbox.options.utc_offset_hours = hours
-    only = select(now, "network")
-    first = sync(sandbox, now, catalog=only)
-    day = (now - timedelta(days=3)).replace(hour=0)
-    late = {sandbox.project.new_network(day + timedelta(hours=hour)) for hour in (0, 7, 23)}
-    second = sync(sandbox, now, first.state, catalog=only)
-    assert late <= {key[0] for key in second.table("network")}
-    assert second.repeated("network") == []
-    third = sync(sandbox, now, second.state, catalog=only)
-    assert third.rows("network") == []
+    """Where days overlap, or are of another time zone, also after the day has turned."""
+    sandbox.options.to_means, sandbox.options.utc_offset_hours = to_means, offset
+    project, only = sandbox.project, select(NOW, "network")
+    evening = NOW.replace(hour=23, minute=30)
+    for call in range(1, 25):
+        project.new_network(evening - timedelta(minutes=25 * call))
+    state = sync(sandbox, evening, catalog=only).state
+    instants = [NOW.replace(hour=hour) - 3 * DAY for hour in (0, 7, 23)]
+    instants += [evening - timedelta(hours=16, minutes=minute) for minute in range(3)]
+    late = {project.new_network(instant) for instant in instants}
+    for hours in (9, 9, 10, 30, 30):
+        output = sync(sandbox, evening + hours * HOUR, state, only)
+        assert late <= set(output.ids("network"))
+        assert late or output.rows("network") == []
+        assert output.repeated("network") == []
+        state, late = output.state, set()
 
 
-def test_calls_of_a_project_gone_quiet_come_once(now: datetime) -> None:
+@with_project(seed=0, sessions=1, days=1, until=NOW)
+def test_calls_of_a_project_gone_quiet_come_once(sandbox: Sandbox) -> None:
     """The newest calls may lie in the next day of the API's time zone: they are known."""
-    project = generate(seed=0, sessions=1, days=1, until=now)
-    with Sandbox(project, Options(requests_per_minute=None, utc_offset_hours=5.5)) as sandbox:
-        state = sync(sandbox, now, lookback_days=0).state
-        for hours in (60, 61, 100):
-            later = now + timedelta(hours=hours)
-            output = sync(sandbox, later, state, lookback_days=0)
-            assert output.rows("network") == output.rows("sessions") == []
-            state = output.state
+    sandbox.options.utc_offset_hours = 5.5
+    state = sync(sandbox, NOW, lookback_days=0).state
+    for hours in (60, 61, 100):
+        output = sync(sandbox, NOW + hours * HOUR, state, lookback_days=0)
+        assert output.rows("network") == output.rows("sessions") == []
+        state = output.state
 
 
 @sweep("quiet page_size", [9, 15, 40], [2, 5, 1000], quick=[(9, 1000), (15, 2), (40, 5)])
-def test_calls_before_a_long_silence_come_once(now: datetime, quiet: int, page_size: int) -> None:
+def test_calls_before_a_long_silence_come_once(quiet: int, page_size: int) -> None:
     """A project that is silent for longer than the lookback is not loaded again."""
-    ends = now - timedelta(days=quiet, hours=1)
+    ends = NOW - quiet * DAY - HOUR
     project = generate(seed=3, sessions=200, days=20, until=ends, lying_clocks=False)
-    only = select(now, "network")
+    only = select(NOW, "network")
     with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        first = sync(sandbox, now, None, only, page_size=page_size)
-        later = now + timedelta(hours=1)
-        second = sync(sandbox, later, first.state, only, page_size=page_size)
+        first = sync(sandbox, NOW, None, only, page_size=page_size)
+        second = sync(sandbox, NOW + HOUR, first.state, only, page_size=page_size)
     assert first.table("network") == expected(project, "network")
     assert first.repeated("network") == []
     assert second.rows("network") == []
 
 
-@pytest.mark.parametrize("to_means", ["before", "midnight", "end"])
-def test_an_earlier_start_date_of_the_same_day_emits_no_call_twice(
-    sandbox: Sandbox, now: datetime, to_means: Reading
-) -> None:
+@READINGS
+def test_an_earlier_start_date_emits_no_call_twice(sandbox: Sandbox, to_means: Reading) -> None:
     """Days before it that the forward part has read are not read as history again."""
     sandbox.options.to_means = to_means
-    only = select(now, "network")
-    _, call = (sandbox.project.new_network(now - timedelta(hours=n)) for n in (20, 1))
-    start = (now - timedelta(hours=2)).isoformat()
-    first = sync(sandbox, now, catalog=only, start_date=start)
-    second = sync(sandbox, now, first.state, catalog=only)
+    only = select(NOW, "network")
+    _, call = (sandbox.project.new_network(NOW - ago * HOUR) for ago in (20, 1))
+    first = sync(sandbox, NOW, catalog=only, start_date=(NOW - 2 * HOUR).isoformat())
+    second = sync(sandbox, NOW, first.state, only)
     assert second.repeated("network") == []
-    assert (call,) in first.table("network")
+    assert call in first.ids("network")
     assert first.table("network") | second.table("network") == expected(sandbox.project, "network")
 
 
-def test_a_changed_session_that_two_windows_list_comes_once(now: datetime) -> None:
+@with_project(seed=0, sessions=50, days=1)
+def test_a_changed_session_that_two_windows_list_comes_once(sandbox: Sandbox) -> None:
     """Where `to` includes its day, and other windows are cut than in the run before."""
-    project = generate(seed=0, sessions=50, days=1, until=now - timedelta(hours=1))
-    with Sandbox(project, Options(requests_per_minute=None, to_means="end")) as sandbox:
-        state = sync(sandbox, now, page_size=20).state
-        project.now = now
-        changed = max(project.sessions, key=lambda one: project.sessions[one]["startedAt"])
-        project.grow(changed)
-        second = sync(sandbox, now, state, page_size=5)
-    assert [row["id"] for row in second.rows("sessions")] == [changed]
+    project = sandbox.project
+    sandbox.options.to_means = "end"
+    state = sync(sandbox, NOW, page_size=20).state
+    project.now = NOW
+    changed = max(project.sessions, key=partial(project.when, "sessions"))
+    project.grow(changed)
+    assert sync(sandbox, NOW, state, page_size=5).ids("sessions") == [changed]
 
 
+@with_project(seed=3, sessions=30, days=12)
 @pytest.mark.parametrize(
-    ("hours", "of", "started"), [(5.5, "startedAt", 20), (14, "startedAt", 12), (0, "endedAt", 23)]
+    ("offset", "filter_on", "started"),
+    [(5.5, "startedAt", 20), (14, "startedAt", 12), (0, "endedAt", 23)],
 )
 def test_a_session_that_is_emitted_has_its_events_whatever_a_day_is(
-    now: datetime, hours: float, of: t.Literal["startedAt", "endedAt"], started: int
+    sandbox: Sandbox, offset: float, filter_on: t.Literal["startedAt", "endedAt"], started: int
 ) -> None:
     """Also if it came late and the API lists it on the day after the one that it began on."""
-    project = generate(seed=3, sessions=30, days=12, until=now - timedelta(hours=1))
-    options = Options(requests_per_minute=None, utc_offset_hours=hours, filter_on=of)
-    with Sandbox(project, options) as sandbox:
-        state = sync(sandbox, now).state
-        day = (now - timedelta(days=9)).replace(hour=0)  # before the first that is asked for
-        late = project.new_session(day + timedelta(hours=started, minutes=59))
-        project.sessions[late]["endedAt"] = f"{day + timedelta(days=1, minutes=10):%FT%T.000Z}"
-        output = sync(sandbox, now + timedelta(hours=1), state)
-    assert [row["id"] for row in output.rows("sessions")] == [late]
+    sandbox.options.utc_offset_hours, sandbox.options.filter_on = offset, filter_on
+    project = sandbox.project
+    state = sync(sandbox, NOW).state
+    day = (NOW - 9 * DAY).replace(hour=0)  # before the first that is asked for
+    late = project.new_session(day + timedelta(hours=started, minutes=59))
+    project.sessions[late]["endedAt"] = f"{day + DAY:%F}T00:10:00.000Z"
+    output = sync(sandbox, NOW + HOUR, state)
+    assert output.ids("sessions") == [late]
     events = [row["id"] for row in output.rows("events") if row["sessionId"] == late]
     assert events == [row["id"] for row in project.events[late]]
     assert events
 
 
-@pytest.mark.parametrize("order", ["newest", "oldest", "arbitrary"])
-def test_history_that_finds_dates_ignored_emits_no_session_twice(
-    now: datetime, order: t.Literal["newest", "oldest", "arbitrary"]
-) -> None:
+@ORDERS
+@with_project(seed=3, sessions=60, days=25)
+def test_history_without_dates_emits_no_session_twice(sandbox: Sandbox, order: Order) -> None:
     """What the forward part has just emitted comes again in a listing of all rows."""
-    project = generate(seed=3, sessions=60, days=25, until=now - timedelta(hours=1))
-    since = f"{now - timedelta(days=14):%F}"
-    with Sandbox(project, Options(requests_per_minute=None, ignored="to", order=order)) as sandbox:
-        settings: dict[str, t.Any] = {"lookback_days": 1, "page_size": 3}
-        state = sync(sandbox, now, start_date=since, **settings).state
-        new = {project.new_session(now + timedelta(minutes=one)) for one in range(4)}
-        output = sync(sandbox, now + timedelta(hours=1), state, **settings)
-    assert {row["id"] for row in output.rows("sessions")} >= new
+    sandbox.options.ignored, sandbox.options.order = "to", order
+    settings: Row = {"lookback_days": 1, "page_size": 3}
+    state = sync(sandbox, NOW, start_date=f"{NOW - 14 * DAY:%F}", **settings).state
+    new = {sandbox.project.new_session(NOW + timedelta(minutes=one)) for one in range(4)}
+    output = sync(sandbox, NOW + HOUR, state, **settings)
+    assert set(output.ids("sessions")) >= new
     assert output.repeated("sessions") == output.repeated("events") == []
 
 
-def test_late_rows_filed_by_their_receipt_come_once(now: datetime) -> None:
+@with_project(seed=0, sessions=0, days=1, until=NOW)
+def test_late_rows_filed_by_their_receipt_come_once(sandbox: Sandbox) -> None:
     """What is of long ago and the API files under the day it came is loaded, but not again."""
-    project = generate(seed=0, sessions=0, days=1, until=now)
-    with Sandbox(project, Options(requests_per_minute=None, filter_on="received")) as sandbox:
-        project.now = now
-        call = project.new_network(now - timedelta(hours=361))
-        first = sync(sandbox, now)
-        assert {key[0] for key in first.table("network")} == {call}
-        state = first.state
-        for hours in (300, 300, 400):
-            output = sync(sandbox, now + timedelta(hours=hours), state)
-            assert output.rows("network") == []
-            state = output.state
-        assert len(state["bookmarks"]["network"]["days"]) <= 10  # those of the lookback
-        project.now = now + timedelta(hours=400)
-        session = project.new_session(now - timedelta(hours=90))
-        other = project.new_network(now - timedelta(hours=90))
-        output = sync(sandbox, now + timedelta(hours=401), state)
-        assert [row["id"] for row in output.rows("sessions")] == [session]
-        assert (other,) in output.table("network")
-        assert output.table("events") == expected(project, "events")
+    sandbox.options.filter_on = "received"
+    project = sandbox.project
+    call = project.new_network(NOW - 361 * HOUR)
+    output = sync(sandbox, NOW)
+    assert output.ids("network") == [call]
+    for hours in (300, 300, 400):
+        output = sync(sandbox, NOW + hours * HOUR, output.state)
+        assert output.rows("network") == []
+    assert len(output.state["bookmarks"]["network"]["days"]) <= 10  # those of the lookback
+    project.now = NOW + 400 * HOUR
+    session = project.new_session(NOW - 90 * HOUR)
+    other = project.new_network(NOW - 90 * HOUR)
+    output = sync(sandbox, NOW + 401 * HOUR, output.state)
+    assert output.ids("sessions") == [session]
+    assert other in output.ids("network")
+    assert output.table("events") == expected(project, "events")
 
 
-def test_a_call_without_a_readable_time_does_not_come_again(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_call_without_a_readable_time_does_not_come_again(sandbox: Sandbox) -> None:
     """It counts as loaded with its day, and a new call of that day comes alone."""
-    odd = sandbox.project.new_network(now - timedelta(hours=2))
+    odd = sandbox.project.new_network(NOW - 2 * HOUR)
 
-    def unreadable(envelope: dict[str, t.Any]) -> dict[str, t.Any]:
+    def unreadable(envelope: Row) -> Row:
         rows = envelope["data"]
-        envelope["data"] = [
-            {**row, "timestamp": "soon"} if row["id"] == odd else row for row in rows
-        ]
-        return envelope
+        rows = [{**row, "timestamp": "soon"} if row["id"] == odd else row for row in rows]
+        return {**envelope, "data": rows}
 
     sandbox.options.envelope = unreadable
-    only = select(now, "network")
-    first = sync(sandbox, now, catalog=only)
+    only = select(NOW, "network")
+    first = sync(sandbox, NOW, catalog=only)
     assert first.table("network")[odd,]["timestamp"] is None
-    new = sandbox.project.new_network(now + timedelta(minutes=30))
-    second = sync(sandbox, now + timedelta(hours=1), first.state, only)
-    assert [row["id"] for row in second.rows("network")] == [new]
+    new = sandbox.project.new_network(NOW + HOUR / 2)
+    assert sync(sandbox, NOW + HOUR, first.state, only).ids("network") == [new]
 
 
-@pytest.mark.parametrize("stream", ["sessions", "network"])
-def test_rows_come_again_where_their_bookmark_is_taken_out_of_the_state(
-    sandbox: Sandbox, now: datetime, stream: str
-) -> None:
-    """Fingerprints and numbers of days that are left there keep none of them back."""
-    only = select(now, stream)
-    state = sync(sandbox, now, catalog=only).state
-    for key in ("replication_key_value", "complete_from"):
-        del state["bookmarks"][stream][key]
-    again = sync(sandbox, now, state, only)
-    assert again.table(stream) == expected(sandbox.project, stream)
+def ends_of(state: Row) -> set[str]:
+    """Return the instants up to which a state says that streams are complete."""
+    marks = state["bookmarks"]
+    ends = {marks[stream]["replication_key_value"] for stream in ("sessions", "network")}
+    return ends | {marks["events"]["complete"]["all"]["complete_to"]}
 
 
-def test_a_completed_run_is_complete_to_its_start(sandbox: Sandbox, now: datetime) -> None:
+def test_a_completed_run_is_complete_to_its_start(sandbox: Sandbox) -> None:
     """Not to the newest row, which a project gone quiet may have had weeks ago."""
-    state = sync(sandbox, now + timedelta(days=30)).state["bookmarks"]
-    start = "2026-03-31T12:00:00.000Z"
-    assert state["sessions"]["replication_key_value"] == start
-    assert state["network"]["replication_key_value"] == start
-    assert state["events"]["complete"]["all"]["complete_to"] == start
+    assert ends_of(sync(sandbox, NOW + 30 * DAY).state) == {"2026-03-31T12:00:00.000Z"}
 
 
-def test_a_run_with_an_end_date_is_complete_to_just_before_it(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_run_with_an_end_date_is_complete_to_just_before_it(sandbox: Sandbox) -> None:
     """What is at end_date or after it is left to the next run, which loads it once."""
-    project = sandbox.project
-    end = now - timedelta(days=10)
-    project.new_session(end)
-    project.new_network(end)
-    first = sync(sandbox, now, end_date=end.isoformat())
-    state = first.state["bookmarks"]
-    just_before = "2026-02-19T11:59:59.999Z"
-    assert state["sessions"]["replication_key_value"] == just_before
-    assert state["network"]["replication_key_value"] == just_before
-    assert state["events"]["complete"]["all"]["complete_to"] == just_before
-    second = sync(sandbox, now, first.state)
-    for stream in PRIMARY_KEYS:
-        both = first.table(stream) | second.table(stream)
-        assert both == expected(project, stream)
-        assert stream == "crashes" or not first.table(stream).keys() & second.table(stream)
+    end = NOW - 10 * DAY
+    sandbox.project.new_session(end)
+    sandbox.project.new_network(end)
+    first = sync(sandbox, NOW, end_date=end.isoformat())
+    assert ends_of(first.state) == {"2026-02-19T11:59:59.999Z"}
+    second = sync(sandbox, NOW, first.state)
+    assert_whole(sandbox.project, first, second)
+    for stream in ("sessions", "network", "events"):
+        assert not first.table(stream).keys() & second.table(stream)
 
 
 @pytest.mark.parametrize("days", [1, 2, 3, 30, 3000])
-def test_a_start_date_in_the_future_loads_nothing_before_it(
-    sandbox: Sandbox, now: datetime, days: int
-) -> None:
+def test_a_start_date_in_the_future_loads_nothing_before_it(sandbox: Sandbox, days: int) -> None:
     """A run before start_date is no error, and its state serves the run after it."""
-    start = now + timedelta(days=days)
-    first = sync(sandbox, now, start_date=start.isoformat())
-    ahead = {
-        key: row
-        for key, row in expected(sandbox.project, "sessions").items()
-        if row["startedAt"] >= start.isoformat()
-    }
+    start = NOW + days * DAY
+    since = start.isoformat()
+    first = sync(sandbox, NOW, start_date=since)
+    rows = expected(sandbox.project, "sessions")
+    ahead = {key: row for key, row in rows.items() if row["startedAt"] >= since}
     assert first.table("sessions") == ahead
     new = sandbox.project.new_session(start)
-    later = start + timedelta(hours=1)
-    second = sync(sandbox, later, first.state, start_date=start.isoformat())
-    assert {row["id"] for row in second.rows("sessions")} == {new}
+    second = sync(sandbox, start + HOUR, first.state, start_date=since)
+    assert second.ids("sessions") == [new]
     assert {row["sessionId"] for row in second.rows("events")} == {new}
 
 
-def test_clocks_that_are_ahead_move_no_bookmark(sandbox: Sandbox, now: datetime) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_clocks_that_are_ahead_move_no_bookmark(sandbox: Sandbox, *, alone: bool) -> None:
     """A session in the future is loaded once, a call in each run; neither delays others."""
     project = sandbox.project
-    project.new_session(now + timedelta(days=300))
-    ahead = {
-        row_id
-        for row_id in (*project.network, project.new_network(now + timedelta(days=300)))
-        if project.when("network", row_id) > "2026-03-02"
-    }
-    first = sync(sandbox, now)
-    new = {project.new_session(now + timedelta(minutes=5))}
-    calls = {row_id for row_id in project.network if (row_id,) not in first.table("network")}
-    calls.add(project.new_network(now + timedelta(minutes=6)))
-    for stream in ("sessions", "network"):
-        mark = first.state["bookmarks"][stream]["replication_key_value"]
-        assert mark == "2026-03-01T12:00:00.000Z"
-    second = sync(sandbox, now + timedelta(hours=1), first.state)
-    assert {key[0] for key in second.table("sessions")} == new
-    assert {key[0] for key in second.table("network")} == calls | ahead
-    third = sync(sandbox, now + timedelta(hours=1), second.state)
+    if alone:
+        project.purge(NOW + DAY)
+    project.new_session(NOW + 300 * DAY)
+    project.new_network(NOW + 300 * DAY)
+    first = sync(sandbox, NOW)
+    assert ends_of(first.state) == {"2026-03-01T12:00:00.000Z"}
+    new = project.new_session(NOW + timedelta(minutes=5))
+    project.new_network(NOW + timedelta(minutes=6))
+    second = sync(sandbox, NOW + HOUR, first.state)
+    third = sync(sandbox, NOW + HOUR, second.state)
+    assert_whole(project, first, second)
+    assert second.ids("sessions") == [new]
     assert third.rows("sessions") == third.rows("events") == []
-    assert {key[0] for key in third.table("network")} == ahead
+    is_ahead = {one for one in project.network if project.when("network", one) > "2026-03-02"}
+    others = project.network.keys() - first.ids("network")
+    assert set(second.ids("network")) == others | is_ahead
+    assert set(third.ids("network")) == is_ahead
 
 
-def test_a_call_of_the_future_comes_until_its_time_has_come(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_a_call_of_the_future_comes_until_its_time_has_come(sandbox: Sandbox) -> None:
     """A call that a clock had put days ahead is loaded by the run that gets there, too."""
-    call = sandbox.project.new_network(now + timedelta(hours=151))
-    state = sync(sandbox, now, lookback_days=1).state
+    call = sandbox.project.new_network(NOW + 151 * HOUR)
+    state = sync(sandbox, NOW, lookback_days=1).state
     for hours, ids in ((1, [call]), (300, [call]), (300, []), (400, [])):
-        output = sync(sandbox, now + timedelta(hours=hours), state, lookback_days=1)
-        assert [row["id"] for row in output.rows("network")] == ids
+        output = sync(sandbox, NOW + hours * HOUR, state, lookback_days=1)
+        assert output.ids("network") == ids
         state = output.state
+
+
+class Late(t.NamedTuple):
+    """Calls that come late after a first run, and the runs after that: hours later, dates."""
+
+    late: list[datetime]
+    runs: list[tuple[int, Row]]
+    calls: tuple[datetime, ...] = OF_THAT_DAY  # before
+    option: tuple[str, str] = ("to_means", "before")
+
+
+START, LATER = {"start_date": "2026-02-26T12:00:00Z"}, {"start_date": "2026-02-27T12:00:00Z"}
+END = {"end_date": "2026-02-26T12:00:00Z"}
+MORNING, EVENING = [THAT_DAY + 3.5 * HOUR], [THAT_DAY + 14.5 * HOUR]
+TWO = [THAT_DAY - 12 * HOUR, THAT_DAY + 14 * HOUR]
+LATE = {
+    "two days list one of midnight": Late(TWO, [(1, {}), (1, {})], option=("to_means", "midnight")),
+    "counts of other dates": Late(TWO, [(1, START), (1, START)], option=("to_means", "midnight")),
+    "before a start_date": Late(MORNING, [(1, START), (2, {}), (3, {})]),
+    "after a start_date": Late(EVENING, [(1, START), (2, {}), (3, {})]),
+    "before an end_date": Late(MORNING, [(1, END), (2, {}), (3, {})]),
+    "after an end_date": Late(EVENING, [(1, END), (2, {}), (3, {})]),
+    "as many as a start_date leaves out": Late(
+        [NOW - ago * HOUR for ago in (4, 5, 6)],
+        [(1, LATER), (2, LATER)],
+        (*[NOW - 7 * DAY] * 3, NOW - 3 * HOUR, NOW - 2 * HOUR),
+        ("filter_on", "received"),
+    ),
+    "as many as lay in the future": Late(
+        [NOW + 3 * HOUR, NOW + 4 * HOUR], [(24, {}), (24, {})], (NOW + 300 * DAY, NOW + 301 * DAY)
+    ),
+}
+
+
+@with_project(seed=1, sessions=3, days=1, until=NOW - 20 * DAY)
+@pytest.mark.parametrize("case", LATE.values(), ids=LATE)
+def test_a_late_call_hides_behind_no_other(sandbox: Sandbox, case: Late) -> None:
+    """It is found though others are counted, or left out by the dates of a run, and comes once."""
+    project, only = sandbox.project, select(NOW, "network")
+    setattr(sandbox.options, *case.option)
+    project.now = NOW - HOUR
+    for instant in case.calls:
+        project.new_network(instant)
+    state = sync(sandbox, NOW, catalog=only).state
+    project.now = NOW + HOUR / 2
+    late = [project.new_network(instant) for instant in case.late]
+    came: list[list[str]] = []
+    for hours, dates in case.runs:
+        output = sync(sandbox, NOW + hours * HOUR, state, only, **dates)
+        came.append(output.ids("network"))
+        state = output.state
+    start = case.runs[-1][1].get("start_date", "")
+    due = {one for one in late if project.when("network", one) >= start}
+    assert due <= {one for ids in came for one in ids}
+    # Calls of the future come again until their time has come.
+    assert [one for one in came[-1] if project.when("network", one) < "2026-03-03"] == []
+
+
+@with_project(seed=1, sessions=3, days=1)
+def test_a_later_start_date_brings_no_call_twice(sandbox: Sandbox) -> None:
+    """Calls that came after the bookmark, which such a run leaves, count as loaded."""
+    only, start = select(NOW, "network"), "2026-03-01"
+    first = sync(sandbox, NOW, catalog=only)
+    new = sandbox.project.new_network(NOW + HOUR / 2)
+    second = sync(sandbox, NOW + HOUR, first.state, only, start_date=start)
+    third = sync(sandbox, NOW + HOUR, second.state, only, start_date=start)
+    fourth = sync(sandbox, NOW + 2 * HOUR, third.state, only)
+    assert second.ids("network") == [new]
+    assert third.rows("network") == fourth.rows("network") == []
 
 
 # --- Which events are fetched ------------------------------------------------------------
 
 
+def add_session(project: Project, session: str, started: datetime, **fields: object) -> None:
+    """Add a session with one event that is nothing special, but for some fields."""
+    draft = project.sessions.pop(project.new_session(started))
+    del project.events[draft["id"]]
+    usual = {"hasCrash": False, "hasNetworkErrors": False, "status": "completed", "eventCount": 1}
+    event = {"id": "evt_1", "type": "tap", "timestamp": draft["startedAt"]}
+    project.add({**draft, **usual, **fields, "id": session}, [event])
+
+
+HAPPENED: dict[str, dict[str, object]] = {
+    "plain": {},
+    "crash": {"hasCrash": True},
+    "crashed": {"status": "crashed"},
+    "network": {"hasNetworkErrors": True},
+    "null": {"hasCrash": None, "hasNetworkErrors": None},
+    "active": {"status": "active", "endedAt": None, "eventCount": 0},
+    "unknown": {"eventCount": None},
+    "none": {"eventCount": 0},
+    "crashed at once": {"eventCount": 0, "status": "crashed", "hasCrash": True},
+}
+
+
+@with_project(sessions=0)
 @pytest.mark.parametrize(
     ("events_for", "asked"),
     [
-        ("all", {"plain", "crash", "crashed", "network", "null", "active", "unknown"}),
-        ("errors", {"crash", "crashed", "network"}),
-        ("crashed", {"crash", "crashed"}),
+        ("all", ["active", "crash", "crashed", "network", "null", "plain", "unknown"]),
+        ("errors", ["crash", "crashed", "network"]),
+        ("crashed", ["crash", "crashed"]),
     ],
 )
 def test_events_are_fetched_by_what_happened_in_a_session(
-    now: datetime, events_for: str, asked: set[str]
+    sandbox: Sandbox, events_for: str, asked: list[str]
 ) -> None:
     """A crash is an error, which the status may say alone; some sessions have no events."""
-    changed: dict[str, dict[str, object]] = {
-        "plain": {},
-        "crash": {"hasCrash": True},
-        "crashed": {"status": "crashed"},
-        "network": {"hasNetworkErrors": True},
-        "null": {"hasCrash": None, "hasNetworkErrors": None},
-        "active": {"status": "active", "endedAt": None, "eventCount": 0},
-        "unknown": {"eventCount": None},
-        "none": {"eventCount": 0},
-        "crashed at once": {"eventCount": 0, "status": "crashed", "hasCrash": True},
-    }
-    project = generate(seed=1, sessions=0, days=1, until=now)
-    for name, fields in changed.items():
-        draft = project.sessions.pop(project.new_session(now - timedelta(hours=2)))
-        usual = {"hasCrash": False, "hasNetworkErrors": False, "status": "completed"}
-        events = [{"id": "evt_1", "type": "tap", "timestamp": draft["startedAt"]}]
-        project.add({**draft, "eventCount": 1, **usual, **fields, "id": name}, events)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        state = sync(sandbox, now, events_for=events_for).state
-        assert sorted(asked_for_events(sandbox)) == sorted(asked)
-        sandbox.reset()
-        sync(sandbox, now, state, events_for=events_for)
-        assert asked_for_events(sandbox) == []
+    for session, fields in HAPPENED.items():
+        add_session(sandbox.project, session, NOW - 2 * HOUR, **fields)
+    first = sync(sandbox, NOW, events_for=events_for)
+    assert sorted(first.asked) == asked
+    assert sync(sandbox, NOW, first.state, events_for=events_for).asked == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("eventCount", 99),
-        ("status", "active"),
-        ("endedAt", None),
-        ("hasCrash", True),
-        ("userId", "another"),
-    ],
-)
+CHANGED = {"eventCount": 99, "status": "active", "endedAt": None, "hasCrash": True, "userId": "x"}
+
+
+@pytest.mark.parametrize(("field", "value"), CHANGED.items())
 def test_events_are_fetched_again_where_their_session_has_changed(
-    sandbox: Sandbox, now: datetime, field: str, value: object
+    sandbox: Sandbox, field: str, value: object
 ) -> None:
     """Four columns show that; where another has changed, only the session is loaded."""
     project = sandbox.project
-    recent = (now - timedelta(days=5)).isoformat()
     session = next(
         one
         for one, row in project.sessions.items()
-        if row["startedAt"] > recent and row["status"] == "completed" and row["eventCount"]
+        if at_start(project, one) > NOW - 5 * DAY and row["status"] == "completed"
     )
-    state = sync(sandbox, now).state
+    state = sync(sandbox, NOW).state
     project.sessions[session][field] = value
     project.changed("sessions")
-    sandbox.reset()
-    output = sync(sandbox, now, state)
-    assert [row["id"] for row in output.rows("sessions")] == [session]
-    assert asked_for_events(sandbox) == ([] if field == "userId" else [session])
+    output = sync(sandbox, NOW, state)
+    assert output.ids("sessions") == [session]
+    assert output.asked == ([] if field == "userId" else [session])
 
 
-def test_two_sessions_are_never_taken_for_one(sandbox: Sandbox, now: datetime) -> None:
+def test_two_sessions_are_never_taken_for_one(sandbox: Sandbox) -> None:
     """Sessions whose ids have a shorter hash in common both get their events."""
     project, one, other = sandbox.project, "sess_225263", "sess_1188289"
-    start = (now - timedelta(hours=2)).isoformat()
-    event = {"id": "evt_1", "type": "tap"}
-
-    def add(name: str) -> None:
-        usual = project.new_session(now - timedelta(hours=2))
-        del project.events[usual]
-        fields = {"id": name, "status": "completed", "eventCount": 1}
-        project.add({**project.sessions.pop(usual), **fields}, [{**event, "timestamp": start}])
-
-    add(one)
-    state = sync(sandbox, now).state
-    add(other)
-    outputs = [sync(sandbox, now, state)]
+    add_session(project, one, NOW - 2 * HOUR)
+    outputs = [sync(sandbox, NOW)]
+    add_session(project, other, NOW - 2 * HOUR)
+    outputs.append(sync(sandbox, NOW, outputs[-1].state))
     project.grow(one)
-    outputs.append(sync(sandbox, now, outputs[-1].state))
-    outputs.append(sync(sandbox, now, outputs[-1].state))
-    loaded = [[row["id"] for row in output.rows("sessions")] for output in outputs]
-    assert loaded == [[other], [one], []]
-    fetched = [{row["sessionId"] for row in output.rows("events")} for output in outputs]
-    assert fetched == [{other}, {one}, set()]
+    outputs.append(sync(sandbox, NOW, outputs[-1].state))
+    outputs.append(sync(sandbox, NOW, outputs[-1].state))
+    assert [output.ids("sessions") for output in outputs[1:]] == [[other], [one], []]
+    assert [output.asked for output in outputs[1:]] == [[other], [one], []]
     # And where both are in one run.
-    assert sync(sandbox, now).table("events").keys() == expected(project, "events").keys()
+    assert sync(sandbox, NOW).table("events").keys() == expected(project, "events").keys()
 
 
-def test_events_can_be_loaded_alone_and_incrementally(sandbox: Sandbox, now: datetime) -> None:
-    """With sessions deselected, events are complete and the next run asks for none."""
-    alone = select(now, "events")
-    first = sync(sandbox, now, catalog=alone)
+@pytest.mark.parametrize("lists_sessions", [True, False])
+def test_events_can_be_loaded_alone(sandbox: Sandbox, *, lists_sessions: bool) -> None:
+    """With sessions deselected, or in no catalog, events are complete; the next run asks none."""
+    alone = select(NOW, "events")
+    if not lists_sessions:
+        alone["streams"] = [one for one in alone["streams"] if one["stream"] == "events"]
+    first = sync(sandbox, NOW, catalog=alone)
     assert first.rows("sessions") == []
     assert first.table("events") == expected(sandbox.project, "events")
-    sandbox.reset()
-    sync(sandbox, now, first.state, catalog=alone)
-    assert asked_for_events(sandbox) == []
+    assert sync(sandbox, NOW, first.state, alone).asked == []
 
 
-def test_events_selected_later_are_fetched_for_all_sessions(
-    sandbox: Sandbox, now: datetime
-) -> None:
+def test_events_selected_later_are_fetched_for_all_sessions(sandbox: Sandbox) -> None:
     """What was left out while events were deselected is fetched afterwards."""
-    first = sync(sandbox, now, catalog=select(now, "sessions"))
-    second = sync(sandbox, now, first.state)
+    first = sync(sandbox, NOW, catalog=select(NOW, "sessions"))
+    second = sync(sandbox, NOW, first.state)
     assert second.rows("sessions") == []
     assert second.table("events") == expected(sandbox.project, "events")
 
 
-def test_a_session_that_two_windows_list_is_asked_for_its_events_once(now: datetime) -> None:
+@with_project(seed=3, sessions=80)
+def test_a_session_that_two_windows_list_is_asked_for_its_events_once(sandbox: Sandbox) -> None:
     """Where `to` includes its day, the lookback and history both list that day's sessions."""
-    project = generate(seed=3, sessions=80, days=20, until=now - timedelta(hours=1))
-    with Sandbox(project, Options(requests_per_minute=None, to_means="end")) as sandbox:
-        output = sync(sandbox, now)
-        asked = asked_for_events(sandbox)
-    assert "2026-02-21" in {project.sessions[one]["startedAt"][:10] for one in asked}
-    assert len(asked) == len(set(asked))
-    assert output.table("events") == expected(project, "events")
+    sandbox.options.to_means = "end"
+    output = sync(sandbox, NOW)
+    assert f"{NOW - 8 * DAY:%F}" in {f"{at_start(sandbox.project, one):%F}" for one in output.asked}
+    assert len(output.asked) == len(set(output.asked))
+    assert output.table("events") == expected(sandbox.project, "events")
 
 
-def test_widening_events_for_fetches_what_was_left_out(sandbox: Sandbox, now: datetime) -> None:
+def test_widening_events_for_fetches_what_was_left_out(sandbox: Sandbox) -> None:
     """From crashed to all, only the sessions that did not crash are asked for."""
-    first = sync(sandbox, now, events_for="crashed")
-    crashed = set(asked_for_events(sandbox))
-    assert crashed == {
-        session_id for session_id, row in sandbox.project.sessions.items() if row["hasCrash"]
-    }
-    sandbox.reset()
-    second = sync(sandbox, now, first.state, events_for="all")
+    project = sandbox.project
+    first = sync(sandbox, NOW, events_for="crashed")
+    crashed = {one for one, row in project.sessions.items() if row["hasCrash"]}
+    assert set(first.asked) == crashed
+    second = sync(sandbox, NOW, first.state, events_for="all")
     assert second.rows("sessions") == []
-    together = first.table("events") | second.table("events")
-    assert together == expected(sandbox.project, "events")
-    recent = (now - timedelta(days=8)).isoformat()
-    again = crashed.intersection(asked_for_events(sandbox))
-    assert all(sandbox.project.sessions[one]["startedAt"] < recent for one in again)
-    sandbox.reset()
-    third = sync(sandbox, now, second.state, events_for="errors")
-    assert asked_for_events(sandbox) == []
+    assert first.table("events") | second.table("events") == expected(project, "events")
+    again = crashed.intersection(second.asked)
+    assert all(at_start(project, one) < NOW - 8 * DAY for one in again)
+    third = sync(sandbox, NOW, second.state, events_for="errors")
+    assert third.asked == []
     assert third.rows("events") == []
 
 
-@pytest.mark.parametrize("days", [1, 20])
-def test_narrowing_events_for_and_going_back_does_not_start_over(
-    sandbox: Sandbox, now: datetime, days: int
+@pytest.mark.parametrize("days", [1, 8, 20])
+@pytest.mark.parametrize("crashed_only", [True, False], ids=["crashed", "deselected"])
+def test_events_left_out_for_a_while_do_not_start_over(
+    sandbox: Sandbox, days: int, *, crashed_only: bool
 ) -> None:
-    """Only the sessions that the narrower runs left out are asked for."""
-    project = sandbox.project
-    outputs = [sync(sandbox, now)]
-    later = now + timedelta(days=days)
-    new = {project.new_session(now + timedelta(hours=hour)) for hour in (1, 3, 5, 20)}
+    """Only the sessions that the runs with few events, or none, left out are asked for."""
+    project, later = sandbox.project, NOW + days * DAY
+    without: Row = {"catalog": select(NOW, "crashes", "network", "sessions")}
+    narrow: Row = {"events_for": "crashed"} if crashed_only else without
+    first = sync(sandbox, NOW)
+    new = {project.new_session(NOW + hour * HOUR) for hour in (1, 3, 5, 20)}
     project.crash(min(new))
-    crashed = {one for one in new if project.sessions[one]["hasCrash"]}
-    nothing: set[str] = set()
-    for events_for, least, most in (
-        ("crashed", crashed, crashed),
-        ("all", new - crashed, new),  # the narrower run has some already
-        ("crashed", nothing, nothing),
-    ):
-        sandbox.reset()
-        state = outputs[-1].state
-        outputs.append(sync(sandbox, later, state, events_for=events_for))
-        asked = asked_for_events(sandbox)
-        assert least <= set(asked) <= most
-        assert len(asked) == len(set(asked))
-    messages = [message for output in outputs for message in output.messages]
-    assert Output(messages).table("events") == expected(project, "events")
-
-
-def test_a_filter_on_sessions_spares_their_events(sandbox: Sandbox, now: datetime) -> None:
-    """Events of sessions that a stream map filters out are not asked for."""
-    output = sync(sandbox, now, stream_maps={"sessions": {"__filter__": "platform == 'ios'"}})
-    ios = {
-        session_id
-        for session_id, row in sandbox.project.sessions.items()
-        if row["platform"] == "ios"
-    }
-    assert {key[0] for key in output.table("sessions")} == ios
-    assert set(asked_for_events(sandbox)) <= ios
-    assert {row["sessionId"] for row in output.rows("events")} == {
-        one for one in ios if sandbox.project.events[one]
-    }
-
-
-def test_a_session_that_vanished_does_not_hold_others_up(sandbox: Sandbox, now: datetime) -> None:
-    """A 404 for one session that is listed is asked for once more, and then passed over."""
-    gone = next(one for one, events in sandbox.project.events.items() if events)
-    sandbox.options.vanished_sessions = {gone}
-    first = sync(sandbox, now)
-    table = expected(sandbox.project, "events")
-    assert first.table("events") == {key: table[key] for key in table if key[0] != gone}
-    sandbox.reset()
-    second = sync(sandbox, now, first.state)
-    assert asked_for_events(sandbox) == [gone]
-    assert second.rows("events") == []
-    sandbox.reset()
-    sync(sandbox, now, second.state)
-    assert asked_for_events(sandbox) == []
-
-
-def test_ten_vanished_sessions_in_a_row_are_an_error(sandbox: Sandbox, now: datetime) -> None:
-    """When no session is known any more the run ends, and none counts as done."""
-    first = sync(sandbox, now, catalog=select(now, "sessions"))
-    every = set(sandbox.project.sessions)
-    sandbox.options.vanished_sessions = every
-    with pytest.raises(Exception, match="knows none of 10 sessions"):
-        sync(sandbox, now, first.state)
-    sandbox.options.vanished_sessions = set()
-    second = sync(sandbox, now, first.state)
-    assert second.table("events") == expected(sandbox.project, "events")
-
-
-@pytest.mark.parametrize("fault", ["500", "400", "403", "410", "413", "422", "499"])
-def test_a_session_that_always_fails_is_set_aside(
-    sandbox: Sandbox, now: datetime, caplog: pytest.LogCaptureFixture, fault: str
-) -> None:
-    """It is named, tried once in each later run, and fetched when it works again."""
-    project = sandbox.project
-    broken = [one for one, events in project.events.items() if events][3]
-    sandbox.options.script = lambda request: (
-        fault if request.query.get("sessionId") == broken else None
-    )
-    first = sync(sandbox, now, minute=0.01)
-    assert list(first.state["bookmarks"]["events"]["set_aside"]) == [broken]
-    assert broken not in {key[0] for key in first.table("events")}
-    assert f"session {broken} is set aside" in caplog.text
-    sandbox.reset()
-    second = sync(sandbox, now, first.state, minute=0.01)
-    assert asked_for_events(sandbox) == [broken]
-    assert list(second.state["bookmarks"]["events"]["set_aside"]) == [broken]
-    sandbox.options.script = None
-    sandbox.reset()
-    third = sync(sandbox, now, second.state, minute=0.01)
-    assert asked_for_events(sandbox) == [broken]
-    assert third.state["bookmarks"]["events"]["set_aside"] == {}
-    together = first.table("events") | third.table("events")
-    assert together == expected(project, "events")
-
-
-def test_a_session_that_failed_and_then_has_no_events_is_asked_for_once_more(
-    sandbox: Sandbox, now: datetime
-) -> None:
-    """It is older than the lookback, so nothing else would bring its events, or ask without end."""
-    project = sandbox.project
-    old = (now - timedelta(days=12)).isoformat()
-    broken = next(
-        one for one, row in project.sessions.items() if row["startedAt"] < old and row["eventCount"]
-    )
-    sandbox.options.broken_sessions = {broken}
-    first = sync(sandbox, now, minute=0.01)
-    sandbox.options.broken_sessions = set()
-    whole, project.events[broken] = project.events[broken], []
-    project.changed("events")
-    second = sync(sandbox, now, first.state)
-    again = sync(sandbox, now, second.state)
-    sandbox.reset()
-    sync(sandbox, now, again.state)
-    assert asked_for_events(sandbox) == []  # the same answer twice is believed
-    project.events[broken] = whole
-    project.changed("events")
-    third = sync(sandbox, now, second.state)
-    assert first.table("events") | third.table("events") == expected(project, "events")
-
-
-def test_a_session_that_grows_while_it_is_set_aside_is_fetched_whole(
-    sandbox: Sandbox, now: datetime
-) -> None:
-    """It grew between the runs, and once more after it was listed: nothing is missed."""
-    project = sandbox.project
-    recent = (now - timedelta(days=5)).isoformat()
-    broken = next(one for one, row in project.sessions.items() if row["startedAt"] > recent)
-    sandbox.options.broken_sessions = {broken}
-    first = sync(sandbox, now, minute=0.01)
-    project.grow(broken)
-    sandbox.options.broken_sessions = set()
-    sandbox.reset()
-    grown = False
-
-    def grow(request: Request, project: Project) -> None:
-        nonlocal grown
-        if request.path == "/events" and not grown:
-            grown = True
-            project.grow(broken)
-
-    sandbox.options.on_request = grow
-    second = sync(sandbox, now, first.state)
-    assert asked_for_events(sandbox) == [broken]
-    assert {key[0] for key in second.table("sessions")} == {broken}
-    sandbox.reset()
-    third = sync(sandbox, now, second.state)
-    # Listed before it grew: it may have been fetched without its last events.
-    assert asked_for_events(sandbox) == [broken]
-    together = first.table("events") | second.table("events") | third.table("events")
-    assert together == expected(project, "events")
-    sandbox.reset()
-    sync(sandbox, now, third.state)
-    assert asked_for_events(sandbox) == []
-
-
-def test_more_sessions_than_the_limit_serves_are_told(
-    now: datetime, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Both numbers stand in the warning, and the settings that help."""
-    project = generate(seed=3, sessions=2000, days=1, until=now, events_per_session=2)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        # One request a minute serves 1,440 sessions a day; the run has a time limit.
-        sync(
-            sandbox,
-            now,
-            minute=0.001,
-            requests_per_minute=1,
-            max_runtime_minutes=0.0001,
-            catalog=select(now, "sessions", "events"),
-        )
-    told = [one for one in caplog.messages if "new sessions a day need events" in one]
-    assert len(told) == 1
-    for words in ("1 requests a minute serve 1,440", "events_for", "project and key"):
-        assert words in told[0]
-
-
-def test_too_many_failing_sessions_are_an_error(sandbox: Sandbox, now: datetime) -> None:
-    """When the events of ten sessions in a row fail, the API is to blame."""
-    sandbox.options.broken_sessions = set(sandbox.project.sessions)
-    with pytest.raises(Exception, match="fails for too many sessions"):
-        sync(sandbox, now, minute=0.01)
-
-
-@pytest.mark.parametrize("dates", [{}, {"start_date": "2026-02-26T12:00:00Z"}])
-def test_a_late_call_hides_behind_no_other(now: datetime, dates: dict[str, t.Any]) -> None:
-    """Not behind one of midnight that two days list, nor behind a count of other dates."""
-    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
-    for hour in (0, 1, 3, 5, 13, 21):
-        project.new_network(datetime.fromisoformat(f"2026-02-26T{hour:02}:00:00+00:00"))
-    only = select(now, "network")
-    with Sandbox(project, Options(requests_per_minute=None, to_means="midnight")) as sandbox:
-        state = sync(sandbox, now, catalog=only).state
-        project.new_network(datetime.fromisoformat("2026-02-25T12:00:00+00:00"))
-        late = project.new_network(datetime.fromisoformat("2026-02-26T14:00:00+00:00"))
-        output = sync(sandbox, now + timedelta(hours=1), state, only, **dates)
-    assert (late,) in output.table("network")
+    crashed = {one for one in new if project.sessions[one]["hasCrash"]} if crashed_only else set()
+    second = sync(sandbox, later, first.state, **narrow)
+    third = sync(sandbox, later, second.state)
+    fourth = sync(sandbox, later, third.state, **narrow)
+    assert sorted(second.asked) == sorted(crashed)
+    # The narrower run has some already.
+    assert new - crashed <= set(third.asked) <= new
+    assert len(third.asked) == len(set(third.asked))
+    assert fourth.asked == []
+    assert_whole(project, first, second, third, fourth)
 
 
 @pytest.mark.parametrize(
-    "dates", [{"start_date": "2026-02-26T12:00:00Z"}, {"end_date": "2026-02-26T12:00:00Z"}]
+    ("option", "says"),
+    [
+        ("vanished_sessions", "knows none of 10 sessions"),
+        ("broken_sessions", "fails for too many sessions"),
+    ],
 )
-@pytest.mark.parametrize("hour", [3, 14])
-def test_a_late_call_is_found_after_a_run_of_other_dates(
-    now: datetime, dates: dict[str, t.Any], hour: int
+def test_ten_sessions_in_a_row_without_events_are_an_error(
+    sandbox: Sandbox, option: str, says: str
 ) -> None:
-    """Those dates leave out a part of its day; the next run without them has it."""
-    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
-    for early in (0, 1, 2, 5, 13, 21):
-        project.new_network(datetime.fromisoformat(f"2026-02-26T{early:02}:00:00+00:00"))
-    only = select(now, "network")
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        first = sync(sandbox, now, catalog=only)
-        late = project.new_network(datetime.fromisoformat(f"2026-02-26T{hour:02}:30:00+00:00"))
-        second = sync(sandbox, now + timedelta(hours=1), first.state, only, **dates)
-        third = sync(sandbox, now + timedelta(hours=2), second.state, only)
-        fourth = sync(sandbox, now + timedelta(hours=3), third.state, only)
-    loaded = {row["id"] for output in (second, third) for row in output.rows("network")}
-    assert late in loaded
-    assert fourth.rows("network") == []
+    """The API is to blame, not the sessions: the run ends, and none of them counts as done."""
+    first = sync(sandbox, NOW, catalog=select(NOW, "sessions"))
+    setattr(sandbox.options, option, set(sandbox.project.sessions))
+    with pytest.raises(Exception, match=says):
+        sync(sandbox, NOW, first.state, minute=0.01)
+    setattr(sandbox.options, option, set())
+    second = sync(sandbox, NOW, first.state)
+    assert second.table("events") == expected(sandbox.project, "events")
 
 
-def test_a_later_start_date_brings_no_call_twice(now: datetime) -> None:
-    """Calls that came after the bookmark, which such a run leaves, count as loaded."""
-    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(hours=1))
-    only = select(now, "network")
-    start = now.replace(hour=0).isoformat()
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        first = sync(sandbox, now, catalog=only)
-        new = project.new_network(now + timedelta(minutes=30))
-        second = sync(sandbox, now + timedelta(hours=1), first.state, only, start_date=start)
-        third = sync(sandbox, now + timedelta(hours=1), second.state, only, start_date=start)
-        fourth = sync(sandbox, now + timedelta(hours=2), third.state, only)
-    assert [row["id"] for row in second.rows("network")] == [new]
-    assert third.rows("network") == fourth.rows("network") == []
+def test_few_sessions_that_all_vanish_are_asked_for_again(sandbox: Sandbox) -> None:
+    """When no session at all is known, the endpoint is to blame, not the sessions."""
+    state = sync(sandbox, NOW).state
+    new = {sandbox.project.new_session(NOW + timedelta(minutes=5 + one)) for one in range(3)}
+    sandbox.options.vanished_sessions = set(sandbox.project.sessions)
+    state = sync(sandbox, NOW + HOUR, state).state
+    sandbox.options.vanished_sessions = set()
+    output = sync(sandbox, NOW + HOUR, state)
+    assert sorted(output.asked) == sorted(new)
+    assert {row["sessionId"] for row in output.rows("events")} == new
 
 
-def test_a_call_that_comes_late_hides_behind_none_that_dates_leave_out(now: datetime) -> None:
-    """Three came a week late, a later start_date leaves out three: one of today is found."""
-    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
-    only = select(now, "network")
-    start = (now - timedelta(days=2)).isoformat()
-    hour = timedelta(hours=1)
-    with Sandbox(project, Options(requests_per_minute=None, filter_on="received")) as sandbox:
-        project.now = now - hour
-        for ago in (*[timedelta(weeks=1)] * 3, 3 * hour, 2 * hour):
-            project.new_network(now - ago)
-        first = sync(sandbox, now, catalog=only)
-        project.now = now + hour / 2
-        late = [project.new_network(now - ago) for ago in (4 * hour, 5 * hour, 6 * hour)]
-        second = sync(sandbox, now + hour, first.state, only, start_date=start)
-        third = sync(sandbox, now + 2 * hour, second.state, only, start_date=start)
-    assert set(late) <= {row["id"] for row in second.rows("network")}
-    assert third.rows("network") == []
+@pytest.mark.parametrize("fault", ["500", "400", "403", "409", "410", "413", "422", "499"])
+def test_a_session_that_always_fails_is_set_aside(sandbox: Sandbox, load: Load, fault: str) -> None:
+    """It is named, tried once in each later run, and fetched when it works again."""
+    broken = [one for one, events in sandbox.project.events.items() if events][3]
+    sandbox.options.script = lambda one: fault if one.query.get("sessionId") == broken else None
+    first = load()
+    assert broken not in {key[0] for key in first.output.table("events")}
+    assert [one for one in first.warnings if f"session {broken} is set aside" in one]
+    second = load(first.output.state)
+    assert second.sessions == {broken: 1}
+    for run in (first, second):
+        assert run.code == 0
+        assert list(run.output.state["bookmarks"]["events"]["set_aside"]) == [broken]
+        assert run.line_of("events").endswith(f"set aside: {broken}")
+    sandbox.options.script = None
+    third = load(second.output.state)
+    assert_done(third)
+    assert third.sessions == {broken: 1}
+    assert third.output.state["bookmarks"]["events"]["set_aside"] == {}
+    assert third.line_of("events").endswith("row counts match the API")
+    assert_whole(sandbox.project, first.output, third.output)
+
+
+def test_a_session_that_failed_and_has_no_events_is_asked_for_once_more(sandbox: Sandbox) -> None:
+    """It is older than the lookback, so nothing else would bring its events, or ask without end."""
+    project = sandbox.project
+    broken = next(
+        one
+        for one, row in project.sessions.items()
+        if at_start(project, one) < NOW - 12 * DAY and row["eventCount"]
+    )
+    sandbox.options.broken_sessions = {broken}
+    first = sync(sandbox, NOW, minute=0.01)
+    sandbox.options.broken_sessions = set()
+    whole, project.events[broken] = project.events[broken], []
+    project.changed("events")
+    second = sync(sandbox, NOW, first.state)
+    again = sync(sandbox, NOW, second.state)
+    assert sync(sandbox, NOW, again.state).asked == []  # the same answer twice is believed
+    project.events[broken] = whole
+    project.changed("events")
+    third = sync(sandbox, NOW, second.state)
+    assert first.table("events") | third.table("events") == expected(project, "events")
+
+
+def test_a_session_that_grows_while_it_is_set_aside_is_fetched_whole(sandbox: Sandbox) -> None:
+    """It grew between the runs, and once more after it was listed: nothing is missed."""
+    project = sandbox.project
+    broken = next(one for one in project.sessions if at_start(project, one) > NOW - 5 * DAY)
+    sandbox.options.broken_sessions = {broken}
+    first = sync(sandbox, NOW, minute=0.01)
+    project.grow(broken)
+    sandbox.options.broken_sessions = set()
+
+    def grow(request: Request, project: Project) -> None:
+        if request.path == "/events":
+            sandbox.options.on_request = None
+            project.grow(broken)
+
+    sandbox.options.on_request = grow
+    second = sync(sandbox, NOW, first.state)
+    third = sync(sandbox, NOW, second.state)
+    assert second.ids("sessions") == [broken]
+    # Listed before it grew: it may have been fetched without its last events.
+    assert second.asked == third.asked == [broken]
+    assert_whole(project, first, second, third)
+    assert sync(sandbox, NOW, third.state).asked == []
+
+
+@with_project(seed=3, sessions=2000, days=1, until=NOW, events_per_session=2)
+def test_more_sessions_than_the_limit_serves_are_told(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both numbers stand in the warning, and the settings that help."""
+    # One request a minute serves 1,440 sessions a day; the run has a time limit.
+    limited: Row = {"requests_per_minute": 1, "max_runtime_minutes": 0.0001}
+    sync(sandbox, NOW, None, select(NOW, "sessions", "events"), minute=0.001, **limited)
+    (told,) = [one for one in caplog.messages if "new sessions a day need events" in one]
+    for words in ("1 requests a minute serve 1,440", "events_for", "project and key"):
+        assert words in told
