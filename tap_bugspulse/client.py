@@ -247,8 +247,7 @@ class BugsPulseStream(RESTStream[int]):
     @override
     def get_records(self, context: t.Any) -> t.Iterator[Row]:
         try:
-            # All rows, or those that --test asks for.
-            yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)
+            yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)  # by --test
         except OutOfTime:
             self.run.is_complete = False
             self.logger.info("the time limit is reached, the next run goes on here")
@@ -257,8 +256,7 @@ class BugsPulseStream(RESTStream[int]):
             is_dead = isinstance(error, RetriableAPIError) and error.response is None
             if self.ABORT_AT_RECORD_COUNT is not None or is_dead:
                 raise
-            # The other streams load; the run ends with it.
-            self.run.errors[self.name] = str(error)
+            self.run.errors[self.name] = str(error)  # with which the run ends, after the others
             self.logger.error("%s", error)  # noqa: TRY400 - for a person
 
     def read_rows(self) -> t.Iterator[Row]:

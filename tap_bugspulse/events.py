@@ -84,7 +84,8 @@ class Events(BugsPulseStream):
                 due = [one for one in batch.due if batch is again or one.id not in tried]
                 self._window = batch.window
                 yield from self._fetch(due, plan)
-                self._settle()
+                self._set_aside_failed()
+                self._settle_missing()
                 batch.done(batch.window)
                 self.checkpoint(plan)
             self._believe_counts()
@@ -193,7 +194,8 @@ class Events(BugsPulseStream):
         with closing(self.prefetch(calls)) as sent:
             for session, call in itertools.zip_longest(order, sent):
                 if call is None or (is_late() and call.cancel()):
-                    self._settle()
+                    self._set_aside_failed()
+                    self._settle_missing()
                     raise OutOfTime
                 yield from self._events_of(session, call)
                 self._done += 1
@@ -224,7 +226,7 @@ class Events(BugsPulseStream):
                 self._missing.append(session)
                 self._in_a_row += 1
                 if self._in_a_row >= MAX_IN_A_ROW:
-                    self._settle()
+                    self._settle_missing()
                 return
             if session.id in self.counts.set_aside:
                 self.logger.warning("events: session %s still fails: %s", session.id, reason(error))
@@ -284,9 +286,8 @@ class Events(BugsPulseStream):
             )
         self.counts.set_aside |= {one.id: reason(why) for one, why in failed}
 
-    def _settle(self) -> None:
-        """Set aside what failed, and tell deleted sessions from those ``/events`` does not know."""
-        self._set_aside_failed()
+    def _settle_missing(self) -> None:
+        """Tell deleted sessions from those that ``/events`` does not know; ten are an error."""
         missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
         there: set[str] = set()
         if days := [one.day for one in missing if one.mark]:
