@@ -238,6 +238,15 @@ def test_about_describes_every_setting() -> None:
     assert "activate-version" not in about["capabilities"]
 
 
+def test_no_setting_brings_batches_or_versions(
+    sandbox: Sandbox, now: datetime, tmp_path: Path
+) -> None:
+    """Stream maps are never bypassed, and no target deletes what a run did not send."""
+    storage = {"encoding": {"format": "jsonl"}, "storage": {"root": tmp_path.as_uri()}}
+    output = sync(sandbox, now, batch_config=storage, emit_activate_version_messages=True)
+    assert {one["type"] for one in output.messages} == {"SCHEMA", "RECORD", "STATE"}
+
+
 def test_discover_needs_no_settings() -> None:
     """--discover works before there is a key."""
     done = run_fresh_tap("--discover")
@@ -256,7 +265,9 @@ def test_test_tries_every_endpoint(sandbox: Sandbox) -> None:
     assert done.returncode == 0, done.stderr
     records = [line for line in done.stdout.splitlines() if '"type":"RECORD"' in line]
     assert {json.loads(line)["stream"] for line in records} == set(PRIMARY_KEYS)
-    assert set(counted(sandbox)) == {"/crashes", "/events", "/network", "/sessions"}
+    assert len(records) == 4
+    # The sessions once more, for one whose events can be asked for.
+    assert counted(sandbox) == {"/crashes": 1, "/network": 1, "/sessions": 2, "/events": 1}
     assert "the test succeeded; tap-bugspulse-check tells more" in done.stderr.splitlines()[-1]
 
 
