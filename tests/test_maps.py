@@ -303,6 +303,7 @@ def test_the_masks_of_what_is_not_selected_are_left_out(
         catalog = select(now, stream)
         ended = run(sandbox, tmp_path, MASKS, catalog=catalog, stream_map_config=salt)
         assert ended.code == 0, ended.log
+        assert ended.reason.startswith("summary status=complete")
         assert {one.get("stream") for one in ended.output.messages} == {stream, None}
         assert len(ended.output.table(stream)) > 50
     assert not any("?" in row["url"] for row in ended.output.rows("network"))

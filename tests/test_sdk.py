@@ -70,7 +70,6 @@ class Children(Stream):
     name = "children"
     primary_keys = ("id",)
     schema = th.PropertiesList(th.Property("id", th.StringType)).to_dict()
-    state_partitioning_keys = ()
 
     @override
     def get_records(self, context: t.Any) -> Iterator[Row]:
@@ -116,15 +115,10 @@ def noting(kind: type[Kind], *names: str) -> tuple[type[Kind], list[Call]]:
 
 
 def run(
-    kind: type[Tap], capsys: pytest.CaptureFixture[str], state: Row | None = None, *deselected: str
+    kind: type[Tap], capsys: pytest.CaptureFixture[str], state: Row | None = None
 ) -> tuple[Tap, list[Row]]:
     """Run a tap to its end and give it with its messages."""
-    catalog = kind().catalog_dict
-    for stream in catalog["streams"]:
-        for entry in stream["metadata"]:
-            if not entry["breadcrumb"]:
-                entry["metadata"]["selected"] = stream["tap_stream_id"] not in deselected
-    tap = kind(state=state, catalog=catalog)
+    tap = kind(state=state)
     tap.sync_all()
     return tap, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -226,11 +220,8 @@ def test_a_row_is_written_by_one_method_as_it_was_read(capsys: pytest.CaptureFix
         "_write_record_message": lambda _, row: written.append(row),
         "_increment_stream_state": lambda *_, **__: None,
     }
-    kind = tap_of(kind_with(Parents, **hooks))
-    _, messages = run(kind, capsys)
+    _, messages = run(tap_of(kind_with(Parents, **hooks)), capsys)
     assert kinds(messages) == [("SCHEMA", "parents")]
-    assert written == rows
-    run(kind, capsys, None, "parents")
     assert written == rows
 
 
@@ -250,27 +241,10 @@ class Listing(Parents):
         self._sync_children({})
 
 
-def test_no_child_context_means_no_child_and_no_warning(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The SDK asks for contexts by keywords, and with none it skips children silently."""
-    kind, calls = noting(Parents, "generate_child_contexts")
-    _, messages = run(tap_of(kind, Children), capsys)
-    wanted = [("generate_child_contexts", (), {"record": row, "context": None}) for row in ROWS]
-    assert calls == wanted
-    assert kinds(messages).count(("RECORD", "children")) == len(ROWS)
-
-    silent = kind_with(Parents, generate_child_contexts=lambda *_, **__: iter(()))
-    caplog.clear()
-    _, messages = run(tap_of(silent, Children), capsys)
-    assert kinds(messages) == [("SCHEMA", "parents"), *[("RECORD", "parents")] * 2]
-    assert not [one for one in caplog.records if "child" in one.getMessage()]
-
-
 def test_children_are_synced_by_hand_once_after_the_listing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`_sync_children` with an empty context syncs each child as a whole stream."""
+    """No context of a record brings one; `_sync_children` syncs each as a whole stream."""
     child, calls = noting(Children, "get_records")
     _, messages = run(tap_of(Listing, child), capsys)
     assert kinds(messages) == [
@@ -282,18 +256,7 @@ def test_children_are_synced_by_hand_once_after_the_listing(
     assert calls == [("get_records", (None,), {})]
 
 
-def test_a_selected_child_of_a_parent_that_is_not_is_synced(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A deselected parent is read for its children, and its own rows are not written."""
-    _, messages = run(tap_of(Listing, Children), capsys, None, "parents")
-    assert kinds(messages) == [("SCHEMA", "children"), ("RECORD", "children")]
-    _, messages = run(tap_of(Listing, Children), capsys, None, "children")
-    assert ("RECORD", "children") not in kinds(messages)
-    assert ("RECORD", "parents") in kinds(messages)
-
-
-# --- The run -------------------------------------------------------------------------
+# --- Requests ------------------------------------------------------------------------
 
 
 class Stock(RESTStream[int]):
@@ -320,26 +283,3 @@ def test_a_page_is_asked_for_by_two_methods(sandbox: Sandbox) -> None:
         ("get_url_params", ({"a": "b"}, 3), {}),
         ("validate_response", (response,), {}),
     ]
-
-
-def test_costs_are_logged_once_for_each_stream_when_all_is_done(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """`log_sync_costs` comes at the end, by name, for children and deselected ones, too."""
-    ended: list[tuple[str, int]] = []
-    records: list[str] = []
-
-    def log_sync_costs(self: Stream) -> None:
-        ended.append((self.name, len(records)))
-
-    def post_process(self: Stream, row: Row, *_: object) -> Row:
-        records.append(self.name)
-        return row
-
-    hooks: dict[str, object] = {"log_sync_costs": log_sync_costs, "post_process": post_process}
-    family = tap_of(kind_with(Listing, **hooks), kind_with(Children, **hooks))
-    tap, _ = run(family, capsys)
-    assert ended == [("children", 3), ("parents", 3)]
-    assert [name for name, _ in ended] == list(tap.streams)
-    run(family, capsys, None, "children")
-    assert ended[2:] == [("children", 5), ("parents", 5)]
