@@ -133,11 +133,13 @@ def test_a_key_in_an_environment_that_is_not_read_is_told(monkeypatch: pytest.Mo
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    """Two wrong settings and a missing key make three problems."""
+    """Two wrong settings, dates the wrong way round and a missing key make four problems."""
+    dates = {"start_date": "2026-01-01", "end_date": "2025-01-01"}
     with pytest.raises(ConfigValidationError) as caught:
-        Settings.from_config({"page_size": 0, "lookback_days": -1})
+        Settings.from_config({"page_size": 0, "lookback_days": -1, **dates})
     names = [problem.split()[0] for problem in caught.value.errors]
-    assert sorted(names) == ["api_key", "lookback_days", "page_size"]
+    assert sorted(names) == ["api_key", "end_date", "lookback_days", "page_size"]
+    assert "end_date must be after start_date (2026-01-01), not '2025-01-01'" in str(caught.value)
 
 
 def test_a_config_file_that_cannot_be_read_is_named_and_not_shown(
