@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import typing as t
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,6 @@ if t.TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator, Mapping
     from datetime import datetime
-
-    Order = t.Literal["newest", "oldest", "arbitrary"]
-    ToMeans = t.Literal["before", "midnight", "end"]
-    EventsPaging = t.Literal["all", "pages"]
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "catalog.json"
 CONFIG = {"api_key": "bp_sandbox_key", "requests_per_minute": 1_000_000}
@@ -81,20 +76,16 @@ class TestStandard(
     ],
 )
 def test_emits_every_row_of_every_stream_once(
-    now: datetime, order: Order, to_means: ToMeans, events_paging: EventsPaging
+    sandbox: Sandbox, now: datetime, order: t.Any, to_means: t.Any, events_paging: t.Any
 ) -> None:
     """All the sandbox holds arrives field by field and once, however the API reads."""
-    project = generate(7, 50, 20, now - timedelta(hours=1), crash_groups=5)
-    options = Options(
+    sandbox.options = Options(
         requests_per_minute=None, order=order, to_means=to_means, events_paging=events_paging
     )
-    with Sandbox(project, options) as sandbox:
-        output = sync(sandbox, now, page_size=3)
-        assert max(int(one.query["page"]) for one in sandbox.requests) >= 4
-    for stream in PRIMARY_KEYS:
-        assert len(output.table(stream)) >= 4
-        assert output.table(stream) == expected(project, stream)
-        assert output.repeated(stream) == []
+    output = sync(sandbox, now, page_size=3)
+    assert max(int(one.query["page"]) for one in sandbox.requests) >= 4
+    assert_whole(sandbox.project, output)
+    assert not any(map(output.repeated, PRIMARY_KEYS))
 
 
 def test_asks_for_no_page_too_many(sandbox: Sandbox, now: datetime) -> None:
