@@ -45,6 +45,22 @@ spans = (
 lookbacks = st.integers(0, 12).map(lambda count: timedelta(days=count))
 
 
+def ago(number: float) -> datetime:
+    """Return the instant some days before now."""
+    return NOW - number * DAY
+
+
+def in_days(start: float | None, end: float) -> CompleteRange:
+    """Return a range by the days its ends lie before now."""
+    return CompleteRange(LONG_AGO if start is None else ago(start), ago(end))
+
+
+def days_ago(start: int | None, end: int | None = None) -> Window:
+    """Return a window by the days its ends lie before today."""
+    first, last = (None if one is None else TODAY - one * DAY for one in (start, end))
+    return Window(first, last)
+
+
 # --- Instants ------------------------------------------------------------------------
 
 
@@ -94,7 +110,7 @@ def test_a_span_has_its_start_and_not_its_end() -> None:
 
 def test_a_row_is_filed_under_its_day_or_the_last_of_the_window() -> None:
     """A row far outside of its window, or without an instant, is filed under the last day."""
-    week = Window(TODAY - 7 * DAY, TODAY)
+    week = days_ago(7, 0)
     for days in (0, 3, 8):  # by a day in another time zone
         assert week.day_of(NOW - days * DAY, TODAY) == TODAY - days * DAY
     for instant in (None, NOW + DAY, NOW - 9 * DAY):
@@ -105,12 +121,9 @@ def test_a_row_is_filed_under_its_day_or_the_last_of_the_window() -> None:
 
 def test_no_more_days_are_asked_for_than_time_zones_need() -> None:
     """They are one on each side, and there is no end where the run reads up to now."""
-    noon, day = NOW - 5 * DAY, TODAY - 5 * DAY
-    assert Window.around(Span(noon), NOW) == Window(day - DAY, None)
-    assert Window.around(Span(LONG_AGO, noon), NOW) == Window(None, day + 2 * DAY)
-    assert Window.around(Span(LONG_AGO, midnight(day)), NOW) == Window(None, day + DAY)
-    assert Window.around(Span(LONG_AGO, NOW), NOW) == Window(None, TODAY + 2 * DAY)
-    assert Window.around(Span(LONG_AGO, NOW + JUST_BEFORE), NOW) == Window(None, None)
+    assert Window.around(Span(ago(5)), NOW) == days_ago(6)
+    for end, until in ((ago(5), 3), (ago(5.5), 4), (NOW, -2), (NOW + JUST_BEFORE, None)):
+        assert Window.around(Span(LONG_AGO, end), NOW) == days_ago(None, until)
 
 
 # --- Cutting days into windows ---------------------------------------------------------
@@ -165,12 +178,9 @@ def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) 
     """Windows are nearly full, and hardly a request asks for one that is too large."""
 
     def count(window: Window) -> int:
-        assert window.start is not None
-        assert window.end is not None
-        return (window.end - window.start).days * a_day
+        return window.size(TODAY) * a_day
 
-    asked = Window(TODAY - 400 * DAY, TODAY)
-    windows, requests = cut(asked, 1000, count, newest_first=newest_first)
+    windows, requests = cut(days_ago(400, 0), 1000, count, newest_first=newest_first)
     assert max(rows for _, rows in windows) < max(1000, a_day + 1)
     assert len(windows) <= 1.3 * min(400, -(-400 * a_day // 1000)) + 3
     assert requests <= len(windows) + 4
@@ -200,25 +210,9 @@ def test_the_beginning_of_time_is_reached_where_rows_lie_before_it(end: date) ->
 # --- What a run reads ------------------------------------------------------------------
 
 
-def ago(number: float) -> datetime:
-    """Return the instant some days before now."""
-    return NOW - number * DAY
-
-
 EDGE = TODAY - 8 * DAY  # the first day asked for with a lookback of a week
 OPEN = Window(EDGE, None)
 JUST = JUST_BEFORE / DAY
-
-
-def in_days(start: float | None, end: float) -> CompleteRange:
-    """Return a range by the days its ends lie before now."""
-    return CompleteRange(LONG_AGO if start is None else ago(start), ago(end))
-
-
-def days_ago(start: int | None, end: int | None = None) -> Window:
-    """Return a window by the days its ends lie before today."""
-    first, last = (None if one is None else TODAY - one * DAY for one in (start, end))
-    return Window(first, last)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +267,8 @@ def test_what_ends_before_the_range_moves_no_bookmark() -> None:
     """Its rows are loaded and the state is left as it is; at the range's start it moves."""
     requested, known = Span(LONG_AGO, ago(5)), in_days(1, 0)
     plan = make_plan(known, requested, WEEK, NOW)
-    assert (plan.forward, plan.history) == (None, Window(None, TODAY - 3 * DAY))
-    plan.history_done(Window(None, TODAY - 3 * DAY))
+    assert (plan.forward, plan.history) == (None, days_ago(None, 3))
+    plan.history_done(days_ago(None, 3))
     assert (plan.complete, plan.moves_bookmark) == (known, False)
     assert make_plan(known, Span(LONG_AGO, ago(1)), WEEK, NOW).moves_bookmark
 
@@ -294,18 +288,15 @@ def test_a_range_grows_window_by_window() -> None:
     """Forward to the start of the run, then back to what was asked for, less a day."""
     plan = make_plan(None, Span(), WEEK, NOW)
     seen = []
-    for forward in (Window(EDGE, TODAY - 3 * DAY), Window(TODAY - 3 * DAY, None)):
-        plan.forward_done(forward)
+    for moves, window in (
+        (plan.forward_done, days_ago(8, 3)),
+        (plan.forward_done, days_ago(3)),
+        (plan.history_done, days_ago(20, 8)),
+        (plan.history_done, days_ago(None, 20)),
+    ):
+        moves(window)
         seen.append(plan.complete)
-    for past in (Window(TODAY - 20 * DAY, EDGE), Window(None, TODAY - 20 * DAY)):
-        plan.history_done(past)
-        seen.append(plan.complete)
-    assert seen == [
-        CompleteRange(MIDNIGHT - WEEK, MIDNIGHT - 4 * DAY),
-        CompleteRange(MIDNIGHT - WEEK, NOW),
-        CompleteRange(MIDNIGHT - 19 * DAY, NOW),
-        CompleteRange(LONG_AGO, NOW),
-    ]
+    assert seen == [in_days(7.5, 4.5), in_days(7.5, 0), in_days(19.5, 0), in_days(None, 0)]
 
 
 @settings(max_examples=min(17 * settings().max_examples, max(612, settings().max_examples)))
@@ -347,12 +338,9 @@ def test_no_bookmark_claims_an_instant_that_was_not_read(
         if complete:  # the next run can read it, and it has lost nothing
             written = Bookmark.read(complete.write("complete_to"))
             assert written.range("events", now) == complete
-            assert not (before and plan.known) or holds(complete, before)
-
-
-def holds(one: CompleteRange, other: CompleteRange) -> bool:
-    """Return whether a range holds all of another."""
-    return one.complete_from <= other.complete_from and one.complete_to >= other.complete_to
+            if before and plan.known:
+                assert complete.complete_from <= before.complete_from
+                assert complete.complete_to >= before.complete_to
 
 
 def claimed(complete: CompleteRange | None, rows: list[datetime]) -> set[datetime]:
@@ -368,13 +356,9 @@ def pieces(asked: Window | None, size: int, now: datetime) -> list[Window]:
     if asked is None:
         return []
     first = asked.start or TODAY - 90 * DAY
-    last = asked.end or now.date() + DAY
-    starts = [first + n * DAY for n in range(0, (last - first).days, size)]
-    windows = [Window(*pair) for pair in itertools.pairwise([*starts, last])]
-    if windows:
-        windows[0] = Window(asked.start, windows[0].end)
-        windows[-1] = Window(windows[-1].start, asked.end)
-    return windows
+    number = ((asked.end or now.date() + DAY) - first).days
+    edges = [first + n * DAY for n in range(size, number, size)]
+    return list(map(Window, [asked.start, *edges], [*edges, asked.end])) if number > 0 else []
 
 
 # --- Bookmarks -------------------------------------------------------------------------
@@ -389,8 +373,7 @@ def test_ranges_that_touch_are_one() -> None:
         (in_days(9, 8), in_days(7, 6), in_days(7, 6)),
         (in_days(None, 8), in_days(7, 6), in_days(7, 6)),
     ):
-        assert one.joined(other) == both
-        assert other.joined(one) == both
+        assert one.joined(other) == other.joined(one) == both
 
 
 junk = st.recursive(
