@@ -299,6 +299,17 @@ def test_a_range_grows_window_by_window() -> None:
     assert seen == [in_days(7.5, 4.5), in_days(7.5, 0), in_days(19.5, 0), in_days(None, 0)]
 
 
+def test_a_range_begins_no_earlier_than_requested_and_never_shrinks() -> None:
+    """History ends at start_date to the instant, and a window in what is known moves nothing."""
+    plan = make_plan(None, Span(ago(30)), WEEK, NOW)
+    plan.forward_done(OPEN)
+    plan.history_done(days_ago(31, 8))
+    assert plan.complete == in_days(30, 0)
+    overlapping = make_plan(in_days(9, 0), Span(), DAY, NOW)
+    overlapping.history_done(days_ago(8, 7))
+    assert overlapping.complete == in_days(9, 0)
+
+
 @settings(max_examples=min(17 * settings().max_examples, max(612, settings().max_examples)))
 @given(
     rows=st.lists(instants, max_size=25, unique=True),
