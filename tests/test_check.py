@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import random
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 import typing as t
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from tap_bugspulse.check import LOST, Check, page, report
 from tests.conftest import NOW, tiered
 from tests.pipeline.children import environment
 from tests.running import PRIMARY_KEYS, expected, sync, tap_class
-from tests.sandbox import Options, Sandbox, generate_once
+from tests.sandbox import Options, Sandbox
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,13 +47,9 @@ def found_in(
     return found
 
 
-@contextlib.contextmanager
-def serving(sessions: int = 70, days: float = 20, **options: t.Any) -> Iterator[Sandbox]:
-    """Serve a project with some options."""
-    until = NOW - timedelta(hours=1)
-    project = generate_once(seed=126, sessions=sessions, days=days, until=until)
-    with Sandbox(project, Options(requests_per_minute=None, **options)) as running:
-        yield running
+def serving(**project: float) -> pytest.MarkDecorator:
+    """Have the sandbox serve a project of another size."""
+    return pytest.mark.parametrize("sandbox", [project], indirect=True, ids=[f"{project}"])
 
 
 def truth(options: Mapping[str, t.Any]) -> dict[str, str]:
@@ -153,10 +148,10 @@ def combinations() -> list[tuple[dict[str, t.Any], str]]:
 
 
 @pytest.mark.parametrize(("options", "told"), tiered(combinations(), quick=2))
-def test_each_answer_is_the_truth(options: dict[str, t.Any], told: str) -> None:
+def test_each_answer_is_the_truth(sandbox: Sandbox, options: dict[str, t.Any], told: str) -> None:
     """Whatever comes together, each answer is right or says why it is open; loss stands out."""
-    with serving(**options) as sandbox:
-        found = found_in(sandbox)
+    sandbox.options = Options(requests_per_minute=None, **options)
+    found = found_in(sandbox)
     assert_true(found, options, told)
     if len(options) == 1:
         assert (LOST in page(found)) == (options in LOSING)
@@ -230,21 +225,19 @@ def test_a_user_learns_what_there_is_and_what_it_costs(sandbox: Sandbox) -> None
 
 
 @long
-def test_settings_follow_from_what_there_is() -> None:
+@serving(sessions=4000)
+def test_settings_follow_from_what_there_is(sandbox: Sandbox) -> None:
     """A first load that takes hours is given a time limit."""
-    with serving(sessions=4000) as sandbox:
-        found = found_in(sandbox)
-        slow = found_in(sandbox, requests_per_minute=60)
+    found, slow = found_in(sandbox), found_in(sandbox, requests_per_minute=60)
     assert found["load"]["all"]["minutes"] < 1
     assert slow["settings"] == {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "50"}
     assert "export TAP_BUGSPULSE_MAX_RUNTIME_MINUTES='50'" in page(slow)
 
 
-@pytest.mark.parametrize("sessions", [0, 1])
-def test_a_project_with_next_to_nothing_has_a_page(sessions: int) -> None:
+@pytest.mark.parametrize("sandbox", [{"sessions": 0}, {"sessions": 1}], indirect=True)
+def test_a_project_with_next_to_nothing_has_a_page(sandbox: Sandbox) -> None:
     """Each kind of question has an answer or a reason where there are no rows, or one."""
-    with serving(sessions=sessions) as sandbox:
-        found = found_in(sandbox)
+    found, sessions = found_in(sandbox), len(sandbox.project.sessions)
     assert found["refused"] == {}
     assert found["rows"]["sessions"] == sessions
     assert (found["oldest_session"] == "none") == (sessions == 0)
@@ -376,12 +369,13 @@ def test_a_start_date_makes_a_load_shorter(sandbox: Sandbox) -> None:
 
 
 @long
+@serving(sessions=3000, days=8)
 @pytest.mark.parametrize("order", ["newest", "arbitrary"])
-def test_a_busy_project_is_checked_within_the_same_requests(order: str) -> None:
+def test_a_busy_project_is_checked_within_the_same_requests(sandbox: Sandbox, order: str) -> None:
     """With hundreds of sessions a day, the requests suffice, and what dates mean is found."""
     options: dict[str, t.Any] = {"order": order, "to_means": "end", "utc_offset_hours": -3}
-    with serving(sessions=3000, days=8, **options) as sandbox:
-        found = found_in(sandbox)
+    sandbox.options = Options(requests_per_minute=None, **options)
+    found = found_in(sandbox)
     assert_true(found, options, "time_zone to_includes_its_day filter_field")
     assert found["rows"]["sessions"] == 3000
     assert found["sessions_a_day"] == pytest.approx(375, rel=0.1)
@@ -389,10 +383,10 @@ def test_a_busy_project_is_checked_within_the_same_requests(order: str) -> None:
 
 
 @long
-def test_thousands_of_sessions_a_day_leave_dates_open() -> None:
+@serving(sessions=5000, days=2)
+def test_thousands_of_sessions_a_day_leave_dates_open(sandbox: Sandbox) -> None:
     """Where some days would take too many requests, the reason stands in their place."""
-    with serving(sessions=5000, days=2) as sandbox:
-        found = found_in(sandbox)
+    found = found_in(sandbox)
     assert_true(found, {}, "dates_are_honoured times_are_accepted")
     assert found["api"]["dates"]["note"] == "more than 2 pages of sessions in some days"
 
