@@ -125,13 +125,16 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
     return output
 
 
-def select(now: datetime, *streams: str) -> Row:
-    """Return a catalog that selects only some streams."""
+def select(now: datetime, *streams: str, without: t.Collection[str] = ()) -> Row:
+    """Return a catalog that selects only some streams, without some columns."""
     catalog = tap_class(now)(config={"api_key": "bp_x"}).catalog_dict
     for stream in catalog["streams"]:
         for entry in stream["metadata"]:
+            name = ".".join([stream["stream"], *entry["breadcrumb"][1:]])
             if not entry["breadcrumb"]:
-                entry["metadata"]["selected"] = stream["tap_stream_id"] in streams
+                entry["metadata"]["selected"] = name in streams
+            elif name in without:
+                entry["metadata"]["selected"] = False
     return catalog
 
 

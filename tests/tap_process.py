@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
-import threading
 import typing as t
 from datetime import datetime
 from pathlib import Path
@@ -87,14 +87,13 @@ class TapProcess:
             "requests_per_minute": 1_000_000,
             **settings,
         }
-        (folder / "config.json").write_text(json.dumps(config))
-        arguments = ["--config", str(folder / "config.json")]
-        if state is not None:
-            (folder / "state.json").write_text(state)
-            arguments += ["--state", str(folder / "state.json")]
-        if catalog is not None:
-            (folder / "catalog.json").write_text(json.dumps(catalog))
-            arguments += ["--catalog", str(folder / "catalog.json")]
+        arguments = []
+        given = None if catalog is None else json.dumps(catalog)
+        files = {"config": json.dumps(config), "state": state, "catalog": given}
+        for name, text in files.items():
+            if text is not None:
+                (folder / f"{name}.json").write_text(text)
+                arguments += [f"--{name}", str(folder / f"{name}.json")]
         with self._written.open("wb") as out, self._errors.open("wb") as errors:
             self.process = start(
                 "tests.tap_process",
@@ -148,28 +147,24 @@ class SignalAt:
 
     def __init__(self, signum: int, number: int, path: str | None = None) -> None:
         """Choose the signal and the request, counted from 1 among those for ``path``."""
-        self._signum = signum
-        self._number = number
-        self._path = path
+        self._signum, self._number, self._path = signum, number, path
         self._count = 0
         self.sent = False
-        self._tap: TapProcess | None = None
-        self._started = threading.Event()
+        self._meant = queue.SimpleQueue[TapProcess]()
 
     def aim(self, tap: TapProcess) -> None:
         """Say which process is meant; a request waits for that."""
-        self._tap = tap
-        self._started.set()
+        self._meant.put(tap)
 
     def __call__(self, request: Request, project: Project) -> None:
         """Count a request and send the signal if it is the one."""
         del project
-        self._count += self._path in {None, request.path}
-        if self._count == self._number and self._path in {None, request.path}:
-            assert self._started.wait(ENDS_WITHIN)
-            assert self._tap is not None
-            self.sent = True
-            self._tap.process.send_signal(self._signum)
+        if self._path in {None, request.path}:
+            self._count += 1
+            if self._count == self._number:
+                tap = self._meant.get(timeout=ENDS_WITHIN)
+                self.sent = True
+                tap.process.send_signal(self._signum)
 
 
 def main() -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import threading
 import time
 import typing as t
-from types import SimpleNamespace
 
 import pytest
 
-from tests.running import Output, assert_whole, events_asked, expected, select, sync, wait_until
+from tests.running import assert_whole, events_asked, expected, select, sync, wait_until
+from tests.sandbox import Options
 from tests.tap_process import TapProcess
 from tests.test_corporate import listening
 from tests.test_http import assert_one_line, run_tap
@@ -61,7 +60,7 @@ def test_a_header_that_cannot_be_sent_is_one_line(sandbox: Sandbox) -> None:
 # --- Answers that never end ----------------------------------------------------------
 
 
-def test_headers_that_drip_are_an_answer_too_late(now: datetime, tmp_path: Path) -> None:
+def test_headers_that_drip_are_an_answer_too_late() -> None:
     """A header that grows byte by byte is given up and asked for again."""
     connections: list[float] = []
     stop = threading.Event()
@@ -81,19 +80,16 @@ def test_headers_that_drip_are_an_answer_too_late(now: datetime, tmp_path: Path)
                 stop.set()  # the tap has hung up
 
     with listening(serve) as port:
-        tap = TapProcess(
-            tmp_path / "tap", at(port), now, json.dumps({}), minute=0.5, request_timeout=0.5
-        )
-        assert tap.end() == 0, tap.log
+        done = run_tap(at(port), {"TAP_BUGSPULSE_REQUEST_TIMEOUT": "0.5"}, minute=0.5)
+    assert done.returncode == 0, done.stderr
     wait_until(stop.is_set)
-    assert tap.log.count("trying again in ") == 1
-    assert "crashes: trying again in 0 s after no answer in time" in tap.log
+    assert done.stderr.count("trying again in ") == 1
+    assert "crashes: trying again in 0 s after no answer in time" in done.stderr
 
 
-def at(port: int) -> Sandbox:
-    """Return an address and a key, which is all that a tap needs to know of a sandbox."""
-    address = SimpleNamespace(url=f"http://127.0.0.1:{port}/export", api_key="bp_sandbox_key")
-    return t.cast("Sandbox", address)
+def at(port: int) -> str:
+    """Return the address of an API on loopback."""
+    return f"http://127.0.0.1:{port}/export"
 
 
 # --- What a 429 may tell -------------------------------------------------------------
@@ -101,15 +97,13 @@ def at(port: int) -> Sandbox:
 
 def refuse(headers: str, times: int) -> t.Callable[[socket.socket], None]:
     """Serve an answer 429 with headers some times, then empty pages."""
-    left = times
+    refusal = f"HTTP/1.1 429 Slow down\r\nContent-Length: 0\r\n{headers}\r\n\r\n".encode()
+    answers = itertools.chain(itertools.repeat(refusal, times), itertools.repeat(ok(PAGE)))
 
     def serve(connection: socket.socket) -> None:
-        nonlocal left
-        lines = f"HTTP/1.1 429 Slow down\r\nContent-Length: 0\r\n{headers}\r\n\r\n"
         with connection:
             while connection.recv(1 << 16):
-                left -= 1
-                connection.sendall(lines.encode() if left >= 0 else ok(PAGE))
+                connection.sendall(next(answers))
 
     return serve
 
@@ -131,17 +125,14 @@ def refuse(headers: str, times: int) -> t.Callable[[socket.socket], None]:
         ("X-RateLimit-Reset: 1772366401000", 0.6, 1),
     ],
 )
-def test_odd_words_about_waiting_are_survived(
-    tmp_path: Path, now: datetime, headers: str, minute: float, wait: int
-) -> None:
+def test_odd_words_about_waiting_are_survived(headers: str, minute: float, wait: int) -> None:
     """Whatever a 429 carries, there is a sane wait and then another try."""
+    began = time.monotonic()
     with listening(refuse(headers, times=2)) as port:
-        began = time.monotonic()
-        tap = TapProcess(tmp_path / "tap", at(port), now, minute=minute)
-        assert tap.end() == 0, tap.log
+        done = run_tap(at(port), minute=minute)
+    assert done.returncode == 0, done.stderr
     assert time.monotonic() - began >= 2 * min(minute, wait)
-    words = "trying again in "
-    told = [line.split(words)[1] for line in tap.log.splitlines() if words in line]
+    told = re.findall("trying again in (.*)", done.stderr)
     assert told == 2 * [f"{wait} s after 429 Slow down for /crashes"]
 
 
@@ -149,18 +140,15 @@ def test_odd_words_about_waiting_are_survived(
 def test_a_wait_of_more_than_a_day_is_one_line(seconds: str) -> None:
     """A run does not sleep for days: it ends and says why."""
     with listening(refuse(f"Retry-After: {seconds}", times=9)) as port:
-        done = run_tap(f"http://127.0.0.1:{port}/export")
+        done = run_tap(at(port))
     assert_one_line(done, "429 Slow down", "to wait for more than a day")
 
 
-def test_nothing_but_429_ends_the_run(tmp_path: Path, now: datetime) -> None:
+def test_nothing_but_429_ends_the_run() -> None:
     """After 15 minutes of nothing but 429 the last line asks who else uses the key."""
     with listening(refuse("Retry-After: 0", times=1_000_000)) as port:
-        tap = TapProcess(tmp_path / "tap", at(port), now, minute=0.06)
-        assert tap.end() == 1
-    last = tap.log.splitlines()[-1]
-    assert "429 Slow down: nothing else for 1 s. Is the key used elsewhere?" in last
-    assert "Traceback" not in tap.log
+        done = run_tap(at(port), minute=0.06)
+    assert_one_line(done, "429 Slow down: nothing else for 1 s. Is the key used elsewhere?")
 
 
 def test_a_time_limit_ends_a_wait_that_the_api_asks_for(
@@ -209,16 +197,9 @@ MANY = 126
 @pytest.mark.slow
 def test_a_real_minute_is_kept(sandbox: Sandbox, now: datetime) -> None:
     """126 requests at 60 in any 60 seconds: no 429, and hardly slower than allowed."""
-    sandbox.options.requests_per_minute = LIMIT
-    sandbox.options.counting = "sliding"
-    sandbox.options.jitter = 0.02
-    output = sync(
-        sandbox,
-        now,
-        requests_per_minute=LIMIT,
-        page_size=1,
-        catalog=select(now, "sessions", "network"),
-    )
+    sandbox.options = Options(requests_per_minute=LIMIT, counting="sliding", jitter=0.02)
+    listings = select(now, "sessions", "network")
+    output = sync(sandbox, now, requests_per_minute=LIMIT, page_size=1, catalog=listings)
     for stream in ("sessions", "network"):
         assert output.table(stream) == expected(sandbox.project, stream)
     requests = sandbox.requests
@@ -232,12 +213,10 @@ def test_a_real_minute_is_kept(sandbox: Sandbox, now: datetime) -> None:
 @pytest.mark.slow
 def test_another_user_of_the_key_is_survived(sandbox: Sandbox, now: datetime) -> None:
     """A 429 that asks for no wait is waited out for a real minute, and nothing is lost."""
-    sandbox.options.requests_per_minute = LIMIT
-    sandbox.options.counting = "sliding"
-    sandbox.options.retry_after = "none"
+    sandbox.options = Options(requests_per_minute=LIMIT, counting="sliding", retry_after="none")
     sandbox.spend(LIMIT)
     began = time.monotonic()
-    output: Output = sync(sandbox, now, requests_per_minute=LIMIT, catalog=select(now, "crashes"))
+    output = sync(sandbox, now, requests_per_minute=LIMIT, catalog=select(now, "crashes"))
     took = time.monotonic() - began
     print(f"{len(sandbox.requests)} requests in {took:.1f} s")
     assert output.table("crashes") == expected(sandbox.project, "crashes")

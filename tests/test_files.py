@@ -22,6 +22,8 @@ pytestmark = pytest.mark.pipeline
 
 LATEST = CHECKOUT / "examples" / "duckdb" / "latest.sql"
 TIMES = {"startedAt", "endedAt", "firstSeenAt", "lastSeenAt", "timestamp"}
+NUMBERS = {"eventCount", "duration", "occurrenceCount", "affectedDevices"}
+NUMBERS |= {"sequenceNumber", "statusCode"}
 EXTRA = {"experiment": {"arm": "ü", "share": 0.5}}
 
 
@@ -75,13 +77,8 @@ def truth(rows: Rows) -> Rows:
 
 def json_lines(output: Path) -> Rows:
     """Read all that target-jsonl has written."""
-    return {
-        stream: [
-            json.loads(line)
-            for line in (output / f"{stream}.jsonl").read_text("utf-8").splitlines()
-        ]
-        for stream in KEYS
-    }
+    texts = {stream: (output / f"{stream}.jsonl").read_text("utf-8") for stream in KEYS}
+    return {stream: list(map(json.loads, text.splitlines())) for stream, text in texts.items()}
 
 
 def csv_rows(output: Path) -> Rows:
@@ -111,16 +108,6 @@ def plain(name: str, text: str) -> object:
     if name in NUMBERS:
         return int(text)
     return text
-
-
-NUMBERS = {
-    "eventCount",
-    "duration",
-    "occurrenceCount",
-    "affectedDevices",
-    "sequenceNumber",
-    "statusCode",
-}
 
 
 def by_duckdb() -> Rows:

@@ -20,53 +20,45 @@ if t.TYPE_CHECKING:
     from tap_bugspulse.client import BugsPulseStream
 
 
+# What a setting must be, and values that are not.
+RULES: dict[str, tuple[str, tuple[object, ...]]] = {
+    "api_url": (
+        "an https URL, or http on loopback, without a user name or password, query or fragment",
+        (
+            *("https://api.example:port", "ftp://example.com", 5, "http://api.example"),
+            *("http://127.0.0.1.example", "http://localhost.example", "//a", "https:///x"),
+            *("https://me:secret@api.example", "http://me:secret@api.example"),
+            *("https://me:se/secret@api.example", "https://api.example/?key=secret"),
+        ),
+    ),
+    "api_key": ("a text without spaces (it begins with bp_", ("bp secret", "bp_secret\n")),
+    "start_date": ("a date or date-time", (Decimal("1.5"), "yesterday")),
+    "end_date": ("a date or date-time", ("1800-01-01",)),
+    "lookback_days": ("a whole number from 0 to 36500", (-1,)),
+    "requests_per_minute": ("a whole number of 1 or more", ("0",)),
+    "events_for": ("one of all, errors, crashed", ("some",)),
+    "user_agent": ("a printable text", ("two\nlines",)),
+    "project": ("a printable text", (5,)),
+    "page_size": ("a whole number from 1 to 1000", (True, [], 0, 5000, Decimal("0.5"), 10**400)),
+    "request_timeout": (
+        "a number above 0, 86400 at most",
+        ("1e10", "soon", "nan", "inf", Decimal("1e400")),
+    ),
+    "max_runtime_minutes": ("a number above 0", ("null", "0")),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
-        ("api_url", "https://api.example:port", "api_url must be an https URL"),
-        ("api_url", "ftp://example.com", "api_url must be an https URL"),
-        ("api_url", 5, "api_url must be an https URL"),
-        ("api_url", "http://api.example", "or http on loopback"),
-        ("api_url", "https://me:secret@api.example", "without a user name or password"),
-        ("api_url", "http://me:secret@api.example", "without a user name or password"),
-        ("api_url", "https://me:se/secret@api.example", "without a user name or password"),
-        ("api_url", "https://api.example/?key=secret", "query or fragment"),
-        ("api_key", "bp secret", "api_key must be a text without spaces"),
-        ("api_key", "bp_secret\n", "api_key must be a text without spaces"),
-        ("start_date", Decimal("1.5"), "start_date must be a date or date-time"),
-        ("start_date", "yesterday", "start_date must be a date or date-time"),
-        ("lookback_days", -1, "lookback_days must be a whole number from 0 to 36500, not -1"),
-        ("requests_per_minute", "0", "requests_per_minute must be a whole number of 1"),
-        ("events_for", "some", "events_for must be one of all, errors, crashed"),
-        ("end_date", "1800-01-01", "end_date must be a date or date-time"),
-        ("user_agent", "two\nlines", "user_agent must be a printable text"),
-        ("project", 5, "project must be a printable text"),
-        ("page_size", True, "page_size must be a whole number from 1 to 1000"),
-        ("page_size", [], "page_size must be a whole number from 1 to 1000"),
-        ("page_size", 0, "page_size must be a whole number from 1 to 1000, not 0"),
-        ("page_size", 5000, "page_size must be a whole number from 1 to 1000, not 5000"),
-        ("page_size", Decimal("0.5"), "a whole number from 1 to 1000, not 0.5"),
-        ("page_size", 10**400, "page_size must be a whole number from 1 to 1000"),
-        ("request_timeout", "1e10", "request_timeout must be a number above 0, 86400 at most"),
-        ("request_timeout", "soon", "request_timeout must be a number above 0"),
-        ("request_timeout", "nan", "request_timeout must be a number above 0"),
-        ("request_timeout", "inf", "request_timeout must be a number above 0"),
-        ("request_timeout", Decimal("1e400"), "request_timeout must be a number above 0"),
-        ("max_runtime_minutes", "null", "max_runtime_minutes must be a number above 0"),
-        ("max_runtime_minutes", "0", "max_runtime_minutes must be a number above 0"),
-    ],
+    ("name", "value"), [(name, value) for name, (_, values) in RULES.items() for value in values]
 )
-def test_a_wrong_setting_is_named_and_a_password_is_not(
-    name: str, value: object, says: str
-) -> None:
+def test_a_wrong_setting_is_named_and_a_password_is_not(name: str, value: object) -> None:
     """One problem comes of one wrong value, which it has unless that holds a secret."""
     with pytest.raises(ConfigValidationError) as caught:
         Settings.from_config({"api_key": "bp_x", name: value})
     (problem,) = caught.value.errors
-    assert says in problem
-    assert "secret" not in problem
-    if isinstance(value, str) and value.isprintable() and "secret" not in value:
-        assert value in problem
+    given = float(value) if isinstance(value, Decimal) else value
+    assert problem.startswith(f"{name} must be {RULES[name][0]}")
+    assert problem.endswith(f", not {'what is set' if 'secret' in str(value) else repr(given)}")
 
 
 def test_settings_may_be_text_and_empty_text_is_not_set() -> None:
@@ -113,15 +105,6 @@ def test_an_address_has_a_path_and_no_slash_at_its_end(given: str, used: str) ->
     assert Settings.from_config({"api_key": "bp_x", "api_url": given}).api_url == used
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1.example", "http://localhost.example", "//a", "https:///x"]
-)
-def test_an_address_that_only_looks_safe_is_refused(url: str) -> None:
-    """Plain http is for loopback alone, and there must be a host."""
-    with pytest.raises(ConfigValidationError, match="api_url must be an https URL"):
-        Settings.from_config({"api_key": "bp_x", "api_url": url})
-
-
 def test_a_key_in_an_environment_that_is_not_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who set the variable learns that the command was not told to read it."""
     monkeypatch.setenv("TAP_BUGSPULSE_API_KEY", "bp_secret")
@@ -133,11 +116,13 @@ def test_a_key_in_an_environment_that_is_not_read_is_told(monkeypatch: pytest.Mo
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    """Two wrong settings and a missing key make three problems."""
+    """Two wrong settings, dates the wrong way round and a missing key make four problems."""
+    dates = {"start_date": "2026-01-01", "end_date": "2025-01-01"}
     with pytest.raises(ConfigValidationError) as caught:
-        Settings.from_config({"page_size": 0, "lookback_days": -1})
+        Settings.from_config({"page_size": 0, "lookback_days": -1, **dates})
     names = [problem.split()[0] for problem in caught.value.errors]
-    assert sorted(names) == ["api_key", "lookback_days", "page_size"]
+    assert sorted(names) == ["api_key", "end_date", "lookback_days", "page_size"]
+    assert "end_date must be after start_date (2026-01-01), not '2025-01-01'" in str(caught.value)
 
 
 def test_a_config_file_that_cannot_be_read_is_named_and_not_shown(

@@ -24,7 +24,7 @@ from tests.running import wait_until
 from tests.sandbox import Options, Sandbox, generate_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.forks import Process
@@ -35,43 +35,23 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.sources]
 
 TARGETS = ("target-jsonl", "target-csv", "target-postgres", "target-snowflake")
 SECONDS = 120
-REACHED = 150
-"""How many sessions' events have been asked for when a run is stopped."""
-
-LATER = 385
-"""The same, at one a second, for a run that is stopped after more than five minutes."""
-
-
-def ctrl_c(run: Process) -> None:
-    """Do what a terminal does: it tells Meltano, tap and target."""
-    os.killpg(run.pid, signal.SIGINT)
-
-
-def sigterm(run: Process) -> None:
-    """Do what an orchestrator does: it tells Meltano, which tells the others."""
-    os.kill(run.pid, signal.SIGTERM)
-
-
-def sigterm_to_all(run: Process) -> None:
-    """Do what systemd and Airflow do."""
-    os.killpg(run.pid, signal.SIGTERM)
-
-
-def kill(run: Process) -> None:
-    """Leave nobody the time to do anything."""
-    os.killpg(run.pid, signal.SIGKILL)
-
-
-STOPS = {ctrl_c: {1, 130}, sigterm: {143}, sigterm_to_all: {143}, kill: {-signal.SIGKILL}}
-"""How a run is stopped, and the exit codes of Meltano."""
+# How many sessions' events have been asked for when a run is stopped; and, at one a second,
+# when it is stopped after more than five minutes.
+REACHED, LATER = 150, 385
+# How a run is stopped, and the exit codes of Meltano.
+STOPS: list[tuple[Callable[[int, int], None], int, set[int]]] = [
+    (os.killpg, signal.SIGINT, {1, 130}),  # as a terminal does: Meltano, tap and target
+    (os.kill, signal.SIGTERM, {143}),  # as an orchestrator does: Meltano, which tells the others
+    (os.killpg, signal.SIGTERM, {143}),  # as systemd and Airflow do
+    (os.killpg, signal.SIGKILL, {-signal.SIGKILL}),  # nobody has the time to do anything
+]
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """A project with the events of nearly 300 sessions to ask for."""
-    with Sandbox(
-        generate_once(seed=4, sessions=300, days=6), Options(requests_per_minute=None)
-    ) as running:
+    project = generate_once(seed=4, sessions=300, days=6)
+    with Sandbox(project, Options(requests_per_minute=None)) as running:
         yield running
 
 
@@ -102,14 +82,8 @@ def state_of(meltano: MeltanoProject, target: str) -> dict[str, Any]:
     return state
 
 
-def stop(
-    meltano: MeltanoProject,
-    target: str,
-    settings: Mapping[str, str],
-    sandbox: Sandbox,
-    how: Callable[[Process], None],
-) -> int:
-    """Start a run, stop it while it waits for events, and return its exit code."""
+def stop(run: Process, sandbox: Sandbox, tell: Callable[[int, int], None], signum: int) -> int:
+    """Stop a run while it waits for events, and return its exit code."""
     reached, go_on = threading.Event(), threading.Event()
 
     def hold(request: Request) -> None:
@@ -118,18 +92,14 @@ def stop(
             go_on.wait(SECONDS)
 
     sandbox.options.hold = hold
-    blocks = ("--force", "tap-bugspulse", target)
-    run = meltano.start("run", *blocks, settings=settings)
     try:
         assert reached.wait(SECONDS)
-        how(run)
-        code = run.wait(SECONDS)
+        tell(run.pid, signum)
+        return run.wait(SECONDS)
     finally:
         sandbox.options.hold = None
         go_on.set()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
-    return code
+        end_group(run)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -142,8 +112,9 @@ def test_what_is_kept_of_a_run_that_ends_within_five_minutes(
     run = ("--force", "tap-bugspulse", target)
     with settings_of(target, request, tmp_path) as where:
         settings = tap_settings(sandbox) | where
-        for how, codes in STOPS.items():
-            assert stop(meltano, target, settings, sandbox, how) in codes
+        for tell, signum, codes in STOPS:
+            started = meltano.start("run", *run, settings=settings)
+            assert stop(started, sandbox, tell, signum) in codes
         assert state_of(meltano, target) == {}
         stopped = {*events_asked(sandbox)}
 
@@ -197,7 +168,7 @@ def test_what_is_kept_of_a_run_that_is_killed_later(
             wait_until(partial(has_asked, sandbox, LATER), 2 * LATER)
         for *_, run in going.values():
             assert run.poll() is None
-            kill(run)
+            os.killpg(run.pid, signal.SIGKILL)
             run.wait(SECONDS)
         for target, (sandbox, settings, meltano, _) in going.items():
             first = {*events_asked(sandbox)}
