@@ -38,6 +38,11 @@ class Block:
         return lines[0].removeprefix("$ ").split("  ")[0]
 
     @property
+    def dialect(self) -> str:
+        """What a block of SQL says in its first line, such as `snowflake`."""
+        return self.text.partition("\n")[0].removeprefix("-- ").lower()
+
+    @property
     def name(self) -> str:
         """Where to find the block."""
         return f"{self.document}:{self.line}"

@@ -41,7 +41,9 @@ from tests.running import PRIMARY_KEYS, counted, events_asked, expected, select,
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tests.running import Row
 
 pytestmark = pytest.mark.sources
 
@@ -65,29 +67,22 @@ NOT_RUN = {
     ("docs/connect.md", "export TARGET_POSTGRES_HOST"): ACCOUNT,
     ("transform/README.md", "sh scripts/setup.sh dbt"): ACCOUNT,
 }
-RUN_BY_SHELL = {"bash", "console"}
-RUN = RUN_BY_SHELL | {"sql"}
-READ_ONLY = {"json", "yaml", "python", "text", "mermaid"}
+SHELL, READ_ONLY = {"bash", "console"}, {"json", "yaml", "python", "text", "mermaid"}
 ALL_BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 
 
-def left_out(block: Block) -> tuple[str, str] | None:
-    """Return the entry of the list that a block of commands is on, None if it is run."""
+def entry_of(block: Block) -> tuple[str, str] | None:
+    """Return the entry of the list that a block is on, None if it is run here."""
     for document, beginning in NOT_RUN:
         if block.document == document and block.first_line.startswith(beginning):
             return document, beginning
     return None
 
 
-def is_run(block: Block) -> bool:
-    """Return whether a block of commands is run by this module."""
-    return block.language in RUN and left_out(block) is None
-
-
-COMMANDS = [block for block in ALL_BLOCKS if block.language in RUN_BY_SHELL and is_run(block)]
+RUN = [block for block in ALL_BLOCKS if block.language not in READ_ONLY and not entry_of(block)]
+COMMANDS = [block for block in RUN if block.language in SHELL]
 # test_queries.py runs those on the tables that dbt makes.
-ON_LOADED = [block for block in ALL_BLOCKS if not block.text.startswith("-- tables\n")]
-STATEMENTS = [block for block in ON_LOADED if block.language == "sql" and is_run(block)]
+STATEMENTS = [one for one in RUN if one.language == "sql" and one.dialect != "tables"]
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +217,10 @@ def test_a_state_moves_to_another_backend(reader: Reader, sandbox: Sandbox) -> N
     assert counted(sandbox)["/crashes"] == 1
     assert counted(sandbox)["/events"] == 0
     assert any((reader.folder / "moved" / "prod:tap-bugspulse-to-target-jsonl").iterdir())
+    # What `meltano state get` prints is what replication.md says.
+    (key,) = re.findall(r"in one line, inside `(\w+)`", text("docs/replication.md"))
+    (line,) = (reader.folder / "state.json").read_text().splitlines()
+    assert json.loads(line).keys() == {key}
     # What the page warns of: without its state, a run begins anew.
     reader.types(LOAD, MELTANO_STATE_BACKEND_URI=f"file://{reader.folder}/empty")
     assert counted(sandbox)["/events"] > 0
@@ -295,16 +294,6 @@ def test_meltano_ignores_a_second_entry_of_the_tap_and_shows_it(tmp_path: Path) 
     assert found == recipes()[0]["config"] | {"stream_map_config": {"salt": "sea"}}
 
 
-@pytest.mark.pipeline
-def test_the_state_is_printed_in_one_line_inside_its_key(reader: Reader) -> None:
-    """`meltano state get` prints what replication.md says, for the id of a run."""
-    reader.types("meltano run --state-id-suffix=printed tap-bugspulse target-jsonl")
-    command = "meltano state get dev:tap-bugspulse-to-target-jsonl:printed 2>/dev/null"
-    (line,) = reader.types(command).splitlines()
-    (key,) = re.findall(r"in one line, inside `(\w+)`", text("docs/replication.md"))
-    assert json.loads(line).keys() == {key}
-
-
 def test_each_command_of_a_plugin_that_is_named_exists() -> None:
     """`plugin:command` in a document is a command of that plugin in meltano.yml."""
     existing = {
@@ -343,9 +332,8 @@ def database(files: Path, dialect: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     if dialect == "duckdb":
         return connection
-    if dialect == "postgres":
-        connection.execute("create schema bugspulse")
-        connection.execute("use bugspulse")
+    connection.execute("create schema bugspulse")
+    connection.execute("use bugspulse")
     for stream in PRIMARY_KEYS:
         source = connection.read_json(str(files / "output" / f"{stream}.jsonl"))
         renamed = ", ".join(f'"{one}" as {column(one, dialect)}' for one in source.columns)
@@ -355,11 +343,12 @@ def database(files: Path, dialect: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def run_sql(text: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
-    """Run the statements of a block, whose first line is its dialect; give all rows."""
-    dialect = text.split("\n", 1)[0].removeprefix("-- ").lower()
+def run_sql(
+    statements: str, dialect: str, connection: duckdb.DuckDBPyConnection
+) -> list[tuple[Any, ...]]:
+    """Run statements of a dialect and return all rows."""
     rows: list[tuple[Any, ...]] = []
-    for statement in sqlglot.transpile(text, read=dialect, write="duckdb"):
+    for statement in sqlglot.transpile(statements, read=dialect, write="duckdb"):
         rows += connection.execute(statement).fetchall()
     return rows
 
@@ -368,22 +357,17 @@ def run_sql(text: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[Any,
 def test_each_statement_runs(block: Block, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQL runs on tables with the names that the target of its dialect makes."""
     monkeypatch.chdir(files)
-    dialect = block.text.split("\n", 1)[0].removeprefix("-- ").lower()
-    assert dialect in {"snowflake", "postgres", "duckdb"}
-    assert run_sql(block.text, database(files, dialect))
+    assert block.dialect in {"snowflake", "postgres", "duckdb"}
+    assert run_sql(block.text, block.dialect, database(files, block.dialect))
 
 
 def test_no_block_of_commands_is_left_out_but_those_of_the_list() -> None:
     """Each block says its language, and the list names no block that is not there."""
-    assert {block.name for block in ALL_BLOCKS if not block.language} == set()
-    assert {block.language for block in ALL_BLOCKS} <= RUN | READ_ONLY
-    found = set()
-    for block in ALL_BLOCKS:
-        entry = left_out(block) if block.language in RUN else None
-        if entry is not None:
-            found.add(entry)
-            assert (ACCOUNT in block.text) == (NOT_RUN[entry] == ACCOUNT), block.name
-    assert found == {entry for entry in NOT_RUN if entry[0] in DOCUMENTS}
+    assert {block.language for block in ALL_BLOCKS} <= {*SHELL, "sql", *READ_ONLY}
+    found = {entry: block for block in ALL_BLOCKS if (entry := entry_of(block))}
+    assert found.keys() == NOT_RUN.keys()
+    for entry, block in found.items():
+        assert (ACCOUNT in block.text) == (NOT_RUN[entry] == ACCOUNT), block.name
 
 
 @pytest.mark.parametrize(
@@ -441,63 +425,77 @@ def recipes() -> list[dict[str, Any]]:
     return [extractors(yaml.safe_load(one))[0] for one in yamls]
 
 
-def test_the_recipe_that_masks_leaves_no_clear_text(sandbox: Sandbox) -> None:
-    """Users are hashed with the salt, URLs have no query, `_extra` is no column."""
-    config = recipes()[0]["config"]
-    assert config["stream_map_config"] == {"salt": "$BUGSPULSE_SALT"}
-    output = sync(sandbox, NOW, **config | {"stream_map_config": {"salt": "pepper"}})
-    for row in output.rows("sessions"):
-        user = sandbox.project.sessions[row["id"]]["userId"]
-        assert row["userId"] == (hash_of(user, "pepper") if user else None)
-        assert "_extra" not in row
-    assert USER not in json.dumps(output.rows("sessions"))
-    urls = [sandbox.project.network[row["id"]]["url"] for row in output.rows("network")]
-    assert any("?" in url for url in urls)
-    assert [row["url"] for row in output.rows("network")] == [url.split("?")[0] for url in urls]
+@pytest.mark.parametrize("number", [0, 2], ids=["with a hash", "without one"])
+def test_a_recipe_that_masks_leaves_nothing_personal(sandbox: Sandbox, number: int) -> None:
+    """Each row is as the API has it but for what is masked, and a null is taken for one."""
+    config = recipes()[number]["config"]
+    if salt := config.get("stream_map_config"):
+        assert salt == {"salt": "$BUGSPULSE_SALT"}
+        salt["salt"] = "pepper"
+    output = sync(sandbox, NOW, **config)
+    for stream, mask in MASKS[number].items():
+        masked = {key: mask(row) for key, row in expected(sandbox.project, stream).items()}
+        assert output.table(stream) == masked
+    personal = json.dumps(output.rows("sessions") + output.rows("network"))
+    assert USER not in personal
+    assert "?" not in personal
+
+
+def without(row: Row, column_name: str) -> Row:
+    """Return a row without a column."""
+    return {name: value for name, value in row.items() if name != column_name}
+
+
+# What the recipes make of rows.
+MASKS: dict[int, dict[str, Callable[[Row], Row]]] = {
+    0: {
+        "sessions": lambda row: (
+            without(row, "_extra") | {"userId": row["userId"] and hash_of(row["userId"], "pepper")}
+        ),
+        "network": lambda row: without(row, "_extra") | {"url": row["url"].split("?")[0]},
+    },
+    2: {
+        "sessions": lambda row: without(row, "userId") | {"known": row["userId"] is not None},
+        "crashes": lambda row: row | {"message": row["message"].split(":")[0]},
+        "network": lambda row: (
+            row
+            | {"error": "failed" if row["error"] else None}
+            | {"url": "/".join(row["url"].split("/")[:3])}
+        ),
+        "events": lambda row: without(row, "data"),
+    },
+}
 
 
 def test_the_recipe_that_leaves_columns_out_does(sandbox: Sandbox) -> None:
     """A column that is not selected is in no row, and its neighbours are."""
-    left_out = ("sessions.userId", "network.url", "events.data")
-    assert recipes()[1]["select"] == ["*.*", *(f"!{name}" for name in left_out)]
+    columns = [name.removeprefix("!") for name in recipes()[1]["select"] if name != "*.*"]
+    assert len(columns) == 3
     catalog = select(NOW, *PRIMARY_KEYS)
     for stream in catalog["streams"]:
         for entry in stream["metadata"]:
-            if ".".join([stream["stream"], *entry["breadcrumb"][1:]]) in left_out:
+            if ".".join([stream["stream"], *entry["breadcrumb"][1:]]) in columns:
                 entry["metadata"]["selected"] = False
     output = sync(sandbox, NOW, catalog=catalog)
-    for stream, column_name in (name.split(".") for name in left_out):
+    for stream, name in (name.split(".") for name in columns):
         assert output.rows(stream)
-        assert all(column_name not in row and "_extra" in row for row in output.rows(stream))
+        assert all(name not in row and "_extra" in row for row in output.rows(stream))
 
 
 def test_the_recipe_that_leaves_a_user_out_spares_their_events(sandbox: Sandbox) -> None:
     """Sessions of the user are not loaded, and nobody asks for their events."""
-    theirs = {name for name, row in sandbox.project.sessions.items() if row["userId"] == USER}
-    assert theirs
     sandbox.reset()
     rows = sync(sandbox, NOW, **recipes()[1]["config"]).rows("sessions")
-    assert {row["id"] for row in rows} == sandbox.project.sessions.keys() - theirs
-    assert theirs.isdisjoint(events_asked(sandbox.requests))
+    assert {row["id"] for row in rows} == sandbox.project.sessions.keys() - theirs(sandbox)
+    assert theirs(sandbox).isdisjoint(events_asked(sandbox.requests))
 
 
-def test_the_recipes_without_a_hash_leave_nothing_personal(sandbox: Sandbox) -> None:
-    """They take a null for what it is, and keep what they say they keep."""
-    output = sync(sandbox, NOW, **recipes()[2]["config"])
-    held = sandbox.project
-    for row in output.rows("sessions"):
-        assert "userId" not in row
-        assert row["known"] is bool(held.sessions[row["id"]]["userId"])
-    assert {row["known"] for row in output.rows("sessions")} == {True, False}
-    for row in output.rows("network"):
-        call = held.network[row["id"]]
-        assert row["error"] == ("failed" if call["error"] else None)
-        assert row["url"] == "/".join(call["url"].split("/")[:3])
-    assert {row["error"] for row in output.rows("network")} == {None, "failed"}
-    for row in output.rows("crashes"):
-        assert row["message"] == held.crashes[row["id"]]["message"].split(":")[0]
-    assert output.rows("events")
-    assert not any("data" in row for row in output.rows("events"))
+def theirs(sandbox: Sandbox) -> set[str]:
+    """Return the sessions of the user."""
+    rows = sandbox.project.sessions.items()
+    found = {session for session, row in rows if row["userId"] == USER}
+    assert found
+    return found
 
 
 def hash_of(user: str, salt: str) -> str:
@@ -534,11 +532,10 @@ def test_a_deletion_request_leaves_no_row_of_the_user(
     """The statements delete the user's sessions, events and calls, and no others."""
     statements = block_with(f"-- {dialect}".title(), "docs/safety.md").text
     connection = database(files, dialect)
-    schema = "bugspulse." if dialect == "postgres" else ""
     session = column("sessionId", dialect)
     if is_hashed:
         user = column("userId", dialect)
-        connection.execute(f"update {schema}sessions set {user} = sha256('salt' || {user})")
+        connection.execute(f"update bugspulse.sessions set {user} = sha256('salt' || {user})")
         # DuckDB's own, for that of Postgres, which is tested above.
         own = f"sha256('salt' || '{USER}')"
         expression = own if dialect == "postgres" else hashed_user(dialect)
@@ -547,20 +544,19 @@ def test_a_deletion_request_leaves_no_row_of_the_user(
     def left() -> dict[str, dict[str, int]]:
         """Return the numbers of rows of each session, by table."""
         return {
-            name: dict(
+            table: dict(
                 connection.execute(
-                    f"select {key}, count(*) from {schema}{name} group by 1"
+                    f"select {key}, count(*) from bugspulse.{table} group by 1"
                 ).fetchall()
             )
-            for name, key in (("sessions", "id"), ("events", session), ("network", session))
+            for table, key in (("sessions", "id"), ("events", session), ("network", session))
         }
 
-    before = left()
-    run_sql(statements, connection)
-    theirs = {name for name, row in sandbox.project.sessions.items() if row["userId"] == USER}
-    for name, rows in left().items():
-        assert theirs & before[name].keys()
-        assert rows == {key: n for key, n in before[name].items() if key not in theirs}
+    before, gone = left(), theirs(sandbox)
+    run_sql(statements, dialect, connection)
+    for table, rows in left().items():
+        assert before[table].keys() & gone
+        assert rows == {key: n for key, n in before[table].items() if key not in gone}
 
 
 # --- Repair ---------------------------------------------------------------------------
