@@ -39,7 +39,14 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and give what it said."""
     return subprocess.run(
-        command, cwd=cwd, env=env, check=False, capture_output=True, text=True, timeout=SECONDS
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
 
 
