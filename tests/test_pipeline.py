@@ -37,14 +37,9 @@ on d.id = s.id when matched then update set d.id = s.id when not matched then \
 insert (id, started_at, data) values (s.id, s.started_at, s.data)"""
 
 
-@pytest.fixture
-def meltano(tmp_path: Path) -> MeltanoProject:
-    """Make a Meltano project of its own in a path with a space."""
-    return MeltanoProject(tmp_path / "a project")
-
-
-def test_meltano_leaves_the_file_as_it_is(meltano: MeltanoProject) -> None:
+def test_meltano_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     """A setting that Meltano writes changes its own line of meltano.yml and no other."""
+    meltano = MeltanoProject(tmp_path / "a project")
     file = meltano.directory / "meltano.yml"
     before = file.read_text()
     change = ("config", "set", "target-jsonl", "do_timestamp_file")
@@ -102,36 +97,32 @@ def test_the_emulator_copies_and_merges_staged_rows(tmp_path: Path, connector: C
         '$1:"startedAt"::TIMESTAMP_NTZ as started_at, '
         "$1:data::VARIANT as data"
     )
-    columns = "id VARCHAR, started_at TIMESTAMP_NTZ, data VARIANT"
-    put = f"put 'file://{file}' '@~/target-snowflake/x'"
-    answers: dict[str, list[list[Any]]] = {}
+
+    def loaded(port: int, table: str, load: str) -> tuple[Any, Any]:
+        """Return what a load into a new table answers, and what it leaves there."""
+        statements = [
+            f"create table {table} (id VARCHAR, started_at TIMESTAMP_NTZ, data VARIANT)",
+            f"put 'file://{file}' '@~/target-snowflake/x'",
+            load.format(casts=casts),
+            "remove '@~/target-snowflake/x/'",
+            f"select id, started_at, data:n::int from {table} order by 1, 3",  # noqa: S608 - own name
+        ]
+        _, _, answer, _, left = connector.query(port, statements)
+        return answer, left
+
     arguments = ("--database-dir", str(tmp_path / "databases"))
     with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as server:
-        for table, load in {
-            "copied": COPY.format(casts=casts),
-            "merged": MERGE.format(casts=casts),
-        }.items():
-            statements = [
-                f"create table {table} ({columns})",
-                put,
-                load,
-                "remove '@~/target-snowflake/x/'",
-                f"select id, started_at, data:n::int from {table} order by 1, 3",  # noqa: S608 - own name
-            ]
-            _, _, loaded_rows, _, answers[table] = connector.query(server["port"], statements)
-            answers[f"{table} count"] = loaded_rows
+        first, second = ["a", "2026-01-15T10:00:00.123", 1], ["a", None, 2]
+        assert loaded(server["port"], "copied", COPY) == (
+            [["staged", "LOADED", 3, 3]],
+            [first, second, ["b", None, None]],
+        )
+        answer, left = loaded(server["port"], "merged", MERGE)
+        assert [sum(map(int, row)) for row in answer] == [2]
+        assert left == [second, ["b", None, None]]
     with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as again:
         # The database outlives the server.
         (kept,) = connector.query(again["port"], ["select count(*) from merged"])
-
-    assert answers["copied"] == [
-        ["a", "2026-01-15T10:00:00.123", 1],
-        ["a", None, 2],
-        ["b", None, None],
-    ]
-    assert answers["copied count"] == [["staged", "LOADED", 3, 3]]
-    assert answers["merged"] == [["a", None, 2], ["b", None, None]]
-    assert [sum(map(int, row)) for row in answers["merged count"]] == [2]
     assert kept == [[2]]
 
 
