@@ -59,39 +59,25 @@ def test_filters_and_one_session(tmp_path: Path) -> None:
     stored(tables, tmp_path).close()
     sessions = [row for row in tables["sessions"] if FIRST <= row["day"] <= "2026-03-01"]
     version = max(row["app_version"] for row in sessions if row["has_crash"])
+    of_version = [row for row in sessions if row["app_version"] == version]
+    few = [row for row in of_version if row["platform"] in {"ios", "android"}]
     narrow = {"Version": [version], "Platform": ["ios", "android"]}
-    chosen = next(
-        row["session_id"]
-        for row in sorted(sessions, key=lambda row: str(row["started_at"]), reverse=True)
-        if row["app_version"] == version and row["platform"] in {"ios", "android"}
-    )
+    chosen = max(few, key=lambda row: str(row["started_at"]))["session_id"]
     settings = {"BUGSPULSE_DUCKDB": str(tmp_path / "tables.duckdb"), "BUGSPULSE_SCHEMA": "main"}
     whole, some, one = shown(
         [{}, narrow, {"Crashed sessions only": False, "Session": chosen}], tmp_path, settings
     )
 
-    for answer, rows in (
-        (whole, sessions),
-        (
-            some,
-            [
-                row
-                for row in sessions
-                if row["app_version"] == version and row["platform"] in {"ios", "android"}
-            ],
-        ),
-    ):
-        crashed = sum(row["has_crash"] for row in rows)
+    for answer, rows in ((whole, sessions), (some, few)):
+        crashed, count = sum(row["has_crash"] for row in rows), len(rows)
         users = {row["user_id"] for row in rows} - {None}
         calls = sum(row["calls"] for row in rows)
         failed = sum(row["failed_calls"] for row in rows)
-        assert answer["metrics"]["Sessions"][0] == str(len(rows))
-        assert answer["metrics"]["Crash-free"] == [
-            share(len(rows) - crashed, len(rows)),
-            f"{crashed} crashed",
-        ]
-        assert answer["metrics"]["Named users"][0] == str(len(users))
-        assert answer["metrics"]["Calls failed"] == [share(failed, calls), f"of {calls} calls"]
+        metrics = answer["metrics"]
+        assert metrics["Sessions"][0] == str(count)
+        assert metrics["Crash-free"] == [share(count - crashed, count), f"{crashed} crashed"]
+        assert metrics["Named users"][0] == str(len(users))
+        assert metrics["Calls failed"] == [share(failed, calls), f"of {calls} calls"]
     assert {row["app_version"] for row in some["tables"][0]} == {version}
     assert {row["app_version"] for row in some["tables"][1]} <= {version}
     moments = [row for row in tables["session_timeline"] if row["session_id"] == chosen]
@@ -132,6 +118,5 @@ def test_snowflake_shows_the_same_as_duckdb(connector: Connector, tmp_path: Path
     stored(marts(held(project)), tmp_path).close()
     settings = {"BUGSPULSE_DUCKDB": str(tmp_path / "tables.duckdb"), "BUGSPULSE_SCHEMA": "main"}
     (of_duckdb,) = shown([{}], tmp_path, settings)
-    assert of_snowflake["metrics"] == of_duckdb["metrics"]
-    assert of_snowflake["choices"] == of_duckdb["choices"]
-    assert of_snowflake["tables"] == of_duckdb["tables"]
+    for part in ("metrics", "choices", "tables"):
+        assert of_snowflake[part] == of_duckdb[part]
