@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from tests.pipeline.transform import TRANSFORM, Dbt, DuckDb, Postgres, by_key, t
 from tests.pipeline.truth import held
 from tests.running import sync
 from tests.sandbox import Options, Sandbox, generate
+from tests.test_release import succeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.dbt
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-GIT = shutil.which("git") or "git"
 
 
-@pytest.fixture
+@pytest.fixture(params=["duckdb"])
 def warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DuckDb | Postgres]:
     """A database with nothing loaded: DuckDB, or the one that a test names."""
-    if getattr(request, "param", "duckdb") == "duckdb":
+    if request.param == "duckdb":
         yield DuckDb(tmp_path / "duckdb")
         return
     with serving("tests.pipeline.postgres", home=tmp_path / "home") as server:
@@ -51,12 +51,10 @@ def repository(folder: Path) -> str:
     """Return the address of a repository that holds the package as it is in the checkout."""
     made = folder / "repository"
     shutil.copytree(TRANSFORM, made / "transform")
-    for command in (
-        ("init", "--quiet", "--initial-branch", "main"),
-        ("add", "."),
-        ("-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "A"),
-    ):
-        subprocess.run([GIT, *command], cwd=made, env=environment(folder / "home"), check=True)
+    git = functools.partial(succeed, "git", cwd=made, env=environment(folder / "home"))
+    git("init", "--quiet", "--initial-branch", "main")
+    git("add", ".")
+    git("-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "A")
     return made.as_uri()
 
 
@@ -111,13 +109,9 @@ def test_package_is_installed_from_git_as_the_readme_says(
 
 
 OWN_TIME_SPINE = {
-    "models": [
-        {
-            "name": "calendar",
-            "time_spine": {"standard_granularity_column": "day"},
-            "columns": [{"name": "day", "granularity": "day"}],
-        }
-    ]
+    "name": "calendar",
+    "time_spine": {"standard_granularity_column": "day"},
+    "columns": [{"name": "day", "granularity": "day"}],
 }
 
 
@@ -126,7 +120,8 @@ def test_metrics_are_asked_for_and_leave_a_time_spine_of_ones_own(dbt: Dbt, tmp_
     project = project_of_ones_own(tmp_path, {"packages": [{"local": str(TRANSFORM)}]}, {})
     (project / "models").mkdir()
     (project / "models" / "calendar.sql").write_text("select current_date as day", "utf-8")
-    (project / "models" / "models.yml").write_text(json.dumps(OWN_TIME_SPINE), "utf-8")
+    models = json.dumps({"models": [OWN_TIME_SPINE]})
+    (project / "models" / "models.yml").write_text(models, "utf-8")
     assert dbt.run("duckdb", "deps", variables={}, project=project)["success"]
 
     def parsed(**variables: bool) -> tuple[int, dict[str, str]]:
