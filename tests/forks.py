@@ -143,13 +143,8 @@ def start(
 ) -> Process:
     """Start ``python -m MODULE ARGUMENT…`` in the checkout.
 
-    Args:
-        module: The module.
-        arguments: Its arguments.
-        env: All that it sees of the environment.
-        stdout: File descriptor of its output.
-        stderr: File descriptor of its log.
-        fresh: Whether it is a Python from its very start, not a fork of one.
+    It sees no more of the environment than it is given. A fresh one is a Python from its
+    very start, not a fork of one.
     """
     if CAN_FORK and not fresh:
         streams = {"stdout": stdout, "stderr": stderr}

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import subprocess
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import NOW
 from tests.pipeline.children import CHECKOUT, environment, serving
 from tests.pipeline.marts import FUNNEL, marts, stored
 from tests.pipeline.page import share
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
 from tests.pipeline.truth import held
 from tests.running import sync
-from tests.sandbox import Options, Sandbox, generate
+from tests.sandbox import generate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from tests.pipeline.connector import Connector
+    from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.streamlit
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DATA = {"seed": 3, "sessions": 80, "days": 10, "until": NOW}
 FIRST = "2026-01-31"
 """The first of the thirty days that are shown unless others are chosen."""
 
@@ -85,13 +86,13 @@ def test_filters_and_one_session(tmp_path: Path) -> None:
     assert len(moments) > 1
 
 
-def test_snowflake_shows_the_same_as_duckdb(connector: Connector, tmp_path: Path) -> None:
+def test_snowflake_shows_the_same_as_duckdb(
+    connector: Connector, sandbox: Sandbox, tmp_path: Path
+) -> None:
     """The app asks Snowflake through the connection of its secrets, with the same answers."""
-    project = generate(seed=3, sessions=80, days=10, until=NOW)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        output = sync(sandbox, NOW)
     messages = tmp_path / "messages.jsonl"
-    messages.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
+    written = [json.dumps(one) + "\n" for one in sync(sandbox, NOW).messages]
+    messages.write_text("".join(written), "utf-8")
     kept = ("--database-dir", str(tmp_path / "databases"))
     with (
         serving("tests.pipeline.snowflake", *kept, home=tmp_path / "server") as server,
@@ -115,7 +116,7 @@ def test_snowflake_shows_the_same_as_duckdb(connector: Connector, tmp_path: Path
         settings = no_detection | {"BUGSPULSE_SCHEMA": SCHEMA}
         (of_snowflake,) = shown([{}], tmp_path, settings)
 
-    stored(marts(held(project)), tmp_path).close()
+    stored(marts(held(sandbox.project)), tmp_path).close()
     settings = {"BUGSPULSE_DUCKDB": str(tmp_path / "tables.duckdb"), "BUGSPULSE_SCHEMA": "main"}
     (of_duckdb,) = shown([{}], tmp_path, settings)
     for part in ("metrics", "choices", "tables"):

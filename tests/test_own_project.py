@@ -5,28 +5,29 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
+from tests.conftest import NOW
 from tests.documents import blocks
 from tests.pipeline.children import environment, serving
 from tests.pipeline.marts import marts
 from tests.pipeline.transform import TRANSFORM, Dbt, DuckDb, Postgres, by_key, tables
 from tests.pipeline.truth import held
 from tests.running import sync
-from tests.sandbox import Options, Sandbox, generate
 from tests.test_release import succeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.sandbox import Sandbox
+
 pytestmark = pytest.mark.dbt
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DATA = {"seed": 3, "sessions": 60, "days": 5, "until": NOW}
 
 
 @pytest.fixture(params=["duckdb"])
@@ -70,14 +71,12 @@ def project_of_ones_own(folder: Path, packages: object, variables: object) -> Pa
 
 @pytest.mark.parametrize("warehouse", ["duckdb", "postgres"], indirect=True)
 def test_package_is_installed_from_git_as_the_readme_says(
-    dbt: Dbt, warehouse: DuckDb | Postgres, tmp_path: Path
+    dbt: Dbt, warehouse: DuckDb | Postgres, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """The lines of the README, but for the address, the funnel and the schema, give the tables."""
-    sandbox_project = generate(seed=3, sessions=60, days=5, until=NOW)
-    with Sandbox(sandbox_project, Options(requests_per_minute=None)) as sandbox:
-        output = sync(sandbox, NOW)
     messages = tmp_path / "messages.jsonl"
-    messages.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
+    written = [json.dumps(one) + "\n" for one in sync(sandbox, NOW).messages]
+    messages.write_text("".join(written), "utf-8")
     warehouse.load(messages)
 
     readme = blocks("transform/README.md")
@@ -102,7 +101,7 @@ def test_package_is_installed_from_git_as_the_readme_says(
     assert all('is pinned to the "main" branch' in one for one in installed["warnings"])
     assert built["success"], built
     assert built["problems"] + built["warnings"] == []
-    truth = marts(held(sandbox_project), funnel=funnel)
+    truth = marts(held(sandbox.project), funnel=funnel)
     assert truth["funnel_daily"]
     found = tables(warehouse, ["sessions", "funnel_daily"])
     assert found == {name: by_key(name, truth[name]) for name in found}

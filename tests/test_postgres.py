@@ -22,14 +22,17 @@ from tests.documents import block_with
 from tests.pipeline.children import serving
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
-from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.sandbox import Project, Sandbox
+
 pytestmark = pytest.mark.pipeline
 
+# A few days old: what changes is within the lookback.
+DATA = {"seed": 2, "sessions": 60, "days": 5, "until": datetime.now(UTC), "crash_groups": 6}
 METADATA = "_sdc_"
 """What the names of the columns begin with that `add_record_metadata` adds."""
 
@@ -88,14 +91,6 @@ def postgres(tmp_path: Path) -> Iterator[Postgres]:
     else:
         with serving("tests.pipeline.postgres", home=tmp_path / "home") as server:
             yield Postgres(server["dsn"], schema)
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """Serve a small project that is a few days old, without a limit of requests."""
-    project = generate(2, 60, 5, datetime.now(UTC), crash_groups=6)
-    with Sandbox(project, Options(requests_per_minute=None)) as running:
-        yield running
 
 
 @pytest.fixture

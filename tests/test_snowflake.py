@@ -48,19 +48,21 @@ from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import Snowflake, emptied
 from tests.running import wait_until
-from tests.sandbox import Options, Sandbox, generate
 from tests.test_release import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from tests.pipeline.connector import Connector
+    from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.sources
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "target-snowflake.sql"
 MASKED = CHECKOUT / "examples" / "masking" / "masked.meltano.yml"
 RUN = ("tap-bugspulse", "target-snowflake")
+# A few days old: what changes is within the lookback.
+DATA = {"seed": 1, "sessions": 60, "days": 5, "until": datetime.now(UTC), "crash_groups": 6}
 
 
 @pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.account)])
@@ -105,14 +107,6 @@ def account(variables: Mapping[str, str], schema: str) -> tuple[dict[str, str], 
         if prefix + name in settings
     }
     return settings, connection | {"schema": schema}
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """Serve a small project that is a few days old, without a limit of requests."""
-    project = generate(1, 60, 5, datetime.now(UTC), crash_groups=6)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
