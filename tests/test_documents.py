@@ -17,7 +17,6 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -39,6 +38,7 @@ from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import tap_settings
 from tests.running import PRIMARY_KEYS, counted, events_asked, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
+from tests.test_release import succeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.sources
 
-SECONDS = 120
 LOAD = "meltano --environment=prod run tap-bugspulse target-snowflake"
 ACCOUNT = "needs an account"
 
@@ -102,19 +101,8 @@ class Reader(NamedTuple):
 
     def types(self, command: str, **variables: str) -> str:
         """Run a command, which must end with 0, and return what it printed."""
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", swapped(command)],  # noqa: S607 - a reader's
-            cwd=self.folder,
-            env=self.env | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}"
-        return done.stdout
+        shell = ("bash", "-euo", "pipefail", "-c", f"exec 2>&1\n{swapped(command)}")
+        return succeed(*shell, cwd=self.folder, env=self.env | variables)
 
 
 @pytest.fixture(scope="module")
