@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,7 @@ from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
 from tests.pipeline.truth import held
 from tests.running import sync
 from tests.sandbox import generate
+from tests.test_release import succeed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,17 +37,9 @@ def shown(
     """Return what the dashboard shows after each choice."""
     python = CHECKOUT / ".venv-streamlit" / "bin" / "python"
     assert python.exists(), "Streamlit is not set up: sh scripts/setup.sh streamlit"
-    done = subprocess.run(
-        [python, "-m", "tests.pipeline.dashboard", json.dumps(choices)],
-        cwd=CHECKOUT,
-        env=environment(folder / "home", settings),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    program = (python, "-m", "tests.pipeline.dashboard", json.dumps(choices))
+    said = succeed(*program, env=environment(folder / "home", settings))
+    answers: list[dict[str, Any]] = json.loads(said.splitlines()[-1])
     assert [one["errors"] for one in answers] == [[]] * len(choices)
     # Streamlit prints what stands alone in a line of code.
     assert [one["texts"] for one in answers] == [[]] * len(choices)
