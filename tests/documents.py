@@ -38,6 +38,11 @@ class Block:
         return lines[0].removeprefix("$ ").split("  ")[0]
 
     @property
+    def dialect(self) -> str:
+        """What a block of SQL says in its first line, such as `snowflake`."""
+        return self.text.partition("\n")[0].removeprefix("-- ").lower()
+
+    @property
     def name(self) -> str:
         """Where to find the block."""
         return f"{self.document}:{self.line}"
@@ -62,6 +67,12 @@ def blocks(document: str) -> list[Block]:
     ]
 
 
+def block_with(part: str, document: str = "README.md") -> Block:
+    """Return the one block of a document that holds some text."""
+    (block,) = (one for one in blocks(document) if part in one.text)
+    return block
+
+
 def prose(document: str) -> str:
     """Return a document without its blocks."""
     return FENCE.sub("", text(document))
@@ -75,9 +86,14 @@ def anchors(document: str) -> set[str]:
     }
 
 
-def links(document: str) -> list[str]:
-    """Return the targets of a document's links."""
-    return LINK.findall(prose(document))
+def links(document: str) -> list[tuple[str, str]]:
+    """Return the files of the checkout that a document links to, each with the heading."""
+    here = (ROOT / document).parent
+    found = [one.partition("#") for one in LINK.findall(prose(document)) if "://" not in one]
+    return [
+        ((here / name).resolve().relative_to(ROOT).as_posix() if name else document, anchor)
+        for name, _, anchor in found
+    ]
 
 
 def table(document: str, heading: str) -> list[list[str]]:

@@ -7,13 +7,13 @@ directory, environment and signals of its own, which goes on, and ends, as the p
 that it is told to run. What a Python does before it imports the tap or Meltano, and that it
 does, is for tests that ask for a fresh one.
 
-A server ends when pytest does, however that ends, and with it every fork and its group.
+Each fork has a process beside it that waits for its end and tells of it; when nobody is
+left to be told, as pytest has ended, however that was, it ends the fork and its group.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -35,8 +35,8 @@ if t.TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 # A forked program may not use the system libraries of macOS, where it asks for proxies.
 CAN_FORK = sys.platform == "linux"
-SIZE = struct.Struct("!Q")  # of a request
 NUMBER = struct.Struct("!i")  # a pid, or an exit code
+LONGEST = 1 << 20  # bytes of a request, more than a socket takes
 
 
 class Kind(t.NamedTuple):
@@ -84,19 +84,17 @@ class Fork:
             "env": dict(env),
             "cwd": str(cwd),
         }
-        request = json.dumps(given).encode()
-        connection = _server(kind)[1]
         self._told, told = os.pipe()
         try:
-            socket.send_fds(connection, [SIZE.pack(len(request))], [stdout, stderr, told])
+            request = json.dumps(given).encode()
+            socket.send_fds(_connection(kind), [request], [stdout, stderr, told])
         finally:
             os.close(told)
-        connection.sendall(request)
         self.returncode: int | None = None
         self.pid = self._number()
 
     def _number(self) -> int:
-        """Read what the server tells next of this process."""
+        """Read what is told next of this process."""
         (number,) = NUMBER.unpack(os.read(self._told, NUMBER.size))
         return int(number)
 
@@ -145,13 +143,8 @@ def start(
 ) -> Process:
     """Start ``python -m MODULE ARGUMENT…`` in the checkout.
 
-    Args:
-        module: The module.
-        arguments: Its arguments.
-        env: All that it sees of the environment.
-        stdout: File descriptor of its output.
-        stderr: File descriptor of its log.
-        fresh: Whether it is a Python from its very start, not a fork of one.
+    It sees no more of the environment than it is given. A fresh one is a Python from its
+    very start, not a fork of one.
     """
     if CAN_FORK and not fresh:
         streams = {"stdout": stdout, "stderr": stderr}
@@ -187,114 +180,94 @@ def run(
         return subprocess.CompletedProcess([module], code, out.read(), errors.read())
 
 
-_servers: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+_servers: dict[Kind, tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
-@functools.cache
-def _server(kind: Kind) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the server of a kind for this process, once."""
-    ours, its = socket.socketpair()
-    with its:
-        server = subprocess.Popen(
-            [kind.python, "-m", "tests.forks", *kind.modules],
-            stdin=its.fileno(),
-            stdout=subprocess.DEVNULL,
-            cwd=ROOT,
-            env=None if kind.env is None else dict(kind.env),
-            # Ctrl-C reaches a whole group; this server ends when its input does.
-            start_new_session=True,
-        )
-    _servers.append((server, ours))
-    return server, ours
+def _connection(kind: Kind) -> socket.socket:
+    """Return the connection to the server of a kind, which the first request starts."""
+    if kind not in _servers:
+        # A request is one message.
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            server = subprocess.Popen(
+                [kind.python, "-m", "tests.forks", *kind.modules],
+                stdin=its.fileno(),
+                stdout=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=None if kind.env is None else dict(kind.env),
+                # Ctrl-C reaches a whole group; this server ends when its input does.
+                start_new_session=True,
+            )
+        _servers[kind] = server, ours
+    return _servers[kind][1]
 
 
 def stop() -> None:
-    """Stop the servers, and what is left of their forks."""
+    """Stop the servers."""
     while _servers:
-        server, connection = _servers.pop()
+        _, (server, connection) = _servers.popitem()
         connection.close()
         server.wait()
-    _server.cache_clear()
 
 
 # --- The server ----------------------------------------------------------------------
 
 
-class Server:
-    """Forks itself for each request on its standard input, and tells how each fork ends."""
+def serve() -> dict[str, t.Any] | None:
+    """Fork for each request on standard input until that ends.
 
-    def __init__(self) -> None:
-        """Take over standard input."""
-        self._client = socket.socket(fileno=sys.stdin.fileno())
-        self._running: dict[int, int] = {}  # by pid, where its end is told
-        self._woken, waking = socket.socketpair()
-        self._waking = waking
-        for end in (self._woken, waking):
-            end.settimeout(0)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(waking.fileno())
-
-    def serve(self) -> dict[str, t.Any] | None:
-        """Serve until the input ends.
-
-        Returns:
-            In each fork its request, in the server itself None.
-        """
-        while True:
-            ready, _, _ = select.select([self._client, self._woken], [], [])
-            if self._woken in ready:
-                self._woken.recv(4096)
-                self._tell_of_ends()
-            if self._client in ready:
-                head, given, _, _ = socket.recv_fds(self._client, SIZE.size, 3)
-                if not head:
-                    break
-                (size,) = SIZE.unpack(head)
-                request = json.loads(self._client.recv(size, socket.MSG_WAITALL))
-                if (pid := os.fork()) == 0:
-                    self._become(request, *given)
-                    return t.cast("dict[str, t.Any]", request)
-                # Whichever of the two comes to it first.
-                with contextlib.suppress(PermissionError, ProcessLookupError):
-                    os.setpgid(pid, pid)
-                out, errors, told = given
-                os.close(out)
-                os.close(errors)
-                self._running[pid] = told
-                os.write(told, NUMBER.pack(pid))
-        for pid in self._running:
-            os.killpg(pid, signal.SIGKILL)
-        return None
-
-    def _tell_of_ends(self) -> None:
-        """Tell the client of each fork that has ended, and of how."""
-        for pid in list(self._running):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                told = self._running.pop(pid)
-                # Nobody may ask any more.
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(told, NUMBER.pack(os.waitstatus_to_exitcode(status)))
-                os.close(told)
-
-    def _become(self, request: dict[str, t.Any], out: int, errors: int, told: int) -> None:
-        """Leave all that is the server's, and take what the request gives."""
-        os.setpgid(0, 0)
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._client.detach()
-        self._woken.close()
-        self._waking.close()
-        for other in (*self._running.values(), told):
-            os.close(other)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for number, descriptor in enumerate((nothing, out, errors)):
-            os.dup2(descriptor, number)
+    Returns:
+        In each fork its request, in the server itself None.
+    """
+    client = socket.socket(fileno=sys.stdin.fileno())
+    # Nobody waits for those that wait for forks.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        text, given, _, _ = socket.recv_fds(client, LONGEST, 3)
+        if not text:
+            return None
+        if os.fork() == 0:
+            break
+        for descriptor in given:
             os.close(descriptor)
-        os.chdir(request["cwd"])
-        os.environ.clear()
-        os.environ.update(request["env"])
+    out, errors, told = given
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if pid := os.fork():
+        os.close(out)
+        os.close(errors)
+        attend(pid, told)
+    # Leave all that is the server's, and take what the request gives.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    client.detach()
+    os.close(told)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate((nothing, out, errors)):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    request: dict[str, t.Any] = json.loads(text)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    return request
+
+
+def attend(pid: int, told: int) -> t.NoReturn:
+    """Tell of a fork and of its end; end it, and its group, when nobody may ask any more."""
+    # Whichever of the two comes to it first.
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.setpgid(pid, pid)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(told, NUMBER.pack(pid))
+        ended = os.pidfd_open(pid)
+        waiting = select.poll()
+        waiting.register(ended, select.POLLIN)
+        waiting.register(told, 0)  # an error comes in any case
+        if ended not in dict(waiting.poll()):
+            os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        os.write(told, NUMBER.pack(os.waitstatus_to_exitcode(status)))
+    os._exit(0)
 
 
 def main() -> None:
@@ -305,7 +278,7 @@ def main() -> None:
     # A fork neither looks through what was imported nor copies it, not at its end either.
     gc.collect()
     gc.freeze()
-    request = Server().serve()
+    request = serve()
     if request:
         sys.argv = [request["program"], *request["arguments"]]
         if request["is_path"]:

@@ -6,17 +6,15 @@ import contextlib
 import json
 import subprocess
 import threading
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.pipeline.children import CHECKOUT, environment, run_group
 from tests.pipeline.meltano import MeltanoProject
-from tests.pipeline.truth import Rows, assert_same, held
+from tests.pipeline.truth import assert_same, held
 from tests.pipeline.warehouse import emulated
-from tests.sandbox import Options, Sandbox, generate
-from tests.test_schedules import first_only
+from tests.test_schedules import PROJECTS, first_only, sandbox_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 AIRFLOW = CHECKOUT / ".venv-airflow" / "bin" / "airflow"
 SECONDS = 300
 INSTANT = "2026-11-01T00:17:00+00:00"
-PROJECTS = CHECKOUT / "examples" / "several-projects" / "projects.meltano.yml"
+PACE = {"TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000"}
 
 # The second mark has it begin among the first: it takes half a minute.
 pytestmark = [pytest.mark.airflow, pytest.mark.long]
@@ -42,14 +40,7 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
     renamed = PROJECTS.read_text("utf-8").replace("courier", "my-app").replace("COURIER", "MY_APP")
     projects.write_text(renamed, "utf-8")
     meltano = MeltanoProject(tmp_path / "project", include=projects)
-    now = datetime.now(UTC)
-    sandboxes = {
-        name: Sandbox(
-            generate(seed, 30, 3, now, crash_groups=3),
-            Options((f"bp_{name}",), requests_per_minute=None),
-        )
-        for seed, name in enumerate(("shop", "my-app"), start=4)
-    }
+    sandboxes = {name: sandbox_of(name, seed) for seed, name in enumerate(("shop", "my-app"))}
     assert AIRFLOW.exists(), "Airflow is not set up: sh scripts/setup.sh airflow"
     with emulated(tmp_path, connector) as snowflake, sandboxes["shop"], sandboxes["my-app"]:
         env = environment(tmp_path / "airflow", snowflake.settings)
@@ -62,9 +53,8 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
             "PATH": f"{meltano.meltano.parent}:{AIRFLOW.parent}:{env['PATH']}",
             "MELTANO_PROJECT_ROOT": str(meltano.directory),
             "MELTANO_AUTO_INSTALL": "false",
-            "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
             "PYTHONDONTWRITEBYTECODE": "1",
-        }
+        } | PACE
         for name, sandbox in sandboxes.items():
             env[f"AIRFLOW_CONN_BUGSPULSE_{name.upper()}"] = json.dumps(
                 {"conn_type": "generic", "host": sandbox.url, "password": sandbox.api_key}
@@ -74,8 +64,7 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
         first = {
             "TAP_BUGSPULSE__SHOP_API_URL": sandboxes["shop"].url,
             "TAP_BUGSPULSE__SHOP_API_KEY": sandboxes["shop"].api_key,
-            "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
-        }
+        } | PACE
         blocks = ("--state-id-suffix=first", "tap-bugspulse--shop", "target-snowflake")
         assert meltano.run(*blocks, settings=snowflake.settings | first) == 0
         output = airflow(tmp_path, env, ("db", "migrate"))
@@ -87,10 +76,8 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
             sandbox.options.hold = first_only(together)
         task = ("tasks", "test", "bugspulse", "load", INSTANT, "--map-index")
         output += airflow(tmp_path, env, (*task, "0"), (*task, "1"))
-        expected: Rows = {}
-        for name, sandbox in sandboxes.items():
-            for stream, rows in held(sandbox.project, name).items():
-                expected[stream] = expected.get(stream, []) + rows
+        shop, other = (held(sandbox.project, name) for name, sandbox in sandboxes.items())
+        expected = {stream: rows + other[stream] for stream, rows in shop.items()}
         assert_same(snowflake.rows(expected), expected)
     # Airflow hides passwords of connections where they are printed.
     assert not any(sandbox.api_key in output for sandbox in sandboxes.values())

@@ -49,17 +49,15 @@ def test_all_emit_the_same_rows(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     found: dict[str, Output] = {}
     with serving(sessions=12, events=3, network=30) as server:
-        assert server.rows["sessions"] == 12
-        assert server.rows["events"] == 36
-        assert server.rows["network"] == 30
+        assert server.rows.items() >= {"sessions": 12, "events": 36, "network": 30}.items()
         messages = tmp_path / str(urlsplit(server.url).port) / "messages.jsonl"
         for tap in COMMANDS:
             streams = tuple(PRIMARY_KEYS) if tap in TAPS else LISTINGS
             run = bench.sync(tap, server, streams)
             found[tap] = Output.read(messages.read_text())
-            assert run.rows == sum(server.rows[name] for name in streams)
-            for name in streams:
-                assert run.emitted.get(name, 0) == server.rows[name]
+            counts = {name: server.rows[name] for name in streams}
+            assert run.rows == sum(counts.values())
+            assert {name: run.emitted[name] for name in streams} == counts
             assert run.requests >= len(LISTINGS) + (12 if tap in TAPS else 0)
             assert json.loads(run.state or "{}") == found[tap].state
             assert bool(run.state) == (tap in TAPS)
@@ -86,10 +84,9 @@ def test_the_newest_row_is_as_old_as_asked_for() -> None:
 def test_the_server_counts_windows_pages_and_the_limit() -> None:
     """Windows that touch hold every row once, and the request too many gets a 429."""
     with serving(sessions=30, network=90, requests_per_minute=6) as server:
-        first = listed(server, "network?limit=50")
-        second = listed(server, "network?limit=50&page=2")
-        assert (first["total"], first["pages"], first["limit"]) == (90, 2, 50)
-        rows = first["data"] + second["data"]
+        pages = [listed(server, f"network?limit=50&page={number}") for number in (1, 2)]
+        assert (pages[0]["total"], pages[0]["pages"], pages[0]["limit"]) == (90, 2, 50)
+        rows = pages[0]["data"] + pages[1]["data"]
         instants = [row["timestamp"] for row in rows]
         assert instants == sorted(instants, reverse=True)
         assert len({row["id"] for row in rows}) == 90

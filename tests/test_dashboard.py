@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import NOW
 from tests.pipeline.children import CHECKOUT, environment, serving
 from tests.pipeline.marts import FUNNEL, marts, stored
 from tests.pipeline.page import share
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
 from tests.pipeline.truth import held
 from tests.running import sync
-from tests.sandbox import Options, Sandbox, generate
+from tests.sandbox import generate
+from tests.test_release import succeed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from tests.pipeline.connector import Connector
+    from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.streamlit
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DATA = {"seed": 3, "sessions": 80, "days": 10, "until": NOW}
 FIRST = "2026-01-31"
 """The first of the thirty days that are shown unless others are chosen."""
 
@@ -36,17 +37,9 @@ def shown(
     """Return what the dashboard shows after each choice."""
     python = CHECKOUT / ".venv-streamlit" / "bin" / "python"
     assert python.exists(), "Streamlit is not set up: sh scripts/setup.sh streamlit"
-    done = subprocess.run(
-        [python, "-m", "tests.pipeline.dashboard", json.dumps(choices)],
-        cwd=CHECKOUT,
-        env=environment(folder / "home", settings),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    program = (python, "-m", "tests.pipeline.dashboard", json.dumps(choices))
+    said = succeed(*program, env=environment(folder / "home", settings))
+    answers: list[dict[str, Any]] = json.loads(said.splitlines()[-1])
     assert [one["errors"] for one in answers] == [[]] * len(choices)
     # Streamlit prints what stands alone in a line of code.
     assert [one["texts"] for one in answers] == [[]] * len(choices)
@@ -59,39 +52,25 @@ def test_filters_and_one_session(tmp_path: Path) -> None:
     stored(tables, tmp_path).close()
     sessions = [row for row in tables["sessions"] if FIRST <= row["day"] <= "2026-03-01"]
     version = max(row["app_version"] for row in sessions if row["has_crash"])
+    of_version = [row for row in sessions if row["app_version"] == version]
+    few = [row for row in of_version if row["platform"] in {"ios", "android"}]
     narrow = {"Version": [version], "Platform": ["ios", "android"]}
-    chosen = next(
-        row["session_id"]
-        for row in sorted(sessions, key=lambda row: str(row["started_at"]), reverse=True)
-        if row["app_version"] == version and row["platform"] in {"ios", "android"}
-    )
+    chosen = max(few, key=lambda row: str(row["started_at"]))["session_id"]
     settings = {"BUGSPULSE_DUCKDB": str(tmp_path / "tables.duckdb"), "BUGSPULSE_SCHEMA": "main"}
     whole, some, one = shown(
         [{}, narrow, {"Crashed sessions only": False, "Session": chosen}], tmp_path, settings
     )
 
-    for answer, rows in (
-        (whole, sessions),
-        (
-            some,
-            [
-                row
-                for row in sessions
-                if row["app_version"] == version and row["platform"] in {"ios", "android"}
-            ],
-        ),
-    ):
-        crashed = sum(row["has_crash"] for row in rows)
+    for answer, rows in ((whole, sessions), (some, few)):
+        crashed, count = sum(row["has_crash"] for row in rows), len(rows)
         users = {row["user_id"] for row in rows} - {None}
         calls = sum(row["calls"] for row in rows)
         failed = sum(row["failed_calls"] for row in rows)
-        assert answer["metrics"]["Sessions"][0] == str(len(rows))
-        assert answer["metrics"]["Crash-free"] == [
-            share(len(rows) - crashed, len(rows)),
-            f"{crashed} crashed",
-        ]
-        assert answer["metrics"]["Named users"][0] == str(len(users))
-        assert answer["metrics"]["Calls failed"] == [share(failed, calls), f"of {calls} calls"]
+        metrics = answer["metrics"]
+        assert metrics["Sessions"][0] == str(count)
+        assert metrics["Crash-free"] == [share(count - crashed, count), f"{crashed} crashed"]
+        assert metrics["Named users"][0] == str(len(users))
+        assert metrics["Calls failed"] == [share(failed, calls), f"of {calls} calls"]
     assert {row["app_version"] for row in some["tables"][0]} == {version}
     assert {row["app_version"] for row in some["tables"][1]} <= {version}
     moments = [row for row in tables["session_timeline"] if row["session_id"] == chosen]
@@ -99,13 +78,13 @@ def test_filters_and_one_session(tmp_path: Path) -> None:
     assert len(moments) > 1
 
 
-def test_snowflake_shows_the_same_as_duckdb(connector: Connector, tmp_path: Path) -> None:
+def test_snowflake_shows_the_same_as_duckdb(
+    connector: Connector, sandbox: Sandbox, tmp_path: Path
+) -> None:
     """The app asks Snowflake through the connection of its secrets, with the same answers."""
-    project = generate(seed=3, sessions=80, days=10, until=NOW)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        output = sync(sandbox, NOW)
     messages = tmp_path / "messages.jsonl"
-    messages.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
+    written = [json.dumps(one) + "\n" for one in sync(sandbox, NOW).messages]
+    messages.write_text("".join(written), "utf-8")
     kept = ("--database-dir", str(tmp_path / "databases"))
     with (
         serving("tests.pipeline.snowflake", *kept, home=tmp_path / "server") as server,
@@ -129,9 +108,8 @@ def test_snowflake_shows_the_same_as_duckdb(connector: Connector, tmp_path: Path
         settings = no_detection | {"BUGSPULSE_SCHEMA": SCHEMA}
         (of_snowflake,) = shown([{}], tmp_path, settings)
 
-    stored(marts(held(project)), tmp_path).close()
+    stored(marts(held(sandbox.project)), tmp_path).close()
     settings = {"BUGSPULSE_DUCKDB": str(tmp_path / "tables.duckdb"), "BUGSPULSE_SCHEMA": "main"}
     (of_duckdb,) = shown([{}], tmp_path, settings)
-    assert of_snowflake["metrics"] == of_duckdb["metrics"]
-    assert of_snowflake["choices"] == of_duckdb["choices"]
-    assert of_snowflake["tables"] == of_duckdb["tables"]
+    for part in ("metrics", "choices", "tables"):
+        assert of_snowflake[part] == of_duckdb[part]

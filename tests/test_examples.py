@@ -22,6 +22,7 @@ KUBERNETES = EXAMPLES / "kubernetes"
 PREFECT = EXAMPLES / "prefect" / "bugspulse_prefect.py"
 PROJECT = yaml.safe_load((CHECKOUT / "meltano.yml").read_text("utf-8"))
 JOBS = {job["name"]: job["tasks"] for job in PROJECT["jobs"]}
+DOCKERFILE = (KUBERNETES / "Dockerfile").read_text("utf-8")
 LIMIT = re.compile(r"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES\W+(?:value: \")?(\d+)")
 
 
@@ -30,22 +31,14 @@ def test_the_job_that_masks_runs_the_extractor_that_masks() -> None:
     masked = yaml.safe_load((EXAMPLES / "masking" / "masked.meltano.yml").read_text("utf-8"))
     (extractor,), (own,) = masked["plugins"]["extractors"], masked["jobs"]
     assert own["name"] not in JOBS
-    (task,) = own["tasks"]
-    name, target = task.split()
+    ((name, target),) = (task.split() for task in own["tasks"])
     assert name == extractor["name"]
     assert target in {one["name"] for one in PROJECT["plugins"]["loaders"]}
 
 
-def limit(path: Path) -> int:
-    """Return the minutes after which an example has the tap end."""
-    (minutes,) = set(LIMIT.findall(path.read_text("utf-8")))
-    return int(minutes)
-
-
 def instructions(name: str) -> list[str]:
     """Return what the Dockerfile gives to an instruction, each time it stands there."""
-    text = (KUBERNETES / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
-    return re.findall(rf"^{name} (.+)$", text, re.MULTILINE)
+    return re.findall(rf"^{name} (.+)$", DOCKERFILE.replace("\\\n", " "), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +74,14 @@ def test_what_is_not_tested_says_so(path: Path) -> None:
 )
 def test_the_tap_ends_before_anything_ends_it(name: str, ends: str | None) -> None:
     """Its limit leaves eight minutes or more to what ends a run, which the next hour is at last."""
-    path = EXAMPLES / name
+    text = (EXAMPLES / name).read_text("utf-8")
     minutes = 60.0
     if ends:
-        (found,) = re.findall(ends, path.read_text("utf-8"))
+        (found,) = re.findall(ends, text)
         minutes = int(found) if "minutes" in ends else int(found) / 60
         assert minutes < 60
-    assert limit(path) + 8 <= minutes
+    (limit,) = set(LIMIT.findall(text))
+    assert int(limit) + 8 <= minutes
 
 
 def test_the_pod_runs_what_the_image_runs_by_itself(job: dict[str, Any]) -> None:
@@ -102,16 +96,9 @@ def test_the_pod_runs_what_the_image_runs_by_itself(job: dict[str, Any]) -> None
     assert environment.removeprefix("--environment=") in {
         one["name"] for one in PROJECT["environments"]
     }
-    (plugins,) = re.findall(r'^ARG PLUGINS="(.+)"$', "\n".join(dockerfile()), re.MULTILINE)
-    assert {one for task in JOBS[name] for one in task.split()} <= set(plugins.split())
-    assert set(plugins.split()) <= {
-        one["name"] for kind in PROJECT["plugins"].values() for one in kind
-    }
-
-
-def dockerfile() -> list[str]:
-    """Return the lines of the Dockerfile."""
-    return (KUBERNETES / "Dockerfile").read_text("utf-8").splitlines()
+    (plugins,) = re.findall(r'^ARG PLUGINS="(.+)"$', DOCKERFILE, re.MULTILINE)
+    existing = {one["name"] for kind in PROJECT["plugins"].values() for one in kind}
+    assert set(" ".join(JOBS[name]).split()) <= set(plugins.split()) <= existing
 
 
 def test_the_image_holds_what_is_there_and_no_secret(job: dict[str, Any]) -> None:
@@ -138,10 +125,9 @@ def test_meltano_with_a_bucket_fits_its_constraints() -> None:
 
 def test_the_workflow_of_the_image_builds_that_dockerfile() -> None:
     """What image.yml runs builds the Dockerfile of the example, and the Dockerfile says so."""
-    workflow = (CHECKOUT / ".github" / "workflows" / "image.yml").read_text("utf-8")
-    assert "make test-image" in workflow
+    assert "make test-image" in (CHECKOUT / ".github/workflows/image.yml").read_text("utf-8")
     script = (CHECKOUT / "scripts" / "test_image.sh").read_text("utf-8")
     assert "--file examples/kubernetes/Dockerfile " in script
-    head = " ".join(line.lstrip("# ") for line in dockerfile() if line.startswith("#"))
+    head = " ".join(line.lstrip("# ") for line in DOCKERFILE.split("\n") if line[:1] == "#")
     assert ".github/workflows/image.yml builds it" in head
     assert "do not build it" in head

@@ -48,16 +48,14 @@ def settings(sandbox: Sandbox) -> dict[str, str]:
 @sweep("argument", ["--discover", "--config=ENV", "--nonsense"], quick=[("--config=ENV",)])
 def test_a_fork_does_what_a_fresh_process_does(sandbox: Sandbox, argument: str) -> None:
     """Exit code, messages and the number of lines of the log are the same."""
-    fork, fresh = (
-        forks.run(
-            "tests.tap_process", clock(NOW, 60.0), argument, env=settings(sandbox), fresh=fresh
-        )
-        for fresh in (False, True)
-    )
-    assert fork.returncode == fresh.returncode
-    written, also = (re.sub('"time_extracted":"[^"]*"', "", done.stdout) for done in (fork, fresh))
-    assert written.splitlines() == also.splitlines()
-    assert len(fork.stderr.splitlines()) == len(fresh.stderr.splitlines()) > 0
+    found = []
+    for fresh in (False, True):
+        arguments = ("tests.tap_process", clock(NOW, 60.0), argument)
+        done = forks.run(*arguments, env=settings(sandbox), fresh=fresh)
+        written = re.sub('"time_extracted":"[^"]*"', "", done.stdout).splitlines()
+        found.append((done.returncode, written, len(done.stderr.splitlines())))
+    assert found[0] == found[1]
+    assert found[0][2] > 0
 
 
 @pytest.mark.pipeline
@@ -84,36 +82,26 @@ def test_a_fork_of_meltano_does_what_a_fresh_one_does(tmp_path: Path, arguments:
     assert len(fork[1]) > 1
 
 
-def test_a_fork_leads_a_group(sandbox: Sandbox, tmp_path: Path) -> None:
-    """A signal to its group reaches it, and no other fork."""
+def test_a_fork_has_a_group_files_and_a_directory_of_its_own(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """It has nothing open of another, and a signal to its group reaches no other."""
     sandbox.options.latency = 600.0
-    one, other = (TapProcess(tmp_path / name, sandbox, NOW) for name in "ab")
-    try:
-        os.killpg(one.process.pid, signal.SIGKILL)
-        assert one.process.wait(60) == -signal.SIGKILL
-        assert is_running(other.process.pid)
-    finally:
-        other.process.kill()
-        assert other.process.wait() == -signal.SIGKILL
-
-
-def test_a_fork_has_files_and_a_directory_of_its_own(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Of the process that started it, and of another fork, it has nothing open."""
-    sandbox.options.latency = 600.0
-    taps = [TapProcess(tmp_path / name, sandbox, NOW) for name in "ab"]
+    one, other = taps = [TapProcess(tmp_path / name, sandbox, NOW) for name in "ab"]
     try:
         # Each sends one and waits for its answer: both have become what they are to be.
         wait_until(lambda: len(sandbox.requests) == len(taps))
         for name, tap in zip("ab", taps, strict=True):
             open_files = Path(f"/proc/{tap.process.pid}/fd")
             names = {int(one.name): str(one.readlink()) for one in open_files.iterdir()}
-            assert names[0] == os.devnull
-            assert names[1] == str(tmp_path / name / "stdout")
-            assert names[2] == str(tmp_path / name / "stderr")
+            files = [os.devnull, *(str(tmp_path / name / one) for one in ("stdout", "stderr"))]
+            assert [names[number] for number in range(3)] == files
+        os.killpg(one.process.pid, signal.SIGKILL)
+        assert one.process.wait(60) == -signal.SIGKILL
+        assert is_running(other.process.pid)
     finally:
-        for tap in taps:
-            tap.process.kill()
-            assert tap.process.wait() == -signal.SIGKILL
+        other.process.kill()
+        assert other.process.wait() == -signal.SIGKILL
 
 
 def test_a_fork_ends_when_its_tests_are_killed(sandbox: Sandbox) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
-from tests.documents import blocks
+from tests.documents import block_with
 from tests.pipeline.children import CHECKOUT, environment
 from tests.pipeline.truth import assert_same, held, tap_settings
 from tests.test_release import PROJECT, succeed
@@ -41,8 +41,7 @@ REACHES = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 def commands(beginning: str, repository: str) -> str:
     """Return a block of README, with another repository."""
-    (block,) = (one for one in blocks("README.md") if one.text.startswith(beginning))
-    return block.text.replace(ADDRESS, repository)
+    return block_with(beginning).text.replace(ADDRESS, repository)
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
@@ -87,9 +86,8 @@ def newcomer(folder: Path, *programs: Path) -> dict[str, str]:
         if name.startswith(REACHES) or name.lower().endswith("_proxy")
     }
     # What is downloaded once is not downloaded again.
-    cache = succeed(TOOLS / "uv", "cache", "dir").strip()
     own = {
-        "UV_CACHE_DIR": cache,
+        "UV_CACHE_DIR": succeed(TOOLS / "uv", "cache", "dir").strip(),
         "MELTANO_SEND_ANONYMOUS_USAGE_STATS": "false",
         "MELTANO_CLI_DISABLE_VERSION_CHECK": "true",
         "NO_COLOR": "1",

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-import subprocess
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml  # type: ignore[import-untyped] # it has no types
 
+from tests.conftest import NOW
 from tests.documents import blocks
 from tests.pipeline.children import environment, serving
 from tests.pipeline.marts import marts
 from tests.pipeline.transform import TRANSFORM, Dbt, DuckDb, Postgres, by_key, tables
 from tests.pipeline.truth import held
 from tests.running import sync
-from tests.sandbox import Options, Sandbox, generate
+from tests.test_release import succeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.sandbox import Sandbox
+
 pytestmark = pytest.mark.dbt
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-GIT = shutil.which("git") or "git"
+DATA = {"seed": 3, "sessions": 60, "days": 5, "until": NOW}
 
 
-@pytest.fixture
+@pytest.fixture(params=["duckdb"])
 def warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DuckDb | Postgres]:
     """A database with nothing loaded: DuckDB, or the one that a test names."""
-    if getattr(request, "param", "duckdb") == "duckdb":
+    if request.param == "duckdb":
         yield DuckDb(tmp_path / "duckdb")
         return
     with serving("tests.pipeline.postgres", home=tmp_path / "home") as server:
@@ -51,12 +52,10 @@ def repository(folder: Path) -> str:
     """Return the address of a repository that holds the package as it is in the checkout."""
     made = folder / "repository"
     shutil.copytree(TRANSFORM, made / "transform")
-    for command in (
-        ("init", "--quiet", "--initial-branch", "main"),
-        ("add", "."),
-        ("-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "A"),
-    ):
-        subprocess.run([GIT, *command], cwd=made, env=environment(folder / "home"), check=True)
+    git = functools.partial(succeed, "git", cwd=made, env=environment(folder / "home"))
+    git("init", "--quiet", "--initial-branch", "main")
+    git("add", ".")
+    git("-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "A")
     return made.as_uri()
 
 
@@ -72,14 +71,12 @@ def project_of_ones_own(folder: Path, packages: object, variables: object) -> Pa
 
 @pytest.mark.parametrize("warehouse", ["duckdb", "postgres"], indirect=True)
 def test_package_is_installed_from_git_as_the_readme_says(
-    dbt: Dbt, warehouse: DuckDb | Postgres, tmp_path: Path
+    dbt: Dbt, warehouse: DuckDb | Postgres, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """The lines of the README, but for the address, the funnel and the schema, give the tables."""
-    sandbox_project = generate(seed=3, sessions=60, days=5, until=NOW)
-    with Sandbox(sandbox_project, Options(requests_per_minute=None)) as sandbox:
-        output = sync(sandbox, NOW)
     messages = tmp_path / "messages.jsonl"
-    messages.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
+    written = [json.dumps(one) + "\n" for one in sync(sandbox, NOW).messages]
+    messages.write_text("".join(written), "utf-8")
     warehouse.load(messages)
 
     readme = blocks("transform/README.md")
@@ -104,20 +101,16 @@ def test_package_is_installed_from_git_as_the_readme_says(
     assert all('is pinned to the "main" branch' in one for one in installed["warnings"])
     assert built["success"], built
     assert built["problems"] + built["warnings"] == []
-    truth = marts(held(sandbox_project), funnel=funnel)
+    truth = marts(held(sandbox.project), funnel=funnel)
     assert truth["funnel_daily"]
     found = tables(warehouse, ["sessions", "funnel_daily"])
     assert found == {name: by_key(name, truth[name]) for name in found}
 
 
 OWN_TIME_SPINE = {
-    "models": [
-        {
-            "name": "calendar",
-            "time_spine": {"standard_granularity_column": "day"},
-            "columns": [{"name": "day", "granularity": "day"}],
-        }
-    ]
+    "name": "calendar",
+    "time_spine": {"standard_granularity_column": "day"},
+    "columns": [{"name": "day", "granularity": "day"}],
 }
 
 
@@ -126,7 +119,8 @@ def test_metrics_are_asked_for_and_leave_a_time_spine_of_ones_own(dbt: Dbt, tmp_
     project = project_of_ones_own(tmp_path, {"packages": [{"local": str(TRANSFORM)}]}, {})
     (project / "models").mkdir()
     (project / "models" / "calendar.sql").write_text("select current_date as day", "utf-8")
-    (project / "models" / "models.yml").write_text(json.dumps(OWN_TIME_SPINE), "utf-8")
+    models = json.dumps({"models": [OWN_TIME_SPINE]})
+    (project / "models" / "models.yml").write_text(models, "utf-8")
     assert dbt.run("duckdb", "deps", variables={}, project=project)["success"]
 
     def parsed(**variables: bool) -> tuple[int, dict[str, str]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.children import CHECKOUT, environment
-from tests.running import PRIMARY_KEYS, Output, expected
+from tests.pipeline.truth import tap_settings
+from tests.running import PRIMARY_KEYS, Output, assert_whole
 from tests.test_release import PROJECT, succeed
 
 if t.TYPE_CHECKING:
@@ -29,25 +30,18 @@ def build(source: Path, into: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with the built wheel and source distribution."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The built wheel and source distribution."""
     path = tmp_path_factory.mktemp("dist")
     build(CHECKOUT, path)
-    return path
+    (wheel,), (sdist,) = path.glob("*.whl"), path.glob("*.tar.gz")
+    return wheel, sdist
 
 
 @pytest.fixture(scope="module")
-def wheel(dist: Path) -> Path:
+def wheel(dist: tuple[Path, Path]) -> Path:
     """The built wheel."""
-    (path,) = dist.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def sdist(dist: Path) -> Path:
-    """The built source distribution."""
-    (path,) = dist.glob("*.tar.gz")
-    return path
+    return dist[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +78,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_source_distribution_builds_the_same_wheel(
-    sdist: Path, wheel: Path, tmp_path: Path
+    dist: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """What is built from the source distribution is the wheel, byte by byte."""
+    wheel, sdist = dist
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
         names = {Path(name).parts[1] for name in archive.getnames()}
@@ -109,11 +104,11 @@ def test_the_version_has_one_place(wheel: Path, tap: Path, tmp_path: Path) -> No
     """The version stands in pyproject.toml only, and the tap says it."""
     version = PROJECT["version"]
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
-        assert message_from_string(archive.read(name).decode())["Version"] == version
-        for name in archive.namelist():
-            if name.startswith("tap_bugspulse/"):
-                assert version.encode() not in archive.read(name), name
+        files = {name: archive.read(name).decode() for name in archive.namelist()}
+    (metadata,) = (text for name, text in files.items() if name.endswith("/METADATA"))
+    assert message_from_string(metadata)["Version"] == version
+    package = {name: text for name, text in files.items() if name.startswith("tap_bugspulse/")}
+    assert [name for name, text in package.items() if version in text] == []
     said = succeed(tap, "--version", cwd=tmp_path, env=environment(tmp_path / "home"))
     assert said.startswith(f"tap-bugspulse v{version},")
 
@@ -127,13 +122,7 @@ def test_the_installed_wheel_discovers(tap: Path, tmp_path: Path) -> None:
 
 def test_the_installed_wheel_loads_everything(tap: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     """Away from the checkout, it emits every row of a project once."""
-    settings = {
-        "TAP_BUGSPULSE_API_KEY": "bp_sandbox_key",
-        "TAP_BUGSPULSE_API_URL": sandbox.url,
-        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "1000000",
-    }
-    env = environment(tmp_path / "home", settings)
+    env = environment(tmp_path / "home", tap_settings(sandbox))
     output = Output.read(succeed(tap, "--config=ENV", cwd=tmp_path, env=env))
-    for stream in PRIMARY_KEYS:
-        assert output.table(stream) == expected(sandbox.project, stream)
-        assert output.repeated(stream) == []
+    assert_whole(sandbox.project, output)
+    assert [output.repeated(stream) for stream in PRIMARY_KEYS] == [[], [], [], []]

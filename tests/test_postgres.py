@@ -18,18 +18,21 @@ import yaml  # type: ignore[import-untyped] # it has no types
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from tests.documents import blocks
+from tests.documents import block_with
 from tests.pipeline.children import serving
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
-from tests.sandbox import Options, Project, Sandbox, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.sandbox import Project, Sandbox
 
 pytestmark = pytest.mark.pipeline
 
+# A few days old: what changes is within the lookback.
+DATA = {"seed": 2, "sessions": 60, "days": 5, "until": datetime.now(UTC), "crash_groups": 6}
 METADATA = "_sdc_"
 """What the names of the columns begin with that `add_record_metadata` adds."""
 
@@ -52,28 +55,28 @@ class Postgres(NamedTuple):
         }
 
     def query(self, statement: str, *values: object) -> list[dict[str, Any]]:
-        """Run a statement of these tests, `{schema}` in it is the schema's name."""
-        # It is a constant of this file.
-        template = sql.SQL(statement)
-        composed = template.format(schema=sql.Identifier(self.schema))
-        with psycopg.connect(self.dsn, row_factory=dict_row) as connection:
-            return connection.execute(composed, values).fetchall()
+        """Run a statement of these tests in the schema."""
+        options = f"-c search_path={self.schema}"
+        with psycopg.connect(self.dsn, options=options, row_factory=dict_row) as connection:
+            return connection.execute(statement, values).fetchall()
 
     def rows(self) -> Rows:
         """Read all tables, in the API's names and forms."""
+        found = {stream: self.query(f"select * from {stream}") for stream in KEYS}  # noqa: S608 - own name
         return {
             stream: [
-                {
-                    name: value.isoformat(timespec="milliseconds") + "Z"
-                    if isinstance(value, datetime)
-                    else value
-                    for name, value in row.items()
-                    if not name.startswith(METADATA)
-                }
-                for row in self.query(f"select * from {{schema}}.{stream}")  # noqa: S608 - own name
+                {name: plain(row[name]) for name in row if not name.startswith(METADATA)}
+                for row in rows
             ]
-            for stream in KEYS
+            for stream, rows in found.items()
         }
+
+
+def plain(value: object) -> object:
+    """Return a value of Postgres as the API has it."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds") + "Z"
+    return value
 
 
 @pytest.fixture
@@ -90,93 +93,86 @@ def postgres(tmp_path: Path) -> Iterator[Postgres]:
             yield Postgres(server["dsn"], schema)
 
 
+@pytest.fixture
+def load(sandbox: Sandbox, postgres: Postgres, tmp_path: Path) -> Callable[..., int]:
+    """Load what the sandbox holds with more settings, and return the exit code."""
+    meltano = MeltanoProject(tmp_path / "project")
+
+    def run(**settings: str) -> int:
+        given = tap_settings(sandbox) | postgres.settings | settings
+        return meltano.run("tap-bugspulse", "target-postgres", settings=given)
+
+    return run
+
+
 def test_postgres_holds_what_bugspulse_holds_after_each_run(
-    postgres: Postgres, tmp_path: Path
+    sandbox: Sandbox, postgres: Postgres, load: Callable[..., int]
 ) -> None:
     """Two runs leave each row once, with latest values; the second loads what changed."""
-    meltano = MeltanoProject(tmp_path / "project")
-    project = generate(2, 60, 5, datetime.now(UTC), crash_groups=6)
-    run = ("tap-bugspulse", "target-postgres")
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        settings = tap_settings(sandbox) | postgres.settings
-        assert meltano.run(*run, settings=settings) == 0
-        first = held(project)
-        assert_same(postgres.rows(), first)
-        assert_types(postgres)
-        (batched,) = postgres.query(
-            "select max(_sdc_batched_at) as last from (select _sdc_batched_at from "
-            "{schema}.sessions union all select _sdc_batched_at from {schema}.events)"
-        )
+    project = sandbox.project
+    assert load() == 0
+    first = held(project)
+    assert_same(postgres.rows(), first)
+    assert_types(postgres)
+    (batched,) = postgres.query(
+        "select max(_sdc_batched_at) as last from (select _sdc_batched_at from sessions"
+        " union all select _sdc_batched_at from events)"
+    )
 
-        changed = change(project)
-        # A field that the reference does not have.
-        (grown, *_) = sorted(changed)
-        extra = {"experiment": {"name": "checkout", "arm": "b"}}
-        project.sessions[grown] |= extra
-        project.changed("sessions")
-        sandbox.reset()
-        assert meltano.run(*run, settings=settings) == 0
-
-        second = held(project)
-        for row in second["sessions"]:
-            if row["id"] == grown:
-                del row["experiment"]
-                row["_extra"] = extra
-        assert second["sessions"] != first["sessions"]
-        assert_same(postgres.rows(), second)
-        assert sorted(events_asked(sandbox)) == sorted(changed)
+    changed = change(project)
+    # A field that the reference does not have.
+    grown = min(changed)
+    extra = {"experiment": {"name": "checkout", "arm": "b"}}
+    project.sessions[grown] |= extra
+    project.changed("sessions")
+    sandbox.reset()
+    assert load() == 0
+    second = held(project)
+    for row in second["sessions"]:
+        if row["id"] == grown:
+            del row["experiment"]
+            row["_extra"] = extra
+    assert second["sessions"] != first["sessions"]
+    assert_same(postgres.rows(), second)
+    assert sorted(events_asked(sandbox)) == sorted(changed)
 
     # The others were not even written again.
-    for stream, key in (("sessions", "id"), ("events", "sessionId")):
-        found = postgres.query(
-            f'select distinct "{key}" from {{schema}}.{stream}'  # noqa: S608 - own names
-            " where _sdc_batched_at > %s",
-            batched["last"],
-        )
-        assert {row[key] for row in found} == changed
+    for statement in (
+        "select distinct id as key from sessions where _sdc_batched_at > %s",
+        'select distinct "sessionId" as key from events where _sdc_batched_at > %s',
+    ):
+        assert {row["key"] for row in postgres.query(statement, batched["last"])} == changed
     # JSON's own operators reach into what is nested.
-    found = postgres.query(
-        "select id from {schema}.sessions where _extra->'experiment'->>'arm' = 'b'"
-    )
+    found = postgres.query("select id from sessions where _extra->'experiment'->>'arm' = 'b'")
     assert [row["id"] for row in found] == [grown]
 
 
-def test_text_with_a_null_character_loads(postgres: Postgres, tmp_path: Path) -> None:
+def test_text_with_a_null_character_loads(
+    sandbox: Sandbox, postgres: Postgres, load: Callable[..., int]
+) -> None:
     """U+0000, which Postgres cannot store, is U+FFFD in a text and in the data of events."""
-    meltano = MeltanoProject(tmp_path / "project")
-    project = generate(2, 20, 2, datetime.now(UTC), crash_groups=2)
-    event = first_event(project)
-    call = next(iter(project.network.values()))
+    event = first_event(sandbox.project)
+    call = next(iter(sandbox.project.network.values()))
     event["data"], call["error"] = {"text": "a\0b"}, "\0"
-    project.changed("network", "events")
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        settings = tap_settings(sandbox) | postgres.settings
-        assert meltano.run("tap-bugspulse", "target-postgres", settings=settings) == 0
+    sandbox.project.changed("network", "events")
+    assert load() == 0
     event["data"], call["error"] = {"text": "a\ufffdb"}, "\ufffd"
-    assert_same(postgres.rows(), held(project))
+    assert_same(postgres.rows(), held(sandbox.project))
 
 
 def test_a_null_character_deep_in_an_object_loads_with_the_map(
-    postgres: Postgres, tmp_path: Path
+    sandbox: Sandbox, postgres: Postgres, load: Callable[..., int]
 ) -> None:
     """Without the map of docs/targets.md such an event fails the load; with it, it loads."""
-    meltano = MeltanoProject(tmp_path / "project")
-    project = generate(2, 20, 2, datetime.now(UTC), crash_groups=2)
-    event = first_event(project)
-    event["data"] = {"deep": {"more": ["c\0", {"key\0": "d\0\0"}]}, "half": 0.5, "big": 10**17}
-    project.changed("events")
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        settings = tap_settings(sandbox) | postgres.settings
-        run = ("tap-bugspulse", "target-postgres")
-        assert meltano.run(*run, settings=settings) == 1
-        (block,) = (one for one in blocks("docs/targets.md") if "stream_maps" in one.text)
-        (loader,) = yaml.safe_load(block.text)["plugins"]["loaders"]
-        maps = json.dumps(loader["config"]["stream_maps"])
-        settings |= {"TARGET_POSTGRES_STREAM_MAPS": maps}
-        assert meltano.run(*run, settings=settings) == 0
-    deep = {"more": ["c\ufffd", {"key\ufffd": "d\ufffd\ufffd"}]}
-    event["data"] = {"deep": deep, "half": 0.5, "big": 10**17}
-    assert_same(postgres.rows(), held(project))
+    event, rest = first_event(sandbox.project), {"half": 0.5, "big": 10**17}
+    event["data"] = {"deep": {"more": ["c\0", {"key\0": "d\0\0"}]}} | rest
+    sandbox.project.changed("events")
+    assert load() == 1
+    block = block_with("stream_maps", "docs/targets.md")
+    (loader,) = yaml.safe_load(block.text)["plugins"]["loaders"]
+    assert load(TARGET_POSTGRES_STREAM_MAPS=json.dumps(loader["config"]["stream_maps"])) == 0
+    event["data"] = {"deep": {"more": ["c\ufffd", {"key\ufffd": "d\ufffd\ufffd"}]}} | rest
+    assert_same(postgres.rows(), held(sandbox.project))
     assert_types(postgres)
 
 
@@ -188,23 +184,14 @@ def first_event(project: Project) -> dict[str, Any]:
 def assert_types(postgres: Postgres) -> None:
     """Check that keys are primary keys, objects JSONB, and times without a zone, as UTC."""
     keys = postgres.query(
-        """
-        select t.relname as stream, array_agg(a.attname::text order by k.place) as names
-        from pg_constraint c
-        join pg_class t on t.oid = c.conrelid
-        cross join unnest(c.conkey) with ordinality as k (number, place)
-        join pg_attribute a on a.attrelid = t.oid and a.attnum = k.number
-        where c.contype = 'p' and c.connamespace = %s::regnamespace
-        group by t.relname
-        """,
+        "select table_name, array_agg(column_name::text order by ordinal_position) as names"
+        " from information_schema.key_column_usage where table_schema = %s group by 1",
         postgres.schema,
     )
-    assert {row["stream"]: tuple(row["names"]) for row in keys} == KEYS
+    assert {row["table_name"]: tuple(row["names"]) for row in keys} == KEYS
     columns = postgres.query(
-        """
-        select table_name || '.' || column_name as name, data_type
-        from information_schema.columns where table_schema = %s
-        """,
+        "select table_name || '.' || column_name as name, data_type"
+        " from information_schema.columns where table_schema = %s",
         postgres.schema,
     )
     types = {row["name"]: row["data_type"] for row in columns}

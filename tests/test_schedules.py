@@ -7,9 +7,9 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,11 +21,11 @@ from tests.pipeline.children import CHECKOUT, run_group
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import Rows, assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import Snowflake, emptied
-from tests.sandbox import Options, Project, Sandbox, generate
+from tests.sandbox import Options, Sandbox, generate
+from tests.test_release import run, succeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from tests.sandbox import Request
 
@@ -36,6 +36,7 @@ PROJECTS = EXAMPLES / "several-projects" / "projects.meltano.yml"
 CRONTAB = EXAMPLES / "cron" / "bugspulse.crontab"
 WORKFLOW = EXAMPLES / "github-actions" / "load.yml"
 SECONDS = 120
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -45,12 +46,10 @@ def snowflake(emulated_snowflake: Snowflake) -> Iterator[Snowflake]:
         yield server
 
 
-NOW = datetime.now(UTC)
-
-
-def made_up() -> Project:
-    """Make up a small project; two are alike, ids and all."""
-    return generate(3, 40, 4, NOW, crash_groups=4)
+def sandbox_of(name: str, seed: int = 3) -> Sandbox:
+    """Serve a small project under a key of its name; those of one seed are alike, ids and all."""
+    project = generate(seed, 40, 4, NOW, crash_groups=4)
+    return Sandbox(project, Options((f"bp_{name}",), requests_per_minute=None))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -84,9 +83,7 @@ def test_several_projects_share_one_set_of_tables(snowflake: Snowflake, tmp_path
     """Two apps with the same ids are kept apart; one that has no key stops, alone."""
     meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
     jobs = ("shop-to-snowflake", "courier-to-snowflake")
-    shop = Sandbox(made_up(), Options(("bp_shop",), requests_per_minute=None))
-    courier = Sandbox(made_up(), Options(("bp_courier",), requests_per_minute=None))
-    with shop, courier:
+    with sandbox_of("shop") as shop, sandbox_of("courier") as courier:
         settings = snowflake.settings | {
             "TAP_BUGSPULSE_API_KEY": shop.api_key,  # not inherited
             "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",  # inherited
@@ -105,10 +102,9 @@ def test_several_projects_share_one_set_of_tables(snowflake: Snowflake, tmp_path
         assert meltano.run(*jobs, settings=settings) == 0
         # The first brings its changes, though another's state came between.
         assert sorted(events_asked(shop)) == sorted(changed)
-        both = held(shop.project, "shop")
         assert set(courier.project.sessions) < set(shop.project.sessions)
-        for stream, rows in held(courier.project, "courier").items():
-            both[stream] += rows
+        other = held(courier.project, "courier")
+        both = {name: rows + other[name] for name, rows in held(shop.project, "shop").items()}
         assert_same(snowflake.rows(both), both)
 
 
@@ -119,22 +115,14 @@ def test_projects_may_load_at_the_same_time(tmp_path: Path) -> None:
     # Two first commands would both make the tables of Meltano's database, see schedule.md.
     assert meltano.call("state", "list", settings={}) == 0
     names = ("shop", "courier")
+    # No run has its rows before the other has been started and asks for its own.
+    together = threading.Barrier(len(names))
     with contextlib.ExitStack() as stack:
-        sandboxes = {
-            name: stack.enter_context(
-                Sandbox(
-                    generate(seed, 40, 4, NOW, crash_groups=4),
-                    Options((f"bp_{name}",), requests_per_minute=None),
-                )
-            )
-            for seed, name in enumerate(names)
-        }
-        # No run has its rows before the other has been started and asks for its own.
-        together = threading.Barrier(len(names))
-        for sandbox in sandboxes.values():
-            sandbox.options.hold = first_only(together)
+        servers = [sandbox_of(name, seed) for seed, name in enumerate(names)]
+        sandboxes = [stack.enter_context(one) for one in servers]
         runs = []
-        for name, sandbox in sandboxes.items():
+        for name, sandbox in zip(names, sandboxes, strict=True):
+            sandbox.options.hold = first_only(together)
             (tmp_path / name).mkdir()
             settings = {
                 f"TAP_BUGSPULSE__{name.upper()}_API_URL": sandbox.url,
@@ -142,10 +130,10 @@ def test_projects_may_load_at_the_same_time(tmp_path: Path) -> None:
                 "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
                 "TARGET_JSONL_DESTINATION_PATH": str(tmp_path / name),
             }
-            run = ("run", f"tap-bugspulse--{name}", "target-jsonl")
-            runs.append(meltano.start(*run, settings=settings))
-        assert [run_group(run, "meltano", seconds=SECONDS) for run in runs] == [0, 0]
-        for name, sandbox in sandboxes.items():
+            plugins = (f"tap-bugspulse--{name}", "target-jsonl")
+            runs.append(meltano.start("run", *plugins, settings=settings))
+        assert [run_group(one, "meltano", seconds=SECONDS) for one in runs] == [0, 0]
+        for name, sandbox in zip(names, sandboxes, strict=True):
             assert_same(lines(tmp_path / name), held(sandbox.project, name))
 
 
@@ -184,45 +172,30 @@ def test_the_line_for_cron_runs_with_what_cron_gives(snowflake: Snowflake, tmp_p
     assert "%" not in command, "cron makes it a new line"
     assert command.count("/srv/bugspulse") == 1
     command = command.replace("/srv/bugspulse", str(meltano.directory))
-    environment = {
-        "HOME": str(meltano.home),
-        "LOGNAME": "loader",
-        "PATH": "/usr/bin:/bin",
-        "SHELL": "/bin/sh",
-    }
+    environment = {"HOME": str(meltano.home), "LOGNAME": "loader"}
+    environment |= {"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
 
-    def run() -> str:
-        done = subprocess.run(
-            ["/bin/sh", "-c", command],
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=True,
-        )
-        assert done.stderr == ""
+    def mailed(**settings: str) -> str:
+        """Run it with an .env, and return what cron mails."""
+        dotenv = "".join(f"{name}='{text}'\n" for name, text in (given | settings).items())
+        (meltano.directory / ".env").write_text(dotenv)
+        done = run("/bin/sh", "-c", command, env=environment, cwd=Path("/"))
+        assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
     meltano.home.mkdir()
-    with Sandbox(made_up(), Options(requests_per_minute=None)) as sandbox:
-        settings = {"MELTANO_AUTO_INSTALL": "false"} | snowflake.settings
-        dotenv = "".join(f"{name}='{text}'\n" for name, text in settings.items())
-        (meltano.directory / ".env").write_text(dotenv)
-        mail = run()
+    given = {"MELTANO_AUTO_INSTALL": "false"} | snowflake.settings
+    with sandbox_of("key") as sandbox:
+        mail = mailed()
         assert "api_key" in mail
         assert all(re.search(r"\[(warning|error|critical)", one) for one in mail.splitlines())
         assert sandbox.requests == []
-
-        dotenv += "".join(f"{name}='{text}'\n" for name, text in tap_settings(sandbox).items())
-        (meltano.directory / ".env").write_text(dotenv)
-        assert run() == ""
+        assert mailed(**tap_settings(sandbox)) == ""
         rows = held(sandbox.project)
         assert_same(snowflake.rows(rows), rows)
         # Without Meltano there is no line of its log, and what the shell said is mailed.
         (meltano.directory / ".venv-meltano").unlink()
-        assert "not found" in run()
+        assert "not found" in mailed()
 
 
 @pytest.mark.pipeline
@@ -238,7 +211,7 @@ def test_the_workflow_keeps_the_state_from_run_to_run(snowflake: Snowflake, tmp_
     box = int(load["env"]["TAP_BUGSPULSE_MAX_RUNTIME_MINUTES"])
     assert box <= job["timeout-minutes"] - 10
 
-    with Sandbox(made_up(), Options(requests_per_minute=None)) as sandbox:
+    with sandbox_of("key") as sandbox:
         settings = tap_settings(sandbox) | snowflake.settings
         # The target takes one way to sign in, and the workflow has the key.
         del settings["TARGET_SNOWFLAKE_PASSWORD"]
@@ -247,32 +220,23 @@ def test_the_workflow_keeps_the_state_from_run_to_run(snowflake: Snowflake, tmp_
         values = {f"secrets.{name}": text for name, text in settings.items()}
         # Beside the secrets, what takes it to the sandbox and the emulated Snowflake.
         around = {name: settings[name] for name in settings.keys() - load["env"].keys()}
-        cache = tmp_path / "cache"
+        cache, changed = tmp_path / "cache", set[str]()
         for number in ("one", "two"):
             meltano = MeltanoProject(tmp_path / number)
             installed(meltano)
             if cache.exists():
-                shutil.copytree(cache, meltano.directory / restore["path"])
-            values["github.workspace"] = str(meltano.directory)
-            sandbox.reset()
-            for step in steps:
-                if "run" in step:
-                    given = filled(job["env"] | step.get("env", {}), values)
-                    # As GitHub runs it.
-                    done = subprocess.run(
-                        ["/bin/bash", "-e", "-c", step["run"]],
-                        # Set-up is that of the checkout, and done.
-                        cwd=CHECKOUT if "setup.sh" in step["run"] else meltano.directory,
-                        env={"PATH": "/usr/bin:/bin", "HOME": str(meltano.home)} | around | given,
-                        stdin=subprocess.DEVNULL,
-                        timeout=SECONDS,
-                        check=False,
-                    )
-                    assert done.returncode == 0, step["run"]
-            shutil.rmtree(cache, ignore_errors=True)
-            shutil.copytree(meltano.directory / save["path"], cache)
-            if number == "one":
+                shutil.move(cache, meltano.directory / restore["path"])
                 changed = change(sandbox.project)
+            values["github.workspace"] = str(meltano.directory)
+            around |= {"PATH": "/usr/bin:/bin", "HOME": str(meltano.home)}
+            sandbox.reset()
+            for step in (one for one in steps if "run" in one):
+                given = filled(job["env"] | step.get("env", {}), values)
+                # Set-up is that of the checkout, and done.
+                cwd = CHECKOUT if "setup.sh" in step["run"] else meltano.directory
+                # As GitHub runs it.
+                succeed("/bin/bash", "-e", "-c", step["run"], env=around | given, cwd=cwd)
+            shutil.copytree(meltano.directory / save["path"], cache)
         assert sorted(events_asked(sandbox)) == sorted(changed)
         rows = held(sandbox.project)
         assert_same(snowflake.rows(rows), rows)

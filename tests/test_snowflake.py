@@ -34,8 +34,6 @@ import itertools
 import os
 import re
 import signal
-import subprocess
-import threading
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
@@ -49,19 +47,22 @@ from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import Snowflake, emptied
-from tests.sandbox import Options, Project, Sandbox, generate
+from tests.running import wait_until
+from tests.test_release import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from tests.pipeline.connector import Connector
-    from tests.sandbox import Request
+    from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.sources
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "target-snowflake.sql"
 MASKED = CHECKOUT / "examples" / "masking" / "masked.meltano.yml"
 RUN = ("tap-bugspulse", "target-snowflake")
+# A few days old: what changes is within the lookback.
+DATA = {"seed": 1, "sessions": 60, "days": 5, "until": datetime.now(UTC), "crash_groups": 6}
 
 
 @pytest.fixture(params=["emulated", pytest.param("real", marks=pytest.mark.account)])
@@ -109,14 +110,6 @@ def account(variables: Mapping[str, str], schema: str) -> tuple[dict[str, str], 
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """Serve a small project that is a few days old, without a limit of requests."""
-    project = generate(1, 60, 5, datetime.now(UTC), crash_groups=6)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def meltano(tmp_path: Path) -> MeltanoProject:
     """Make a Meltano project of its own in a path with a space."""
     return MeltanoProject(tmp_path / "a project")
@@ -128,7 +121,6 @@ def test_snowflake_holds_what_bugspulse_holds_after_each_run(
 ) -> None:
     """Two runs leave each row once, with latest values; the second loads what changed."""
     settings = tap_settings(sandbox) | snowflake.settings
-
     assert meltano.run(*RUN, settings=settings) == 0
     sent = snowflake.sent()
     first = held(sandbox.project)
@@ -157,10 +149,8 @@ def assert_snapshot(sent: str) -> None:
     if not SNAPSHOT.exists():
         SNAPSHOT.write_text(sent, "utf-8")
         pytest.fail(f"{SNAPSHOT.name} was missing and is written: look at it, commit it")
-    assert sent.splitlines() == SNAPSHOT.read_text("utf-8").splitlines(), (
-        f"target-snowflake sends other statements than {SNAPSHOT.name} has. If they are "
-        "right, delete the file and run this test twice."
-    )
+    said = f"not what {SNAPSHOT.name} has. If it is right, delete that and run this test twice."
+    assert sent.splitlines() == SNAPSHOT.read_text("utf-8").splitlines(), said
 
 
 def normal(statements: Iterable[str]) -> str:
@@ -174,9 +164,10 @@ def normal(statements: Iterable[str]) -> str:
         text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", statement)
         text = re.sub(r"'file://[^']*/", "'file://FOLDER/", text)
         text = " ".join(text.split()).rstrip(";")
-        if text in {"COMMIT", "ROLLBACK"}:
-            continue
-        sections[table_of(text) or "the session"][text] = None
+        if text not in {"COMMIT", "ROLLBACK"}:
+            # A table is named by its name or by a file's.
+            names = (one for one in KEYS if re.search(f'"{one.upper()}"|[-/]{one}-ID', text))
+            sections[next(names, "the session")][text] = None
     head = "-- What target-snowflake sends in two loads, each statement once; tests compare.\n"
     return head + "".join(
         f"\n-- {name}\n\n" + "".join(text.replace(", ", ",\n    ") + ";\n" for text in some)
@@ -184,27 +175,16 @@ def normal(statements: Iterable[str]) -> str:
     )
 
 
-def table_of(text: str) -> str | None:
-    """Say which table a statement is about, by the table's name or a file's."""
-    names = (name for name in KEYS if f'"{name.upper()}"' in text or f"-{name}-ID" in text)
-    return next(names, None) or next((name for name in KEYS if f"/{name}-ID" in text), None)
-
-
 def assert_variants(snowflake: Snowflake, rows: Rows) -> None:
     """Check that Snowflake's path syntax finds what is inside the `data` of events."""
-    screens, actions = snowflake.query(
-        "select data:to::string, count(*) from events where type = 'navigate' group by 1",
+    (found,) = snowflake.query(
         "select data:name::string, data:properties.screen::string, count(*) "
-        "from events where type = 'custom' group by 1, 2",
+        "from events where type = 'custom' group by 1, 2"
     )
-    navigated = [event["data"] for event in rows["events"] if event["type"] == "navigate"]
     custom = [event["data"] for event in rows["events"] if event["type"] == "custom"]
-    assert {row[0]: row[1] for row in screens} == Counter(data["to"] for data in navigated)
-    assert {(row[0], row[1]): row[2] for row in actions} == Counter(
-        (data["name"], data["properties"].get("screen")) for data in custom
-    )
-    assert len(navigated) > 0
-    assert any(data["properties"].get("screen") for data in custom)
+    inside = Counter((data["name"], data["properties"].get("screen")) for data in custom)
+    assert {(name, screen): count for name, screen, count in found} == inside
+    assert any(screen for _, screen in inside)
 
 
 def assert_types(snowflake: Snowflake) -> None:
@@ -236,9 +216,7 @@ def test_what_is_masked_or_deselected_never_reaches_snowflake(
     assert meltano.run("masked-to-snowflake", settings=settings) == 0
 
     rows = held(sandbox.project)
-    users = {row["userId"] for row in rows["sessions"]}
-    assert None in users
-    assert len(users) > 2
+    assert any(row["userId"] is None for row in rows["sessions"])
     assert any("?" in row["url"] for row in rows["network"])
     for row in rows["sessions"]:
         del row["networkType"]
@@ -250,7 +228,6 @@ def test_what_is_masked_or_deselected_never_reaches_snowflake(
         del row["_extra"]
     assert_same(snowflake.rows(rows), rows)
     assert "SESSIONS.NETWORK_TYPE" not in snowflake.types()
-    assert "SESSIONS.USER_ID" in snowflake.types()
 
 
 @pytest.mark.pipeline
@@ -275,42 +252,25 @@ def test_a_killed_run_into_snowflake_is_carried_on_by_the_next(
 ) -> None:
     """A whole `meltano run` that is killed leaves nothing out and nothing twice."""
     settings = tap_settings(sandbox) | snowflake.settings
-    # A box of no time: what is new, and the events that were on their way, with a state.
-    box = settings | {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "0.000001"}
-    assert meltano.run(*RUN, settings=box) == 0
+    # A limit of no time: what is new, and the events that were on their way, with a state.
+    limit = {"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES": "0.000001"}
+    assert meltano.run(*RUN, settings=settings | limit) == 0
     first = events_asked(sandbox)
     assert 1 <= len(first) <= CONCURRENCY
 
     sandbox.reset()
-    reached = threading.Event()
-
-    def watch(request: Request, _: Project) -> None:
-        if request.path == "/events" and len(events_asked(sandbox)) >= 20:
-            reached.set()
-
-    sandbox.options.on_request = watch
-    kill_when(reached, meltano, settings)
-    sandbox.options.on_request = None
-    killed = events_asked(sandbox)
-    assert len(killed) >= 20
-
-    sandbox.reset()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        running = meltano.start("run", *RUN, settings=settings, output=nowhere)
+    try:
+        wait_until(lambda: len(events_asked(sandbox)) >= 20, 90)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        assert running.wait(90) == -signal.SIGKILL
     # Meltano takes the killed run for one that still goes on, for five minutes.
     assert meltano.run("--force", *RUN, settings=settings) == 0
     rows = held(sandbox.project)
     assert_same(snowflake.rows(rows), rows)
-    assert not {*first} & {*killed, *events_asked(sandbox)}
-
-
-def kill_when(reached: threading.Event, meltano: MeltanoProject, settings: dict[str, str]) -> None:
-    """Start a load into Snowflake and kill Meltano, tap and target at a moment."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        running = meltano.start("run", *RUN, settings=settings, output=nowhere)
-    try:
-        assert reached.wait(90)
-    finally:
-        os.killpg(running.pid, signal.SIGKILL)
-        assert running.wait(90) == -signal.SIGKILL
+    assert not {*first} & {*events_asked(sandbox)}
 
 
 @pytest.mark.parametrize(
@@ -323,18 +283,9 @@ def kill_when(reached: threading.Event, meltano: MeltanoProject, settings: dict[
 def test_a_real_account_needs_its_variables(given: dict[str, str], missing: str) -> None:
     """`make test-snowflake` names the variables that are not set, and does nothing else."""
     variables = {f"TARGET_SNOWFLAKE_{name}": text for name, text in given.items()}
-    command = ["make", "--no-print-directory", "test-snowflake"]
-    done = subprocess.run(
-        command,
-        cwd=CHECKOUT,
-        env={"PATH": os.environ["PATH"], **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
+    command = ("make", "--no-print-directory", "test-snowflake")
+    done = run(*command, env={"PATH": os.environ["PATH"], **variables})
+    assert (done.returncode, done.stdout) == (2, "")
     names = "".join(f" TARGET_SNOWFLAKE_{name}" for name in missing.split())
     assert done.stderr.splitlines()[0] == (
         f"These tests load into a Snowflake account of yours. Not set:{names}"
@@ -343,26 +294,19 @@ def test_a_real_account_needs_its_variables(given: dict[str, str], missing: str)
 
 def test_a_real_account_gets_a_schema_of_the_tests(tmp_path: Path) -> None:
     """Target and connector are given the account's variables, and the throwaway schema."""
-    key = tmp_path / "key.p8"
-    variables = {
-        "TARGET_SNOWFLAKE_ACCOUNT": "myorg-account123",
-        "TARGET_SNOWFLAKE_USER": "LOADER",
-        "TARGET_SNOWFLAKE_PRIVATE_KEY_PATH": str(key),
-        "TARGET_SNOWFLAKE_DATABASE": "RAW",
-        "TARGET_SNOWFLAKE_WAREHOUSE": "LOADING",
-        "TARGET_SNOWFLAKE_DEFAULT_TARGET_SCHEMA": "PRODUCTION",
-        "HOME": "/home/somebody",
+    given = {
+        "ACCOUNT": "myorg-account123",
+        "USER": "LOADER",
+        "PRIVATE_KEY_PATH": str(tmp_path / "key.p8"),
+        "DEFAULT_TARGET_SCHEMA": "PRODUCTION",
     }
-    settings, connection = account(variables, "BUGSPULSE_TEST_1")
-    assert settings == {
-        **{name: text for name, text in variables.items() if name != "HOME"},
-        "TARGET_SNOWFLAKE_DEFAULT_TARGET_SCHEMA": "BUGSPULSE_TEST_1",
-    }
+    variables = {f"TARGET_SNOWFLAKE_{name}": text for name, text in given.items()}
+    settings, connection = account(variables | {"HOME": "/home/somebody"}, "BUGSPULSE_TEST_1")
+    schema = {"TARGET_SNOWFLAKE_DEFAULT_TARGET_SCHEMA": "BUGSPULSE_TEST_1"}
+    assert settings == variables | schema
     assert connection == {
         "account": "myorg-account123",
         "user": "LOADER",
-        "private_key_file": str(key),
-        "database": "RAW",
-        "warehouse": "LOADING",
+        "private_key_file": given["PRIVATE_KEY_PATH"],
         "schema": "BUGSPULSE_TEST_1",
     }
