@@ -168,8 +168,7 @@ class Check:
         day = self.starts[len(self.starts) // 2].date()
         before, after = Window(end=day).query(), Window(day + 2 * DAY, FAR).query()
         parts = [self.ask("sessions", query, strict=False) for query in (NEVER, before)]
-        is_lost = not (one.page.pages or one.page.limit)
-        is_lost = is_lost or self.first.size < min(total, self.first.page.limit or 0)
+        is_lost = not one.page.pages or self.first.size < min(total, self.first.page.limit or 0)
         is_all = (part.size < min(self.first.size, part.page.total or 0) for part in parts)
         reasons = {
             "missing": one.page.total is None,

@@ -91,7 +91,7 @@ class Reading(PageNumberPaginator):
         self._arrived += here
         # ``total`` may be missing, or that of the page alone.
         if page.total is None or page.total == here >= (page.limit or 0):
-            self.last_page = page.pages or self.current_value + (page.limit is not None)
+            self.last_page = page.pages or 1
         elif here:
             self.last_page = self.current_value + math.ceil((page.total - self._arrived) / here)
         return here > 0 and self.current_value < self.last_page

@@ -101,13 +101,9 @@ def test_history_is_read_in_windows_without_a_total(sandbox: Sandbox, load: Load
     assert len({mark.get("complete_from") for mark in marks}) > 3
 
 
-@pytest.mark.parametrize("omit_pages", [False, True])
-def test_a_total_of_one_page_is_not_that_of_all(
-    sandbox: Sandbox, load: Load, *, omit_pages: bool
-) -> None:
-    """Where `total` counts the rows of the page, others follow a full one each time."""
+def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) -> None:
+    """Where `total` counts the rows of the page, the number of pages is followed each time."""
     sandbox.options.counts, sandbox.options.events_paging = "page-total", "pages"
-    sandbox.options.omit_pages = omit_pages
     first = load(page_size=5)
     assert first.code == 0, first.log[-1]
     assert_whole(sandbox.project, first.output)
