@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import typing as t
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -409,15 +409,17 @@ def test_misfits(project: Project) -> None:
     with serving(project, misfits=True) as client:
         rows = client.listing("/sessions", "limit=1000")
         odd_events = client.json(f"/events?sessionId={session}")["data"]
-    changes: set[tuple[int, bool]] = set()
+    changes: Counter[tuple[int, bool]] = Counter()
     for row in rows:
         true = project.sessions[row["id"]]
         assert row == misfit("sessions", true)
         assert row["startedAt"] == true["startedAt"]
         same = [type(row[name]) is type(true[name]) for name in row.keys() & true.keys()]
-        changes.add((len(row) - len(true), all(same)))
-    # As it is, with an unknown field, without a field, with a value of another type.
-    assert changes == {(0, True), (1, True), (-1, True), (0, False)}
+        changes[len(row) - len(true), all(same)] += 1
+    # Most are as they are; others have a value of another type, a field more or one less.
+    assert [change for change, _ in changes.most_common(2)] == [(0, True), (0, False)]
+    assert changes.keys() == {(0, True), (0, False), (1, True), (-1, True)}
+    assert changes[0, True] > len(rows) / 2
     assert odd_events == [misfit("events", event, session) for event in events]
     assert {type(event["data"]) for event in odd_events} == {dict, str, list}
 

@@ -14,7 +14,6 @@ from tests.sandbox.world import (
     HOUR,
     HOURS,
     MESSAGES,
-    MINUTE,
     SECOND,
     Crash,
     Draft,
@@ -67,9 +66,7 @@ class Project:
 
     def table(self, name: str) -> dict[str, Row]:
         """The rows of `sessions`, `crashes` or `network` by id."""
-        if name == "sessions":
-            return self.sessions
-        return self.crashes if name == "crashes" else self.network
+        return {"sessions": self.sessions, "crashes": self.crashes, "network": self.network}[name]
 
     def when(self, table: str, row_id: str, field: str | None = None) -> str:
         """The instant that a row is ordered and filtered by, as ISO text.
@@ -117,11 +114,7 @@ class Project:
             self.changed("sessions")
 
     def crash(self, session_id: str) -> str:
-        """Crash a session: its end, a crash event, and one more occurrence of a group.
-
-        Returns:
-            The id of the crash group.
-        """
+        """Crash a session: its end, a crash event, one more of a group, whose id it returns."""
         with self.lock:
             row, rows = self.sessions[session_id], self.events[session_id]
             at = self._next_instant(session_id)
@@ -145,14 +138,9 @@ class Project:
         *,
         received: datetime | None = None,
     ) -> str:
-        """Add rows just as they are, arriving at `received` (default: `now`).
-
-        Returns:
-            The session's id.
-        """
+        """Add rows just as they are, arriving at `received` (default: `now`); return the id."""
         with self.lock:
-            session_id = str(session_row["id"])
-            arrival = iso(millis(received or self.now))
+            session_id, arrival = str(session_row["id"]), iso(millis(received or self.now))
             self.sessions[session_id] = session_row
             self.events[session_id] = list(events)
             self.received[session_id] = arrival
@@ -163,13 +151,10 @@ class Project:
             return session_id
 
     def new_session(self, started_at: datetime, *, active: bool = False) -> str:
-        """Make up a session with events that began at `started_at`, and add it.
+        """Make up a session with events that began at `started_at`, add it, return its id.
 
         It is whole unless `active`, and arrives when it has ended, at `now` the
         earliest; `now` moves there.
-
-        Returns:
-            Its id.
         """
         with self.lock:
             draft = self._world.session(millis(started_at), endless=active)
@@ -178,14 +163,9 @@ class Project:
             return self._store(draft, arrival)
 
     def new_network(self, timestamp: datetime) -> str:
-        """Make up a successful call at `timestamp` by some session, arriving at `now`.
-
-        Returns:
-            Its id.
-        """
+        """Make up a successful call by some session, arriving at `now`; return its id."""
         with self.lock:
-            rng = self._world.rng
-            session_id = rng.choice(list(self.sessions)) if self.sessions else "sess_0_gone"
+            session_id = self._world.rng.choice(list(self.sessions) or ["sess_0_gone"])
             row = self._world.call(session_id, "Home", millis(timestamp), fails=False)
             self.network[row["id"]] = row
             self.received[row["id"]] = iso(millis(self.now))
@@ -195,10 +175,7 @@ class Project:
     def purge(self, before: datetime) -> int:
         """Delete sessions, their events and network rows older than `before`.
 
-        Crash groups stay, with their counts.
-
-        Returns:
-            How many sessions and network rows were deleted.
+        Crash groups stay, with their counts. Return how many sessions and calls are gone.
         """
         with self.lock:
             limit = iso(millis(before))
@@ -248,17 +225,11 @@ class Project:
         row["duration"] = end - millis(row["startedAt"])
 
     def _store(self, draft: Draft, arrival: int) -> str:
-        session_id = str(draft.row["id"])
-        self.sessions[session_id] = draft.row
-        self.events[session_id] = draft.events
+        received = datetime.fromisoformat(iso(arrival))
+        session_id = self.add(draft.row, draft.events, draft.network, received=received)
         self.devices[session_id] = draft.device
-        self.received[session_id] = text = iso(arrival)
-        for row in draft.network:
-            self.network[row["id"]] = row
-            self.received[row["id"]] = text
         if draft.crash:
             self._count_crash(draft.row, draft.crash)
-        self.changed("sessions", "network")
         return session_id
 
     def _count_crash(self, session: Row, crash: Crash) -> str:
@@ -396,4 +367,4 @@ def _starts(rng: random.Random, sessions: int, start: int, end: int) -> list[int
     hours = range(start, max(end, start + 1), HOUR)
     shares = [HOURS[hour // HOUR % 24] for hour in hours]
     chosen = rng.choices(hours, shares, k=sessions) if sessions else []
-    return sorted(min(hour + rng.randrange(60 * MINUTE), end - 1) for hour in chosen)
+    return sorted(min(hour + rng.randrange(HOUR), end - 1) for hour in chosen)

@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
@@ -34,7 +34,6 @@ def misfit(table: str, row: Row, session_id: str = "") -> Row:
 
     `table` is `sessions`, `crashes`, `events` (with their `session_id`) or `network`.
     """
-    row = dict(row)
     choice = crc32(f"{table}{session_id}{row.get('id')}".encode()) % 12
     number, text = {
         "sessions": ("duration", "networkType"),
@@ -42,19 +41,17 @@ def misfit(table: str, row: Row, session_id: str = "") -> Row:
         "events": ("sequenceNumber", "type"),
         "network": ("statusCode", "method"),
     }[table]
-    if choice == 0:
-        row["experiment"] = {"name": "checkout", "arm": "b"}
-    elif choice == 1:
-        row[number] = "abc"
-    elif choice == 2:
-        row.pop(text, None)
-    elif choice == 3:
-        row[text] = 7
-    elif choice == 4 and table == "sessions":
-        row["eventCount"] = None
-    elif choice in {4, 5} and table == "events":
-        row["data"] = "low memory" if choice == 4 else ["low memory", 2]
-    return row
+    changes: dict[object, Row] = {
+        0: {"experiment": {"name": "checkout", "arm": "b"}},
+        1: {number: "abc"},
+        3: {text: 7},
+        (4, "sessions"): {"eventCount": None},
+        (4, "events"): {"data": "low memory"},
+        (5, "events"): {"data": ["low memory", 2]},
+    }
+    if choice == 2:
+        return {name: value for name, value in row.items() if name != text}
+    return row | changes.get(choice, {}) | changes.get((choice, table), {})
 
 
 class Sandbox:
@@ -228,8 +225,9 @@ class Sandbox:
             rows = _reordered(rows, endpoint, page, limit) if options.ties == "by-page" else rows
             total = self._capped(len(rows), page, limit)
             pages = math.ceil(total / limit) if total else options.empty_pages
-            if page > max(1, pages):
-                self._refuse_past_end()
+            past = options.past_end
+            if page > max(1, pages) and past != "empty" and not options.repeat_page:
+                raise _Refusal(_error(int(past), "No such page"))
             if endpoint == "events" and options.events_paging != "pages":
                 limit = total if options.events_paging == "all" else limit
                 page, pages = 1, 1
@@ -253,17 +251,11 @@ class Sandbox:
     def _capped(self, total: int, page: int, limit: int) -> int:
         """The number of rows that count, with `row_cap`."""
         cap = self.options.row_cap
-        if cap is None:
-            return total
-        if self.options.beyond_cap == "empty":
-            return min(total, cap)
+        if cap is None or self.options.beyond_cap == "empty":
+            return total if cap is None else min(total, cap)
         if page * limit > cap:
             raise _Refusal(_error(400, f"page and limit reach beyond row {cap}"))
         return total
-
-    def _refuse_past_end(self) -> None:
-        if self.options.past_end != "empty" and not self.options.repeat_page:
-            raise _Refusal(_error(int(self.options.past_end), "No such page"))
 
     def _late(self, rows: list[Row], total: int) -> tuple[list[Row], int]:
         """What is there of events that are late, and their total."""
@@ -277,38 +269,34 @@ class Sandbox:
 
     def _spoil(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
         """Let the envelope count, echo and be empty as the options say."""
-        options = self.options
-        self._count_otherwise(envelope, endpoint, query)
-        if options.echo == "asked":
-            envelope["page"] = _natural(query, "page", 1)
-            envelope["limit"] = _natural(query, "limit", 100)
-        elif options.echo == "page-one-too-high":
-            envelope["page"] += 1
-        if options.omit_pages:
-            del envelope["pages"]
-        if envelope["data"] or options.empty_as == "list":
-            return
-        if options.empty_as == "204":
-            raise _Refusal(_Answer(204, b""))
-        if options.empty_as == "null":
-            envelope["data"] = None
-        else:
-            envelope |= {name: float(envelope[name]) for name in envelope if name != "data"}
-
-    def _count_otherwise(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
-        """Let the envelope count what `counts` says."""
-        options = self.options
+        options, asked = self.options, _natural(query, "limit", 100)
+        counted_by = {"default-limit": 100, "asked-limit": asked}.get(options.counts)
         if options.counts == "page-total":
             envelope["total"] = len(envelope["data"])
         elif options.counts == "one-page":
             envelope["pages"] = 1
-        elif options.counts == "default-limit":
-            envelope["pages"] = math.ceil(envelope["total"] / 100)
-        elif options.counts == "asked-limit":
-            envelope["pages"] = math.ceil(envelope["total"] / _natural(query, "limit", 100))
         elif options.counts == "unfiltered" and endpoint != "events":
             envelope["total"] = len(self.project.table(endpoint))
-            envelope["pages"] = math.ceil(envelope["total"] / envelope["limit"])
+            counted_by = envelope["limit"]
+        if counted_by:
+            envelope["pages"] = math.ceil(envelope["total"] / counted_by)
+        if options.echo == "asked":
+            envelope |= {"page": _natural(query, "page", 1), "limit": asked}
+        elif options.echo == "page-one-too-high":
+            envelope["page"] += 1
+        if options.omit_pages:
+            del envelope["pages"]
+        if not envelope["data"]:
+            self._empty(envelope)
+
+    def _empty(self, envelope: Row) -> None:
+        """Say in the form that is set that there are no rows."""
+        if self.options.empty_as == "204":
+            raise _Refusal(_Answer(204, b""))
+        if self.options.empty_as == "null":
+            envelope["data"] = None
+        elif self.options.empty_as == "floats":
+            envelope |= {name: float(envelope[name]) for name in envelope if name != "data"}
 
     def _events(self, query: dict[str, str]) -> list[Row]:
         options, project = self.options, self.project
@@ -348,7 +336,7 @@ class Sandbox:
         if text is None:
             return _END_OF_TIME if name == "to" else _BEGINNING
         try:
-            moment, is_date = datetime.fromisoformat(text), _is_date(text)
+            moment, is_date = datetime.fromisoformat(text), len(text) <= len("2026-01-15")
             if moment.tzinfo is None:
                 zone = timezone(timedelta(hours=options.utc_offset_hours))
                 moment = moment.replace(tzinfo=zone)
@@ -387,16 +375,11 @@ class Sandbox:
 
     def _change(self) -> None:
         """Let the project change by itself after every so many answers."""
-        options = self.options
         with self._lock:
             self._answered += 1
             answered = self._answered
-        for kind, every in (
-            ("grow", options.grow_every),
-            ("late", options.late_every),
-            ("purge", options.purge_every),
-            ("new", options.new_every),
-        ):
+        for kind in ("grow", "late", "purge", "new"):
+            every: int = getattr(self.options, f"{kind}_every")
             if every and answered % every == 0:
                 with self.project.lock:
                     passed = time.monotonic() - self._began
@@ -414,30 +397,28 @@ class _Table:
         rows = project.table(name)
         times = sorted((project.when(name, row_id), row_id) for row_id in rows)
         self._rows = [rows[row_id] for _, row_id in times]
-        self._ids = [row_id for _, row_id in times]
-        self._times = [instant for instant, _ in times]
-        self._filter = self._times
+        self._filter = [instant for instant, _ in times]
         if on == "received":
-            self._filter = [project.received.get(i, t) for t, i in times]
+            self._filter = [project.received.get(row_id, at) for at, row_id in times]
         elif on == "endedAt" and name == "sessions":
-            self._filter = [project.when(name, i, on) for i in self._ids]
+            self._filter = [project.when(name, row_id, on) for _, row_id in times]
+        self._is_sorted = on in {None, "startedAt"}
         self._windows: dict[tuple[str, str], list[Row]] = {}
 
     def window(self, low: str, high: str) -> list[Row]:
         """The rows from `low` to before `high`, in the order that is set."""
-        known = self._windows.get((low, high))
-        if known is not None:
-            return known
-        if self._filter is self._times:
-            first, end = bisect_left(self._times, low), bisect_left(self._times, high)
-            places = list(range(first, end))
+        if (low, high) in self._windows:
+            return self._windows[low, high]
+        if self._is_sorted:
+            rows = self._rows[bisect_left(self._filter, low) : bisect_left(self._filter, high)]
         else:
-            places = [i for i, at in enumerate(self._filter) if low <= at < high]
+            pairs = zip(self._rows, self._filter, strict=True)
+            rows = [row for row, at in pairs if low <= at < high]
         if self._order == "newest":
-            places.reverse()
+            rows.reverse()
         elif self._order == "arbitrary":
-            places.sort(key=lambda i: (crc32(self._ids[i].encode()), self._ids[i]))
-        rows = self._windows[low, high] = [self._rows[place] for place in places]
+            rows.sort(key=lambda row: (crc32(str(row["id"]).encode()), str(row["id"])))
+        self._windows[low, high] = rows
         return rows
 
 
@@ -620,14 +601,6 @@ def _natural(query: dict[str, str], name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise _Refusal(_error(400, f"{name} must be a whole number from 1"))
     return int(text)
-
-
-def _is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _json(envelope: Row, fault: str | None) -> _Answer:
