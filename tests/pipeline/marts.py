@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any
@@ -73,9 +73,15 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
     return dict(groups)
 
 
-def named(names: Sequence[str], values: Sequence[object]) -> Row:
-    """Return the columns of a key."""
-    return dict(zip(names, values, strict=True))
+def by(rows: Iterable[Row], *columns: str) -> list[tuple[Row, list[Row]]]:
+    """Return rows by some columns: what these hold, and the rows that have it in common."""
+    groups = grouped(rows, lambda row: tuple(row[column] for column in columns))
+    return [(dict(zip(columns, values, strict=True)), some) for values, some in groups.items()]
+
+
+def renamed(row: Row, *fields: str) -> Row:
+    """Return fields of the API under the names that they have in the tables."""
+    return {re.sub("([A-Z])", r"_\1", field).lower(): row[field] for field in fields}
 
 
 def project_of(row: Row) -> str:
@@ -148,33 +154,30 @@ def sessions_of(rows: Rows) -> list[Row]:
     for session in rows["sessions"]:
         key = (project_of(session), session["id"])
         own, screens, called = events.get(key, []), visits.get(key, []), calls.get(key, [])
-        fatal = [event for event in own if event["type"] == "crash"]
-        crashes = fatal or [event for event in own if event["type"] == "error"]
+        types = Counter(event["type"] for event in own)
+        problems = [
+            event for event in own if event["type"] == ("crash" if types["crash"] else "error")
+        ]
+        crash = problems[-1] if problems else {"data": {}, "timestamp": None}
         found.append(
             {
                 "project": key[0],
                 "session_id": session["id"],
-                "user_id": session["userId"],
-                "status": session["status"],
-                "platform": session["platform"],
-                "os_version": session["osVersion"],
-                "app_version": session["appVersion"],
-                "network_type": session["networkType"],
+                **renamed(session, "userId", "status", "platform", "osVersion", "appVersion"),
+                **renamed(session, "networkType", "hasCrash", "eventCount"),
                 "day": session["startedAt"][:10],
                 "started_at": instant(session["startedAt"]),
                 "ended_at": instant(session["endedAt"]),
                 "duration_ms": session["duration"],
-                "has_crash": session["hasCrash"],
-                "crash_message": crashes[-1]["data"]["message"] if crashes else None,
-                "crashed_at": instant(crashes[-1]["timestamp"]) if crashes else None,
-                "event_count": session["eventCount"],
+                "crash_message": crash["data"].get("message"),
+                "crashed_at": instant(crash["timestamp"]),
                 "loaded_events": len(own),
                 "has_all_events": len(own) >= session["eventCount"],
                 "screens": len(screens),
                 "first_screen": screens[0] if screens else None,
                 "last_screen": screens[-1] if screens else None,
-                "taps": sum(event["type"] == "tap" for event in own),
-                "custom_events": sum(event["type"] == "custom" for event in own),
+                "taps": types["tap"],
+                "custom_events": types["custom"],
                 "calls": len(called),
                 "failed_calls": sum(map(failed, called)),
             }
@@ -228,14 +231,13 @@ def between(start: str | None, end: str) -> int | None:
 
 def app_versions_daily(sessions: list[Row]) -> list[Row]:
     """Return one row to a version, platform and day."""
-    keys = ("project", "day", "platform", "app_version")
     found = []
-    for values, rows in grouped(sessions, lambda row: tuple(row[key] for key in keys)).items():
+    for key, rows in by(sessions, "project", "day", "platform", "app_version"):
         crashed = [row for row in rows if row["has_crash"]]
         users = {row["user_id"] for row in rows} - {None}
         hit = {row["user_id"] for row in crashed} - {None}
         found.append(
-            named(keys, values)
+            key
             | {
                 "sessions": len(rows),
                 "crashed_sessions": len(crashed),
@@ -252,38 +254,34 @@ def app_versions_daily(sessions: list[Row]) -> list[Row]:
 
 def endpoints(rows: Rows, *periods: str) -> list[Row]:
     """Return one row to an endpoint and day, or hour."""
-    keys = ("project", *periods, "method", "endpoint")
-
-    def key(call: Row) -> tuple[str, ...]:
-        at = call["timestamp"]
-        begins = {"day": at[:10], "hour": f"{at[:13]}:00:00.000"}
-        own = [begins[period] for period in periods]
-        return (project_of(call), *own, call["method"], endpoint(call["url"]))
-
+    calls = [
+        {
+            **call,
+            "project": project_of(call),
+            "day": call["timestamp"][:10],
+            "hour": f"{call['timestamp'][:13]}:00:00.000",
+            "endpoint": endpoint(call["url"]),
+        }
+        for call in rows["network"]
+    ]
     found = []
-    for values, calls in grouped(rows["network"], key).items():
-        lost = sum(map(failed, calls))
-        durations = [call["duration"] for call in calls]
-        found.append(
-            named(keys, values)
-            | {
-                "calls": len(calls),
-                "failed_calls": lost,
-                "failed_percent": percent(lost, len(calls)),
-                "p50_ms": percentile(durations, 0.5),
-                "p95_ms": percentile(durations, 0.95),
-                "p99_ms": percentile(durations, 0.99),
-            }
-        )
+    for key, some in by(calls, "project", *periods, "method", "endpoint"):
+        lost, durations = sum(map(failed, some)), [call["duration"] for call in some]
+        counts = {
+            "calls": len(some),
+            "failed_calls": lost,
+            "failed_percent": percent(lost, len(some)),
+        }
+        times = {f"p{share}_ms": percentile(durations, share / 100) for share in (50, 95, 99)}
+        found.append(key | counts | times)
     return found
 
 
 def crashes_of(rows: Rows, sessions: list[Row]) -> list[Row]:
     """Return one row to a crash group, with the sessions that match it."""
-    matching = grouped(
-        (row for row in sessions if row["crash_message"]),
-        lambda row: (row["project"], row["platform"], row["app_version"], row["crash_message"]),
-    )
+    alike = ("project", "platform", "app_version", "crash_message")
+    crashed = (row for row in sessions if row["crash_message"])
+    matching = grouped(crashed, lambda row: tuple(row[column] for column in alike))
     found = []
     for crash in rows["crashes"]:
         key = (project_of(crash), crash["platform"], crash["appVersion"], crash["message"])
@@ -292,16 +290,10 @@ def crashes_of(rows: Rows, sessions: list[Row]) -> list[Row]:
             {
                 "project": key[0],
                 "crash_id": crash["id"],
-                "message": crash["message"],
-                "status": crash["status"],
                 "is_open": crash["status"] in {"open", "acknowledged"},
-                "is_fatal": crash["isFatal"],
                 "is_handled": crash["handled"],
-                "platform": crash["platform"],
-                "app_version": crash["appVersion"],
-                "os_version": crash["osVersion"],
-                "occurrence_count": crash["occurrenceCount"],
-                "affected_devices": crash["affectedDevices"],
+                **renamed(crash, "message", "status", "isFatal", "platform", "appVersion"),
+                **renamed(crash, "osVersion", "occurrenceCount", "affectedDevices"),
                 "first_seen_at": instant(crash["firstSeenAt"]),
                 "last_seen_at": instant(crash["lastSeenAt"]),
                 "matching_sessions": len(own),
@@ -319,25 +311,17 @@ def crashes_daily(loads: Sequence[Rows]) -> list[Row]:
     for day, rows in enumerate(loads):
         for crash in rows["crashes"]:
             key = (project_of(crash), crash["id"])
-            first = began.setdefault(key[0], day) == day
-            before = known.get(key, {"occurrenceCount": 0, "affectedDevices": 0, "status": None})
-            counts = ("occurrenceCount", "affectedDevices")
-            known[key] = dict(crash)
-            if all(crash[name] == before[name] for name in (*counts, "status")):
-                continue
-            new = [None if first else crash[name] - before[name] for name in counts]
-            found.append(
-                {
-                    "project": key[0],
-                    "day": day,
-                    "crash_id": key[1],
-                    "status": crash["status"],
-                    "occurrence_count": crash["occurrenceCount"],
-                    "affected_devices": crash["affectedDevices"],
-                    "new_occurrences": new[0],
-                    "new_devices": new[1],
-                }
-            )
+            is_first = began.setdefault(key[0], day) == day
+            now = renamed(crash, "status", "occurrenceCount", "affectedDevices")
+            before = known.get(key, {"occurrence_count": 0, "affected_devices": 0})
+            known[key] = now
+            new = {
+                "new_occurrences": now["occurrence_count"] - before["occurrence_count"],
+                "new_devices": now["affected_devices"] - before["affected_devices"],
+            }
+            if now != before:
+                start = {"project": key[0], "day": day, "crash_id": key[1]}
+                found.append(start | now | (dict.fromkeys(new) if is_first else new))
     return found
 
 
@@ -347,63 +331,59 @@ def funnel_daily(
     """Return one row to a step and day."""
     seen = [row for row in sessions if (row["project"], row["session_id"]) in visits]
     found = []
-    for (project, day), rows in grouped(seen, lambda row: (row["project"], row["day"])).items():
+    for key, rows in by(seen, "project", "day"):
         reached = [0] * len(funnel)
         for row in rows:
             step = 0
-            for screen in visits[project, row["session_id"]]:
+            for screen in visits[row["project"], row["session_id"]]:
                 if step < len(funnel) and screen == funnel[step]:
                     reached[step] += 1
                     step += 1
-        found += [
-            {
-                "project": project,
-                "day": day,
-                "step": number + 1,
-                "screen": screen,
-                "sessions": reached[number],
-                "percent_of_first": percent(reached[number], reached[0]),
-                "percent_of_previous": percent(reached[number], reached[number - 1])
-                if number
-                else None,
-            }
-            for number, screen in enumerate(funnel)
-        ]
+        for number, screen in enumerate(funnel):
+            before = percent(reached[number], reached[number - 1]) if number else None
+            found.append(
+                key
+                | {
+                    "step": number + 1,
+                    "screen": screen,
+                    "sessions": reached[number],
+                    "percent_of_first": percent(reached[number], reached[0]),
+                    "percent_of_previous": before,
+                }
+            )
     return found
 
 
 def screen_flows_daily(sessions: list[Row], visits: dict[tuple[str, str], list[str]]) -> list[Row]:
     """Return one row to a way between two screens and day."""
-    keys = ("project", "day", "from_screen", "to_screen")
-    ways: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for row in sessions:
-        screens = visits.get((row["project"], row["session_id"]))
-        if screens:
-            path = ["(start)", *screens, "(end)"]
-            for pair in itertools.pairwise(path):
-                ways[row["project"], row["day"], *pair].append(row["session_id"])
+    ways = [
+        row | {"from_screen": one, "to_screen": other}
+        for row in sessions
+        if (screens := visits.get((row["project"], row["session_id"])))
+        for one, other in itertools.pairwise(["(start)", *screens, "(end)"])
+    ]
     return [
-        named(keys, key) | {"moves": len(gone), "sessions": len(set(gone))}
-        for key, gone in ways.items()
+        key | {"moves": len(rows), "sessions": len({row["session_id"] for row in rows})}
+        for key, rows in by(ways, "project", "day", "from_screen", "to_screen")
     ]
 
 
 def user_activity_daily(sessions: list[Row]) -> list[Row]:
     """Return one row to a named user and day."""
-    keys = ("project", "day", "user_id")
-    known = [row for row in sessions if row["user_id"] is not None]
     found = []
-    for values, rows in grouped(known, lambda row: tuple(row[key] for key in keys)).items():
+    known = [row for row in sessions if row["user_id"] is not None]
+    for key, rows in by(known, "project", "day", "user_id"):
         durations = [row["duration_ms"] for row in rows if row["duration_ms"] is not None]
         found.append(
-            named(keys, values)
+            key
             | {
                 "sessions": len(rows),
                 "crashed_sessions": sum(row["has_crash"] for row in rows),
                 "duration_ms": sum(durations) if durations else None,
-                "screens": sum(row["screens"] for row in rows),
-                "calls": sum(row["calls"] for row in rows),
-                "failed_calls": sum(row["failed_calls"] for row in rows),
+            }
+            | {
+                name: sum(row[name] for row in rows)
+                for name in ("screens", "calls", "failed_calls")
             }
         )
     return found
@@ -411,24 +391,21 @@ def user_activity_daily(sessions: list[Row]) -> list[Row]:
 
 def users_of(sessions: list[Row]) -> list[Row]:
     """Return one row to a named user."""
-    keys = ("project", "user_id")
-    known = [row for row in sessions if row["user_id"] is not None]
     found = []
-    for values, rows in grouped(known, lambda row: tuple(row[key] for key in keys)).items():
+    known = [row for row in sessions if row["user_id"] is not None]
+    for key, rows in by(known, "project", "user_id"):
         days = {row["day"] for row in rows}
         last = max(rows, key=lambda row: str(row["started_at"]))
         found.append(
-            named(keys, values)
+            key
             | {
                 "first_day": min(days),
                 "last_day": max(days),
                 "days_active": len(days),
                 "sessions": len(rows),
                 "crashed_sessions": sum(row["has_crash"] for row in rows),
-                "last_platform": last["platform"],
-                "last_os_version": last["os_version"],
-                "last_app_version": last["app_version"],
             }
+            | {f"last_{name}": last[name] for name in ("platform", "os_version", "app_version")}
         )
     return found
 
