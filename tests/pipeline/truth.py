@@ -17,7 +17,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def tap_settings(sandbox: Sandbox) -> dict[str, str]:
-    """Say the settings that take the tap to a sandbox, with no pacing to wait for."""
+    """Return the settings that take the tap to a sandbox, with no pacing to wait for."""
     return {
         "TAP_BUGSPULSE_API_URL": sandbox.url,
         "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
@@ -26,24 +26,21 @@ def tap_settings(sandbox: Sandbox) -> dict[str, str]:
 
 
 def held(project: Project, name: str | None = None) -> Rows:
-    """Say all rows that the tap should load from a sandbox's project, by stream.
+    """Return all rows that the tap should load from a sandbox's project, by stream.
 
-    Args:
-        project: What the sandbox holds; nothing in it may be a misfit.
-        name: The setting `project`, where it is set.
+    Nothing in it may be a misfit; `name` is the setting `project`, where it is set.
     """
-    rows = {
-        "sessions": list(project.sessions.values()),
-        "crashes": list(project.crashes.values()),
-        "network": list(project.network.values()),
-        "events": [
-            {"sessionId": session, **event}
-            for session, events in project.events.items()
-            for event in events
-        ],
-    }
+    events = [
+        {"sessionId": session, **event}
+        for session, some in project.events.items()
+        for event in some
+    ]
+    rows = {stream: [*project.table(stream).values()] for stream in KEYS if stream != "events"}
     added = {"_extra": None} | ({"project": name} if name else {})
-    return {stream: [{**row, **added} for row in some] for stream, some in rows.items()}
+    return {
+        stream: [{**row, **added} for row in some]
+        for stream, some in (rows | {"events": events}).items()
+    }
 
 
 def by_key(stream: str, rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -64,11 +61,7 @@ def assert_same(actual: Rows, expected: Mapping[str, list[dict[str, Any]]]) -> N
 
 
 def change(project: Project) -> set[str]:
-    """Have happen what happens to a project between two runs.
-
-    Returns:
-        The sessions that are new or changed.
-    """
+    """Have happen what happens between two runs; return the sessions that are new or changed."""
     sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
     # The last ones on a clock that is right are within the lookback.
     recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][-5:]
