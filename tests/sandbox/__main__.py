@@ -123,7 +123,7 @@ def _options(arguments: dict[str, Any], parser: argparse.ArgumentParser) -> Opti
     try:
         return Options(**values)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"--faults: {error}")
 
 
 def _stop_at_end_of_input(stop: Event) -> None:
