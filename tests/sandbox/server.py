@@ -154,8 +154,8 @@ class Sandbox:
             request.number = len(self.requests)
         try:
             answer = self._answer(request, parts.path, key)
-        except _Refusal as refusal:
-            answer = refusal.answer
+        except _Answer as instead:
+            answer = instead
         except Exception as error:  # noqa: BLE001 - raised when the `with` block is left
             self.failed(error)
             answer = _error(500, f"the sandbox failed: {error!r}")
@@ -172,16 +172,16 @@ class Sandbox:
         options = self.options
         endpoint = request.path.removeprefix("/")
         if endpoint not in ENDPOINTS or path != f"{BASE_PATH}/{endpoint}":
-            raise _Refusal(_error(404, "No such endpoint"))
+            raise _error(404, "No such endpoint")
         most = options.most_requests
         if not request.key_ok or (most is not None and request.number > most):
             headers = {"WWW-Authenticate": "Bearer"}
-            raise _Refusal(_error(401, "Missing or invalid API key", headers))
+            raise _error(401, "Missing or invalid API key", headers)
         with self._lock:
             allowance = self._allowances.setdefault(key, Allowance())
             wait = allowance.take(options, request.at)
         if wait:
-            raise _Refusal(self._too_many(wait))
+            raise self._too_many(wait)
         # Hooks edit rows, which other requests may be reading at the same time.
         with self._hooks, self.project.lock:
             if options.on_request:
@@ -227,7 +227,7 @@ class Sandbox:
             pages = math.ceil(total / limit) if total else options.empty_pages
             past = options.past_end
             if page > max(1, pages) and past != "empty" and not options.repeat_page:
-                raise _Refusal(_error(int(past), "No such page"))
+                raise _error(int(past), "No such page")
             if endpoint == "events" and options.events_paging != "pages":
                 limit = total if options.events_paging == "all" else limit
                 page, pages = 1, 1
@@ -254,16 +254,16 @@ class Sandbox:
         if cap is None or self.options.beyond_cap == "empty":
             return total if cap is None else min(total, cap)
         if page * limit > cap:
-            raise _Refusal(_error(400, f"page and limit reach beyond row {cap}"))
+            raise _error(400, f"page and limit reach beyond row {cap}")
         return total
 
     def _late(self, rows: list[Row], total: int) -> tuple[list[Row], int]:
         """What is there of events that are late, and their total."""
         how = self.options.late_events
         if how == "404":
-            raise _Refusal(_error(404, "Session not found"))
+            raise _error(404, "Session not found")
         if how == "204":
-            raise _Refusal(_Answer(204, b""))
+            raise _Answer(204, b"")
         rows = rows[:-1] if how == "part" else []
         return rows, total if how == "no-rows" else len(rows)
 
@@ -292,7 +292,7 @@ class Sandbox:
     def _empty(self, envelope: Row) -> None:
         """Say in the form that is set that there are no rows."""
         if self.options.empty_as == "204":
-            raise _Refusal(_Answer(204, b""))
+            raise _Answer(204, b"")
         if self.options.empty_as == "null":
             envelope["data"] = None
         elif self.options.empty_as == "floats":
@@ -302,13 +302,13 @@ class Sandbox:
         options, project = self.options, self.project
         session_id = query.get("sessionId")
         if not session_id:
-            raise _Refusal(_error(400, "sessionId is required"))
+            raise _error(400, "sessionId is required")
         if session_id in options.broken_sessions:
-            raise _Refusal(_error(500, "Internal Server Error"))
+            raise _error(500, "Internal Server Error")
         known = session_id in project.sessions or session_id in project.events
         gone = session_id in options.vanished_sessions
         if gone or not (known or options.unknown_session == "empty"):
-            raise _Refusal(_error(404, "Session not found"))
+            raise _error(404, "Session not found")
         return project.events.get(session_id, [])
 
     def _window(self, name: str, query: dict[str, str]) -> list[Row]:
@@ -317,7 +317,7 @@ class Sandbox:
         low, high = _BEGINNING, _END_OF_TIME
         if name != "crashes":
             if "from" in query and self._bound(query, "from") < options.refuse_before:
-                raise _Refusal(_error(400, "from is before what is kept"))
+                raise _error(400, "from is before what is kept")
             gone = {"both": {"from", "to"}, "from-alone": set() if "to" in query else {"from"}}
             ignored = gone.get(options.ignored, {options.ignored})
             query = {part: text for part, text in query.items() if part not in ignored}
@@ -346,9 +346,9 @@ class Sandbox:
                 moment += timedelta(milliseconds=1)
             bound = iso(millis(moment))
         except (ValueError, OverflowError):
-            raise _Refusal(_error(400, f"{name} must be an ISO 8601 date")) from None
+            raise _error(400, f"{name} must be an ISO 8601 date") from None
         if options.dates_only and not is_date:
-            raise _Refusal(_error(400, f"{name} must be a date without a time of day"))
+            raise _error(400, f"{name} must be a date without a time of day")
         return bound
 
     def _too_many(self, wait: float) -> "_Answer":
@@ -456,20 +456,14 @@ class Allowance:
         return 0.0
 
 
-@dataclass
-class _Answer:
+@dataclass(eq=False)
+class _Answer(Exception):  # noqa: N818 - an answer of the API, no error of ours
+    """An answer; it is raised where it comes instead of rows."""
+
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
     fault: str | None = None
-
-
-class _Refusal(Exception):  # noqa: N818 - an answer of the API, no error of ours
-    """Ends a request with that answer."""
-
-    def __init__(self, answer: _Answer) -> None:
-        super().__init__(answer)
-        self.answer = answer
 
 
 _Connection = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
@@ -599,7 +593,7 @@ def _natural(query: dict[str, str], name: str, default: int) -> int:
     """A whole number from 1."""
     text = query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
-        raise _Refusal(_error(400, f"{name} must be a whole number from 1"))
+        raise _error(400, f"{name} must be a whole number from 1")
     return int(text)
 
 
