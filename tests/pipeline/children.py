@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tests.forks import Process
 
@@ -54,41 +54,40 @@ def serving(
 ) -> Iterator[dict[str, Any]]:
     """Run a server of the checkout while the block runs, and yield what it printed.
 
-    It ends when its standard input closes, so also when this process is killed.
-
-    Args:
-        module: A module that takes `--until-stdin-closes` and prints a line of JSON when
-            it is ready.
-        arguments: Its arguments.
-        home: The directory that stands for its home directory.
-        seconds: How long it may take to get ready.
+    `module` takes `--until-stdin-closes`, so it ends also when this process is killed, and
+    prints a line of JSON when it is ready, within so many seconds.
 
     Raises:
         ChildError: It ended, or printed nothing in time.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments, "--until-stdin-closes"],
-        cwd=CHECKOUT,
-        env=environment(home),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # Ctrl-C reaches a whole group; this server is stopped last, by closing its input.
-        start_new_session=True,
-    ) as child:
+    command = [sys.executable, "-m", module, *arguments, "--until-stdin-closes"]
+    with start(command, home) as child:
         try:
-            yield ready_line(child, module, seconds)
+            ready = answer_of(child, seconds)
+            if ready is None:
+                msg = f"{module} did not start within {seconds:g} seconds"
+                raise ChildError(msg)
+            yield ready
         finally:
             stop(child)
 
 
-def ready_line(child: subprocess.Popen[str], module: str, seconds: float) -> dict[str, Any]:
-    """Wait for the line of JSON that a server prints when it is ready."""
-    ready = answer_of(child, seconds)
-    if ready is None:
-        msg = f"{module} did not start within {seconds:g} seconds"
-        raise ChildError(msg)
-    return ready
+def start(
+    command: Sequence[str], home: Path, settings: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a child in the checkout, with pipes for its input and output.
+
+    Ctrl-C reaches a whole group, and it has its own: it is stopped by closing its input.
+    """
+    return subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        env=environment(home, settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def answer_of(child: subprocess.Popen[str], seconds: float) -> dict[str, Any] | None:
@@ -154,15 +153,7 @@ class Answering:
             ChildError: It gave no answer in time.
         """
         if not self._child:
-            self._child = subprocess.Popen(
-                self._command,
-                cwd=CHECKOUT,
-                env=environment(self._home, self._settings),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            self._child = start(self._command, self._home, self._settings)
         line = pipe(self._child.stdin)
         line.write(json.dumps(question) + "\n")
         line.flush()

@@ -64,12 +64,8 @@ SIGINT_EXIT = 128 + signal.SIGINT
 def demo(directory: Path, data: Sequence[str]) -> int:
     """Run the demo, print what it asks of the tables, and write the report.
 
-    Args:
-        directory: Where it keeps its files; those of an earlier demo are removed.
-        data: Options of the sandbox that say what data it makes up.
-
-    Returns:
-        The exit code of `meltano run`; 1 where the tables could not be built.
+    It keeps its files in `directory`, those of an earlier demo are removed; `data` are options
+    of the sandbox. Return the exit code of `meltano run`; 1 where the tables were not built.
 
     Raises:
         ChildError: A server did not start, or something took too long.

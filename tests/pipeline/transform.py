@@ -250,14 +250,13 @@ class Snowflake:
 
     def load(self, messages: Path) -> None:
         """Merge the rows."""
-        variables = snowflake_settings(emulated_account(self._port))
-        prefix = "TARGET_SNOWFLAKE_"
-        settings = {
-            name.removeprefix(prefix).lower(): value
-            for name, value in variables.items()
-            if name.startswith(prefix)
-        }
-        others = {name: value for name, value in variables.items() if prefix not in name}
+        settings, others = {}, {}
+        for name, value in snowflake_settings(emulated_account(self._port)).items():
+            short = name.removeprefix("TARGET_SNOWFLAKE_")
+            if short == name:
+                others[name] = value
+            else:
+                settings[short.lower()] = value
         load("target-snowflake", messages, self._folder, settings, others)
 
     def query(self, *statements: str) -> list[list[list[Any]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from tests.running import PRIMARY_KEYS, expected
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.sandbox import Project, Sandbox
 
-KEYS = {"sessions": ("id",), "crashes": ("id",), "network": ("id",), "events": ("sessionId", "id")}
+KEYS = PRIMARY_KEYS
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows by stream, with the API's names and values."""
@@ -30,17 +32,7 @@ def held(project: Project, name: str | None = None) -> Rows:
 
     Nothing in it may be a misfit; `name` is the setting `project`, where it is set.
     """
-    events = [
-        {"sessionId": session, **event}
-        for session, some in project.events.items()
-        for event in some
-    ]
-    rows = {stream: [*project.table(stream).values()] for stream in KEYS if stream != "events"}
-    added = {"_extra": None} | ({"project": name} if name else {})
-    return {
-        stream: [{**row, **added} for row in some]
-        for stream, some in (rows | {"events": events}).items()
-    }
+    return {stream: list(expected(project, stream, name).values()) for stream in KEYS}
 
 
 def by_key(stream: str, rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -51,12 +43,12 @@ def by_key(stream: str, rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dic
     return dict(zip(keys, rows, strict=True))
 
 
-def assert_same(actual: Rows, expected: Mapping[str, list[dict[str, Any]]]) -> None:
+def assert_same(actual: Rows, wanted: Mapping[str, list[dict[str, Any]]]) -> None:
     """Compare rows by stream, row by row and field by field, whatever their order."""
     assert {name: len(rows) for name, rows in actual.items()} == {
-        name: len(rows) for name, rows in expected.items()
+        name: len(rows) for name, rows in wanted.items()
     }
-    for stream, rows in expected.items():
+    for stream, rows in wanted.items():
         assert by_key(stream, actual[stream]) == by_key(stream, rows)
 
 
