@@ -627,7 +627,7 @@ def test_a_hook_may_edit_rows_while_others_are_read(own: Project) -> None:
 
 def test_a_server_whose_data_changes_by_itself(own: Project) -> None:
     """After every so many requests sessions grow, come late, start and are purged."""
-    before = {i: dict(row) for i, row in own.sessions.items()}
+    before, groups = {i: dict(row) for i, row in own.sessions.items()}, set(own.crashes)
     with serving(own, grow_every=1, late_every=5, new_every=10, purge_every=40) as client:
         for _ in range(39):
             client.get("/crashes")
@@ -640,6 +640,10 @@ def test_a_server_whose_data_changes_by_itself(own: Project) -> None:
     assert all(row["endedAt"] is None for row in changed)
     oldest = min(row["startedAt"] for row in before.values())[:10]
     assert {before[i]["startedAt"][:10] for i in purged} == {oldest}
+    # Events and calls go with their time, crash groups stay.
+    assert own.events.keys() == own.sessions.keys()
+    assert min(call["timestamp"] for call in own.network.values())[:10] > oldest
+    assert groups <= own.crashes.keys()
 
 
 # ---- Faults
