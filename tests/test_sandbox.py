@@ -126,12 +126,12 @@ def own() -> Project:
 
 @pytest.fixture(scope="module")
 def edges() -> Project:
-    """Ten sessions and ten calls at the edges of days; `sess_0` has seven events."""
+    """Ten sessions and calls at the edges of days, two in another form; one has seven events."""
     project = generate(sessions=0)
     starts = (
-        *("14T20:59:59.999Z", "14T21:00:00.000Z", "14T23:59:59.999Z", "15T00:00:00.000Z"),
+        *("14T20:59:59.999Z", "14T21:00:00.000Z", "14T23:59:59.999Z", "15T02:00:00+02:00"),
         *("15T23:59:59.999Z", "16T00:00:00.000Z", "16T00:00:00.001Z", "16T23:59:59.999Z"),
-        *("17T00:00:00.000Z", "18T12:00:00.000Z"),
+        *("17T00:00:00Z", "18T12:00:00.000Z"),
     )
     for number, start in enumerate(f"2026-01-{start}" for start in starts):
         session = SESSION | {"id": f"sess_{number}", "startedAt": start, "endedAt": None}

@@ -28,7 +28,6 @@ from tests.pipeline.transform import (
     tables,
 )
 from tests.pipeline.truth import Rows, held, tap_settings
-from tests.pipeline.truth import change as changed
 from tests.pipeline.warehouse import emptied
 from tests.running import Output, Row, sync
 from tests.sandbox import Options, Project, Sandbox, generate
@@ -169,8 +168,12 @@ def assert_metrics(dbt: Dbt, target: str, rows: Rows) -> None:
 
 def change(project: Project) -> None:
     """Have happen what happens between two runs: late, new, grown, ended and crashed."""
-    changed(project)
-    project.new_session(project.now - timedelta(days=3))
+    sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
+    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][-6:]
+    project.grow(recent[-1])
+    for crashed in recent[-4:-1]:
+        project.crash(crashed)
+    project.end(project.new_session(project.now - timedelta(days=3)))
     project.new_session(project.now, active=True)
     project.new_network(project.now - timedelta(days=2))
     # What is triaged has the same counts as before.
