@@ -503,7 +503,7 @@ def assert_adds_up(project: Project) -> None:
         assert session["startedAt"] <= call["timestamp"] <= (session["endedAt"] or "9")
         assert (call["error"] is None) == (call["statusCode"] == 200)
     failing = {call["sessionId"] for call in project.network.values() if call["error"]}
-    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    found: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
     for session_id, row in project.sessions.items():
         events = project.events[session_id]
         for number, event in enumerate(events):
@@ -523,12 +523,14 @@ def assert_adds_up(project: Project) -> None:
         assert (last == "crash") == (row["status"] == "crashed")
         if row["hasCrash"]:
             group = (events[-1]["data"]["message"], row["platform"], row["appVersion"])
-            found[group].append(times[-1])
+            found[group].append((times[-1], project.devices[session_id]))
     assert len(found) == len(project.crashes) > 0
     for crash in project.crashes.values():
-        at = found[crash["message"], crash["platform"], crash["appVersion"]]
-        assert crash["occurrenceCount"] == len(at) >= crash["affectedDevices"] > 0
-        assert (crash["firstSeenAt"], crash["lastSeenAt"]) == (min(at), max(at))
+        seen = found[crash["message"], crash["platform"], crash["appVersion"]]
+        assert crash["occurrenceCount"] == len(seen)
+        assert crash["affectedDevices"] == len({device for _, device in seen})
+        assert (crash["firstSeenAt"], crash["lastSeenAt"]) == (min(seen)[0], max(seen)[0])
+        assert crash["handled"] is not crash["isFatal"]
 
 
 def test_odd_sessions(project: Project) -> None:
@@ -552,9 +554,8 @@ def test_odd_sessions(project: Project) -> None:
 def test_an_exact_number_of_crash_groups(groups: int) -> None:
     """So many there are, also where fewer sessions crashed; those are older."""
     small = generate(seed=1, sessions=200, until=UNTIL, crash_groups=groups)
-    assert len(small.crashes) == groups
     keys = {(g["message"], g["platform"], g["appVersion"]) for g in small.crashes.values()}
-    assert len(keys) == groups
+    assert len(keys) == len(small.crashes) == groups
     for group in small.crashes.values():
         like(CRASH, group)
         assert 1 <= group["affectedDevices"] <= group["occurrenceCount"]
@@ -581,8 +582,10 @@ def test_a_project_adds_up_whatever_happens_to_it(own: Project) -> None:
     groups = [own.crash(one) for one in (some_session(own, ended=False), ended)]
     assert own.events[ended][-1]["data"]["message"] == own.crashes[groups[1]]["message"]
     assert sum(group["occurrenceCount"] for group in own.crashes.values()) == before + 2
-    own.new_session(UNTIL - timedelta(days=3))
     own.new_session(UNTIL, active=True)
+    new = own.new_session(UNTIL - timedelta(days=3))
+    assert own.sessions[new]["startedAt"] == "2026-02-26T00:00:00.000Z"
+    assert own.sessions[new]["endedAt"] < "2026-03-01" <= own.received[new]
     assert_adds_up(own)
     call = own.network[own.new_network(UNTIL)]
     like(NETWORK, call)
