@@ -576,6 +576,7 @@ def test_a_project_adds_up_whatever_happens_to_it(own: Project) -> None:
     own.grow(active, events=4)
     own.end(active)
     assert own.events[active][:-4] == events
+    assert own.sessions[active]["endedAt"] > own.events[active][-1]["timestamp"]
     own.grow(ended, events=60)
     assert own.sessions[ended] == row | {"eventCount": row["eventCount"] + 60}
     before = sum(group["occurrenceCount"] for group in own.crashes.values())
@@ -635,12 +636,14 @@ def test_a_server_whose_data_changes_by_itself(own: Project) -> None:
         for _ in range(39):
             client.get("/crashes")
         added = own.sessions.keys() - before.keys()
-        changed = [row for i, row in before.items() if row != own.sessions[i]]
+        changed = {i: own.sessions[i] for i, row in before.items() if row != own.sessions[i]}
+        grown = [i for i, row in changed.items() if row["eventCount"] > before[i]["eventCount"]]
         client.get("/crashes")
         purged = before.keys() - own.sessions.keys()
     assert len(added) == 7 + 3
-    assert changed
-    assert all(row["endedAt"] is None for row in changed)
+    assert len(grown) == len(changed) > 1
+    assert {before[i]["endedAt"] for i in changed} == {None}
+    assert any(row["endedAt"] for row in changed.values())
     oldest = min(row["startedAt"] for row in before.values())[:10]
     assert {before[i]["startedAt"][:10] for i in purged} == {oldest}
     # Events and calls go with their time, crash groups stay.
