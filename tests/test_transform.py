@@ -80,8 +80,8 @@ def load(warehouses: list[Warehouse], output: Output, folder: Path) -> None:
 
 def build(
     dbt: Dbt, warehouses: list[Warehouse], folder: Path, *arguments: str
-) -> dict[str, dict[str, Any]]:
-    """Have dbt build all tables in each database, the second time what is new."""
+) -> list[dict[str, str]]:
+    """Have dbt build all tables in each database; return the status of each node."""
     variables = {
         "bugspulse_files": str(folder / "duckdb" / "output"),
         "bugspulse_funnel": list(FUNNEL),
@@ -89,53 +89,39 @@ def build(
         "bugspulse_overlap_hours": 0,
         "bugspulse_metrics": True,
     }
-    command = arguments or ("build",)
-    answers = {}
-    for warehouse in warehouses:
-        answer = dbt.run(warehouse.name, *command, variables=variables)
-        assert answer["success"], (warehouse.name, answer["problems"])
-        assert answer["problems"] + answer["warnings"] == [], warehouse.name
-        answers[warehouse.name] = answer
-    return answers
+    answers = [dbt.run(one.name, *arguments, variables=variables) for one in warehouses]
+    for answer in answers:
+        assert answer["success"], answer["problems"]
+        assert answer["problems"] + answer["warnings"] == []
+    return [answer["results"] for answer in answers]
 
 
-def yesterday(warehouse: Warehouse) -> None:
-    """Have all that the history of crashes has kept been kept a day earlier."""
-    warehouse.query(
-        f"update {SCHEMA}.bugspulse__crash_history "  # noqa: S608 - own names
-        "set dbt_valid_from = dbt_valid_from - interval '1 day'"
-    )
+def update(warehouse: Warehouse, table_name: str, change: str) -> None:
+    """Change rows of a table of the package."""
+    warehouse.query(f"update {SCHEMA}.bugspulse__{table_name} set {change}")  # noqa: S608 - own names
 
 
-WITHOUT_TESTS = ("build", "--exclude-resource-type", "test")
+A_DAY_EARLIER = "dbt_valid_from = dbt_valid_from - interval '1 day'"
+MARK = "loaded_at = '2000-01-01'"
+# A day on which nothing changes, so that it shows when its rows are built.
 AN_OLD_DAY = "2026-02-15"
+INCREMENTAL = [name for name, one in documented().items() if "loaded_at" in one["columns"]]
+WITHOUT_TESTS = ("build", "--exclude-resource-type", "test")
 README = "transform/README.md"
 QUERY_OF_README = next(
     shlex.split(line)[2:] for line in text(README).splitlines() if line.startswith("mf query ")
 )
 
 
-def marked(warehouse: Warehouse) -> dict[str, int]:
-    """Return how many rows of each incremental table `mark` has marked."""
-    names = [name for name, one in documented().items() if "loaded_at" in one["columns"]]
+def marked(warehouse: Warehouse) -> list[int]:
+    """Return how many rows of each incremental table have the mark."""
     counts = warehouse.query(
         *(
-            f"select count(*) from {SCHEMA}.bugspulse__{name} "  # noqa: S608 - own names
-            "where loaded_at = '2000-01-01'"
-            for name in names
+            f"select count(*) from {SCHEMA}.bugspulse__{name} where {MARK}"  # noqa: S608 - own names
+            for name in INCREMENTAL
         )
     )
-    return {name: count for name, [[count]] in zip(names, counts, strict=True)}
-
-
-def mark(warehouse: Warehouse) -> dict[str, int]:
-    """Mark the rows of a day on which nothing changes, so that it shows when they are built."""
-    for name in marked(warehouse):
-        warehouse.query(
-            f"update {SCHEMA}.bugspulse__{name} "  # noqa: S608 - own names
-            f"set loaded_at = '2000-01-01' where day = '{AN_OLD_DAY}'"
-        )
-    return marked(warehouse)
+    return [count for [[count]] in counts]
 
 
 def expected(loads: list[Rows]) -> Tables:
@@ -144,8 +130,8 @@ def expected(loads: list[Rows]) -> Tables:
     return {name: by_key(name, rows) for name, rows in found.items()}
 
 
-def assert_true(warehouse: Warehouse, truth: Tables) -> Tables:
-    """Check that each table of a database holds what it should, and return them."""
+def assert_true(warehouse: Warehouse, truth: Tables) -> None:
+    """Check that each table of a database holds what it should."""
     assert set(truth) == set(documented())
     found = tables(warehouse, list(truth))
     # Days of the history are those of the tests; what counts is which load it was.
@@ -155,10 +141,7 @@ def assert_true(warehouse: Warehouse, truth: Tables) -> Tables:
         "crashes_daily", ({**row, "day": days.index(row["day"])} for row in history)
     )
     for name, rows in truth.items():
-        assert found[name].keys() == rows.keys(), (warehouse.name, name)
-        for key, row in rows.items():
-            assert found[name][key] == row, (warehouse.name, name)
-    return found
+        assert found[name] == rows, (warehouse.name, name)
 
 
 def assert_metrics(dbt: Dbt, target: str, rows: Rows) -> None:
@@ -174,9 +157,8 @@ def assert_metrics(dbt: Dbt, target: str, rows: Rows) -> None:
     assert example
     for (grain, expected_rows), answer in zip(truth.items(), answers, strict=True):
         time = f"metric_time__{grain}"
+        assert len(answer) == len(expected_rows)
         found = {row.pop(time)[:10]: row for row in answer}
-        assert len(found) == len(answer)
-        assert found.keys() == {row[time] for row in expected_rows}, (target, grain)
         for expected_row in expected_rows:
             values = found[expected_row.pop(time)]
             assert {name: float(value) if value else None for name, value in values.items()} == (
@@ -209,13 +191,14 @@ def test_all_tables_are_true_and_equal_after_each_build(
         first = sync(sandbox, NOW)
         loads = [held(project)]
         load(warehouses, first, tmp_path)
-        build(dbt, warehouses, tmp_path)
+        build(dbt, warehouses, tmp_path, "build")
         for warehouse in warehouses:
             assert_true(warehouse, expected(loads))
-            yesterday(warehouse)
-        old = {warehouse.name: mark(warehouse) for warehouse in warehouses}
-        for counts in old.values():
-            assert min(counts.values()) > 0
+            update(warehouse, "crash_history", A_DAY_EARLIER)
+            for name in INCREMENTAL:
+                update(warehouse, name, f"{MARK} where day = '{AN_OLD_DAY}'")
+        old = [marked(warehouse) for warehouse in warehouses]
+        assert all(map(all, old))
 
         change(project)
         second = sync(sandbox, project.now, state=first.state)
@@ -224,36 +207,30 @@ def test_all_tables_are_true_and_equal_after_each_build(
     # That keys are unique is checked below.
     build(dbt, warehouses, tmp_path, *WITHOUT_TESTS)
     truth = expected(loads)
-    reports = [warehouse.query(*statements(SCHEMA)) for warehouse in warehouses]
-    assert all(reports[0])
-    assert reports[1:] == reports[:-1]
     questions = [
         block.text.replace("bugspulse__", f"{SCHEMA}.bugspulse__").rstrip().rstrip(";")
-        for block in blocks("transform/README.md")
+        for block in blocks(README)
         if block.text.startswith("-- tables\n")
     ]
-    answers = [warehouse.query(*questions) for warehouse in warehouses]
+    reports, answers = (
+        [warehouse.query(*some) for warehouse in warehouses]
+        for some in (statements(SCHEMA), questions)
+    )
+    assert all(reports[0])
     assert sum(map(bool, answers[0])) > 5
-    assert answers[1:] == answers[:-1]
+    assert (reports[1:], answers[1:]) == (reports[:-1], answers[:-1])
     for warehouse in warehouses:
         assert_true(warehouse, truth)
-        # The files of target-jsonl have no time of load, so DuckDB builds all anew.
-        built_again = warehouse.name == "duckdb"
-        assert marked(warehouse) == {
-            name: 0 if built_again else count for name, count in old[warehouse.name].items()
-        }
-
-    for warehouse in warehouses:
         assert_metrics(dbt, warehouse.name, loads[-1])
-
-    # Files have no time of load.
+    # The files of target-jsonl have no time of load, so DuckDB builds all anew.
+    assert [marked(warehouse) for warehouse in warehouses] == [[0] * len(INCREMENTAL), *old[1:]]
     fresh = build(dbt, warehouses[1:], tmp_path, "source", "freshness")
-    assert [set(one["results"].values()) for one in fresh.values()] == [{"pass"}, {"pass"}]
+    assert [set(one.values()) for one in fresh] == [{"pass"}, {"pass"}]
 
     build(dbt, warehouses, tmp_path, "run", "--full-refresh")
     for warehouse in warehouses:
         assert_true(warehouse, truth)
-        assert not any(marked(warehouse).values())
+        assert not any(marked(warehouse))
 
 
 def test_apps_are_kept_apart_and_events_may_be_missing(
@@ -281,7 +258,7 @@ def test_apps_are_kept_apart_and_events_may_be_missing(
         assert 0 < len(crashed) < len(rows["sessions"])
         for warehouse in warehouses:
             assert_true(warehouse, expected(loads))
-            yesterday(warehouse)
+            update(warehouse, "crash_history", A_DAY_EARLIER)
 
 
 URLS = {
@@ -314,14 +291,8 @@ def odd_rows(schemas: dict[str, Row]) -> Output:
             for number, url in enumerate(URLS)
         ],
         "events": [
-            {
-                "sessionId": session,
-                "id": str(number),
-                "type": "navigate",
-                "timestamp": AT,
-                "sequenceNumber": number,
-                "data": {"from": None, "to": screen},
-            }
+            {"sessionId": session, "id": str(number), "type": "navigate", "timestamp": AT}
+            | {"sequenceNumber": number, "data": {"from": None, "to": screen}}
             for session, screens in JOURNEYS.items()
             # More than nine, so that 10 comes after 9; and not loaded in order.
             for number, screen in reversed(list(enumerate(["Start"] * 8 + screens)))
@@ -331,136 +302,86 @@ def odd_rows(schemas: dict[str, Row]) -> Output:
     rows["sessions"].append({"id": "no time"})
     rows["events"].append({"sessionId": "gone", "id": "1"})
     rows["network"].append({"id": "bare"})
-    return Output(
-        [
-            message
-            for stream, some in rows.items()
-            for message in (
-                schemas[stream],
-                *(
-                    {
-                        "type": "RECORD",
-                        "stream": stream,
-                        "record": dict.fromkeys(schemas[stream]["schema"]["properties"]) | row,
-                        "time_extracted": AT,
-                    }
-                    for row in some
-                ),
-            )
-        ]
-    )
+    output = Output()
+    for stream, some in rows.items():
+        empty = dict.fromkeys(schemas[stream]["schema"]["properties"])
+        kind = {"type": "RECORD", "stream": stream, "time_extracted": AT}
+        output.messages += [schemas[stream], *(kind | {"record": empty | row} for row in some)]
+    return output
 
 
-def own_project(folder: Path) -> Path:
-    """Return a dbt project of a user's own, which has the package from a directory."""
-    project = folder / "own"
-    project.mkdir()
-    settings = {
-        "name": "own",
-        "profile": "bugspulse",
-        "vars": {
-            "bugspulse_funnel": list(STEPS),
-            "bugspulse_files": str(folder / "duckdb" / "output"),
-        },
-        "flags": {"send_anonymous_usage_stats": False},
-    }
-    (project / "dbt_project.yml").write_text(json.dumps(settings), "utf-8")
-    packages = {"packages": [{"local": str(TRANSFORM)}]}
-    (project / "packages.yml").write_text(json.dumps(packages), "utf-8")
-    return project
-
-
-def test_odd_rows_and_missing_tables_in_a_project_of_ones_own(
-    dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
-) -> None:
+def test_odd_rows_and_missing_tables(dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path) -> None:
     """Any screen and path is counted, nothing fails for what is null or never came."""
-    project = own_project(tmp_path)
     with Sandbox(generate(1, 5, 1, NOW), Options(requests_per_minute=None)) as sandbox:
         run = sync(sandbox, NOW)
     schemas = {one["stream"]: one for one in run.messages if one["type"] == "SCHEMA"}
     # A column that somebody has not selected.
     del schemas["sessions"]["schema"]["properties"]["networkType"]
     load(warehouses, odd_rows(schemas), tmp_path)
-    answer = dbt.run("duckdb", "deps", variables={}, project=project)
-    assert answer["success"], answer
-
+    files = str(tmp_path / "duckdb" / "output")
+    variables = {"bugspulse_funnel": STEPS, "bugspulse_files": files}
     for warehouse in warehouses:
-        answer = dbt.run(warehouse.name, "build", variables={}, project=project)
+        answer = dbt.run(warehouse.name, "build", variables=variables)
         assert answer["success"], answer["problems"]
         # One event belongs to no session, and there is no table of crashes.
         (problem,) = answer["problems"]
         assert problem.startswith("belongs_to_stg_bugspulse__events")
-        missing = [one for one in answer["warnings"] if "all that is made of it is empty" in one]
-        assert len(missing) == 1
-        assert "crashes" in missing[0]
+        (missing,) = (one for one in answer["warnings"] if "made of it is empty" in one)
+        assert "crashes" in missing
 
         found = tables(warehouse, [*documented()])
         assert found["crashes"] == found["crashes_daily"] == {}
         assert {key[3] for key in found["endpoints_daily"]} == set(URLS.values())
         assert {row["failed_percent"] for row in found["endpoints_daily"].values()} == {100}
-        steps = sorted(found["funnel_daily"].items())
-        assert [row["screen"] for _, row in steps] == list(STEPS)
-        assert [row["sessions"] for _, row in steps] == [5, 3, 3, 2]
+        reached = {row["screen"]: row["sessions"] for row in found["funnel_daily"].values()}
+        assert reached == dict(zip(STEPS, (5, 3, 3, 2), strict=True))
         (versions,) = found["app_versions_daily"].values()
         assert versions["app_version"] == versions["platform"] == "unknown"
         assert versions["sessions"] == versions["sessions_without_user"] == len(JOURNEYS)
         assert versions["crash_free_users_percent"] is None
-        assert found["sessions"][("", "no time")]["day"] is None
+        assert found["sessions"]["", "no time"]["day"] is None
         assert len(found["sessions"]) == len(JOURNEYS) + 1
         assert ("", "gone", 1) in found["session_timeline"]
-        assert columns(warehouse) == {
-            name: sorted(one["columns"]) for name, one in documented().items()
-        }
+        (columns,) = warehouse.query(
+            "select lower(table_name), lower(column_name) from information_schema.columns "
+            "where lower(table_name) like 'bugspulse@_@_%' escape '@'"
+        )
+        assert sorted(row for row in columns if row[0] != "bugspulse__crash_history") == sorted(
+            [f"bugspulse__{name}", column]
+            for name, one in documented().items()
+            for column in one["columns"]
+        )
 
 
-def columns(warehouse: Warehouse) -> dict[str, list[str]]:
-    """Return the columns of each table of the package, in order of their names."""
-    ((*rows,),) = warehouse.query(
-        "select lower(table_name), lower(column_name) from information_schema.columns "
-        "where lower(table_name) like 'bugspulse@_@_%' escape '@' order by 1, 2"
-    )
-    found: dict[str, list[str]] = {}
-    for name, column in rows:
-        found.setdefault(name.removeprefix("bugspulse__"), []).append(column)
-    del found["crash_history"]
-    return found
+RUNS = {
+    "snowflake": ("bugspulse-to-snowflake-tables",),
+    "duckdb": ("tap-bugspulse", "target-jsonl", "dbt-bugspulse:build"),
+}
 
 
-@pytest.mark.parametrize(
-    "run",
-    [("bugspulse-to-snowflake-tables",), ("tap-bugspulse", "target-jsonl", "dbt-bugspulse:build")],
-    ids=["snowflake", "duckdb"],
-)
+@pytest.mark.parametrize("target", RUNS)
 def test_one_run_of_meltano_loads_and_builds(
-    run: tuple[str, ...],
-    emulated_snowflake: Account,
-    connector: Connector,
-    dbt: Dbt,
-    tmp_path: Path,
+    target: str, emulated_snowflake: Account, connector: Connector, dbt: Dbt, tmp_path: Path
 ) -> None:
     """The job loads, then builds; DuckDB needs nothing but its name."""
     meltano = MeltanoProject(tmp_path / "project")
     (meltano.directory / "transform").symlink_to(TRANSFORM)
     project = generate(5, 60, 5, NOW, crash_groups=6)
-    warehouse: Warehouse
     with (
         emptied(emulated_snowflake),
         Sandbox(project, Options(requests_per_minute=None)) as sandbox,
     ):
-        settings = tap_settings(sandbox)
-        if len(run) == 1:
+        warehouse: Warehouse = DuckDb(meltano.directory)
+        settings = {"DBT_BUGSPULSE_TARGET": "duckdb", "DBT_BUGSPULSE_SCHEMA": SCHEMA}
+        if target == "snowflake":
             port = emulated_snowflake.connection["port"]
             assert isinstance(port, int)
             warehouse = Snowflake(port, connector, tmp_path)
             # Only the emulated one needs a profile of its own, which says where it listens.
             dbt.add("snowflake", warehouse.output())
-            settings |= emulated_snowflake.settings | {
-                "DBT_BUGSPULSE_PROFILES_DIR": str(tmp_path / "dbt")
-            }
-        else:
-            warehouse = DuckDb(meltano.directory)
-            settings |= {"DBT_BUGSPULSE_TARGET": "duckdb", "DBT_BUGSPULSE_SCHEMA": SCHEMA}
-        assert meltano.run(*run, settings=settings) == 0
+            profiles = {"DBT_BUGSPULSE_PROFILES_DIR": str(tmp_path / "dbt")}
+            settings = emulated_snowflake.settings | profiles
+        assert meltano.run(*RUNS[target], settings=tap_settings(sandbox) | settings) == 0
 
         truth = marts(held(project), funnel=())
         found = tables(warehouse, [*truth])

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tests.forks import Process
 
@@ -36,12 +36,7 @@ class ChildError(Exception):
 
 
 def environment(home: Path, settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Say what a child may see: `ALLOWED`, a home of its own, and `settings`.
-
-    Args:
-        home: A directory that stands for the home directory; it is made.
-        settings: What else to set, by name.
-    """
+    """Return what a child may see: `ALLOWED`, a home of its own that is made, and `settings`."""
     home.mkdir(parents=True, exist_ok=True)
     # Proxies come from system settings as well; nothing here may go through one.
     own = {"HOME": str(home), "NO_PROXY": "127.0.0.1,localhost"}
@@ -49,7 +44,7 @@ def environment(home: Path, settings: Mapping[str, str] | None = None) -> dict[s
 
 
 def allowed() -> dict[str, str]:
-    """Say what a child sees of the environment of the person who runs it."""
+    """Return what a child sees of the environment of the person who runs it."""
     return {name: os.environ[name] for name in ALLOWED if name in os.environ}
 
 
@@ -57,50 +52,46 @@ def allowed() -> dict[str, str]:
 def serving(
     module: str, *arguments: str, home: Path, seconds: float = 60
 ) -> Iterator[dict[str, Any]]:
-    """Run a server of the checkout while the block runs.
+    """Run a server of the checkout while the block runs, and yield what it printed.
 
-    It ends when its standard input closes, so also when this process is killed.
-
-    Args:
-        module: A module that takes `--until-stdin-closes` and prints a line of JSON when
-            it is ready.
-        arguments: Its arguments.
-        home: The directory that stands for its home directory.
-        seconds: How long it may take to get ready.
-
-    Yields:
-        What it printed.
+    `module` takes `--until-stdin-closes`, so it ends also when this process is killed, and
+    prints a line of JSON when it is ready, within so many seconds.
 
     Raises:
         ChildError: It ended, or printed nothing in time.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments, "--until-stdin-closes"],
-        cwd=CHECKOUT,
-        env=environment(home),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # Ctrl-C reaches a whole group; this server is stopped last, by closing its input.
-        start_new_session=True,
-    ) as child:
+    command = [sys.executable, "-m", module, *arguments, "--until-stdin-closes"]
+    with start(command, home) as child:
         try:
-            yield ready_line(child, module, seconds)
+            ready = answer_of(child, seconds)
+            if ready is None:
+                msg = f"{module} did not start within {seconds:g} seconds"
+                raise ChildError(msg)
+            yield ready
         finally:
             stop(child)
 
 
-def ready_line(child: subprocess.Popen[str], module: str, seconds: float) -> dict[str, Any]:
-    """Wait for the line of JSON that a server prints when it is ready."""
-    ready = answer_of(child, seconds)
-    if ready is None:
-        msg = f"{module} did not start within {seconds:g} seconds"
-        raise ChildError(msg)
-    return ready
+def start(
+    command: Sequence[str], home: Path, settings: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a child in the checkout, with pipes for its input and output.
+
+    Ctrl-C reaches a whole group, and it has its own: it is stopped by closing its input.
+    """
+    return subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        env=environment(home, settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def answer_of(child: subprocess.Popen[str], seconds: float) -> dict[str, Any] | None:
-    """Read a line of JSON of a child; kill it when none comes, and give None."""
+    """Read a line of JSON of a child; kill it when none comes, and return None."""
     timer = threading.Timer(seconds, child.kill)
     timer.start()
     try:
@@ -130,19 +121,57 @@ def pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
+class Answering:
+    """A child that answers lines of JSON, from the first question to leaving `with`.
+
+    Its start takes a second or more, so that many questions are asked of one.
+    """
+
+    def __init__(
+        self, python: Path, module: str, *, home: Path, settings: Mapping[str, str]
+    ) -> None:
+        """Start nothing yet; `home` stands for the child's home directory."""
+        self._command = [str(python), "-m", module]
+        self._home, self._settings = home, settings
+        self._child: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Be ready for questions."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the child."""
+        if self._child:
+            with self._child as child:
+                stop(child)
+            self._child = None
+
+    def answer(self, question: object, seconds: float) -> dict[str, Any]:
+        """Send the child a line, having started it where needed, and return its answer.
+
+        Raises:
+            ChildError: It gave no answer in time.
+        """
+        if not self._child:
+            self._child = start(self._command, self._home, self._settings)
+        line = pipe(self._child.stdin)
+        line.write(json.dumps(question) + "\n")
+        line.flush()
+        answer = answer_of(self._child, seconds)
+        if answer is None:
+            self.__exit__()
+            msg = f"{self._command[-1]} did not answer within {seconds:g} seconds"
+            raise ChildError(msg)
+        return answer
+
+
 def run_group(child: Process, name: str, *, seconds: float) -> int:
     """Wait for the end of a child that leads a group, and leave nothing of it behind.
 
-    Args:
-        child: The child.
-        name: What it is called in a message.
-        seconds: How long it may take.
-
-    Returns:
-        Its exit code, 128 + n where signal n ended it.
+    Return its exit code, 128 + n where signal n ended it.
 
     Raises:
-        ChildError: It took longer than it may.
+        ChildError: It took longer than it may; `name` is what it is called there.
     """
     try:
         code = child.wait(seconds)

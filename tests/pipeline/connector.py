@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.pipeline.children import CHECKOUT, ChildError, answer_of, environment, pipe, stop
+from tests.pipeline.children import Answering, ChildError
 from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 
 def emulated_connection(port: int) -> dict[str, object]:
-    """Say the arguments that take Snowflake's connector to the emulated Snowflake."""
+    """Return the arguments that take Snowflake's connector to the emulated Snowflake."""
     return {
         "user": "emulated",
         "password": "emulated",
@@ -29,31 +27,13 @@ def emulated_connection(port: int) -> dict[str, object]:
     }
 
 
-class Connector:
-    """A child that has Snowflake's connector, from the first question to leaving `with`.
-
-    Its start takes a second, so that many questions are asked of one. Each has a
-    connection of its own.
-
-    Args:
-        home: The directory that stands for the child's home directory.
-    """
+class Connector(Answering):
+    """A child that has Snowflake's connector; each question has a connection of its own."""
 
     def __init__(self, home: Path) -> None:
-        """Start nothing yet."""
-        self._home = home
-        self._child: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        """Be ready for questions."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the child."""
-        if self._child:
-            with self._child as child:
-                stop(child)
-            self._child = None
+        """Start nothing yet; `home` stands for the child's home directory."""
+        python = Path(sys.executable)
+        super().__init__(python, "tests.pipeline.query", home=home, settings=NO_PLATFORM_DETECTION)
 
     def query(self, port: int, statements: Sequence[str]) -> list[list[list[Any]]]:
         """Ask the emulated Snowflake that listens on a port, see `ask`."""
@@ -62,37 +42,18 @@ class Connector:
     def ask(
         self, connection: Mapping[str, object], statements: Sequence[str], *, seconds: float = 60
     ) -> list[list[list[Any]]]:
-        """Ask Snowflake.
+        """Run statements in Snowflake and return the rows of each, times as ISO 8601 text.
 
         Args:
             connection: Arguments of the connector.
             statements: Statements to run, tables need no qualification.
             seconds: How long all of them may take.
 
-        Returns:
-            For each statement its rows, times as ISO 8601 strings.
-
         Raises:
             ChildError: A statement failed.
         """
-        if not self._child:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "tests.pipeline.query"],
-                cwd=CHECKOUT,
-                env=environment(self._home, NO_PLATFORM_DETECTION),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
         question = {"connection": connection, "statements": statements}
-        asked = pipe(self._child.stdin)
-        asked.write(json.dumps(question) + "\n")
-        asked.flush()
-        answer = answer_of(self._child, seconds)
-        if answer is None:
-            self.__exit__()
-            answer = {"error": f"no answer within {seconds:g} seconds"}
+        answer = self.answer(question, seconds)
         if "error" in answer:
             msg = f"Snowflake could not be asked: {answer['error']}"
             raise ChildError(msg)

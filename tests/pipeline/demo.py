@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
 from tests.pipeline.connector import Connector
+from tests.pipeline.marts import FUNNEL
 from tests.pipeline.meltano import (
     DATABASE,
     MeltanoProject,
@@ -53,7 +54,6 @@ For your own project, with the real BugsPulse and the real Snowflake:
 There the API allows 60 requests a minute, and the events of a session cost one; the
 sandbox of this demo has no limit.
 """
-FUNNEL = ("Home", "Product", "Cart", "Checkout", "Confirmation")
 # More than the sandbox can answer, so that nothing waits.
 UNLIMITED = "60000"
 CHECK = str(Path(sys.executable).with_name("tap-bugspulse-check"))
@@ -64,12 +64,8 @@ SIGINT_EXIT = 128 + signal.SIGINT
 def demo(directory: Path, data: Sequence[str]) -> int:
     """Run the demo, print what it asks of the tables, and write the report.
 
-    Args:
-        directory: Where it keeps its files; those of an earlier demo are removed.
-        data: Options of the sandbox that say what data it makes up.
-
-    Returns:
-        The exit code of `meltano run`; 1 where the tables could not be built.
+    It keeps its files in `directory`, those of an earlier demo are removed; `data` are options
+    of the sandbox. Return the exit code of `meltano run`; 1 where the tables were not built.
 
     Raises:
         ChildError: A server did not start, or something took too long.
@@ -87,15 +83,9 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             "tests.pipeline.snowflake", "--database-dir", str(databases), home=home
         ) as snowflake,
     ):
-        held = ", ".join(
-            f"{bugspulse[name]:,} {what}"
-            for name, what in (
-                ("sessions", "sessions"),
-                ("crashes", "crash groups"),
-                ("events", "events"),
-                ("network", "network calls"),
-            )
-        )
+        names = {"sessions": "sessions", "crashes": "crash groups", "events": "events"}
+        names["network"] = "network calls"
+        held = ", ".join(f"{bugspulse[name]:,} {what}" for name, what in names.items())
         say(f"BugsPulse sandbox     {bugspulse['url']}, holds {held}")
         say(f"Emulated Snowflake    127.0.0.1:{snowflake['port']}\n")
         say("$ tap-bugspulse-check --config=ENV")
@@ -104,7 +94,8 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             return code
         say("$ meltano run tap-bugspulse target-snowflake")
         began = time.monotonic()
-        code = load(project, bugspulse, snowflake["port"])
+        settings = of_the_tap(bugspulse) | snowflake_settings(emulated_account(snowflake["port"]))
+        code = project.run("tap-bugspulse", "target-snowflake", settings=settings, seconds=300)
         if code:
             say(f"\n`meltano run` failed with exit code {code}; what it said is above.")
             return code
@@ -115,9 +106,14 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             say("$ dbt build")
             warehouse = Snowflake(snowflake["port"], connector, directory)
             began = time.monotonic()
-            problems = build(dbt, warehouse)
-            if problems:
-                say("\n".join(["`dbt build` failed:", *problems]))
+            dbt.add(warehouse.name, warehouse.output())
+            built = dbt.run(warehouse.name, "build", variables={"bugspulse_funnel": FUNNEL})
+            if not built["success"]:
+                say(
+                    "\n".join(
+                        ["`dbt build` failed:", *(built["problems"] or ["dbt did not say why"])]
+                    )
+                )
                 return 1
             say(f"Built in {time.monotonic() - began:.0f} seconds.\n")
             tables = warehouse.query(*statements(SCHEMA))
@@ -129,13 +125,6 @@ def demo(directory: Path, data: Sequence[str]) -> int:
     report.write_text(page(dict(zip(OF_THE_PAGE, tables, strict=True)), made_up=True), "utf-8")
     say(f"The report, to open in a browser: {report}")
     return 0
-
-
-def build(dbt: Dbt, warehouse: Snowflake) -> list[str]:
-    """Build the tables of the dbt package; return what went wrong."""
-    dbt.add(warehouse.name, warehouse.output())
-    answer = dbt.run(warehouse.name, "build", variables={"bugspulse_funnel": FUNNEL})
-    return [] if answer["success"] else answer["problems"] or ["dbt did not say why"]
 
 
 def check(bugspulse: dict[str, Any], home: Path) -> int:
@@ -157,17 +146,6 @@ def of_the_tap(bugspulse: dict[str, Any]) -> dict[str, str]:
         "TAP_BUGSPULSE_API_KEY": bugspulse["api_key"],
         "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": UNLIMITED,
     }
-
-
-def load(project: MeltanoProject, bugspulse: dict[str, Any], port: int) -> int:
-    """Run Meltano once from the sandbox to the emulated Snowflake; return its exit code."""
-    account = emulated_account(port)
-    return project.run(
-        "tap-bugspulse",
-        "target-snowflake",
-        settings=of_the_tap(bugspulse) | snowflake_settings(account),
-        seconds=300,
-    )
 
 
 def say(text: str) -> None:

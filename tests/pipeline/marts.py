@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import duckdb
 from tests.sandbox.world import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tests.pipeline.truth import Rows
@@ -73,9 +73,15 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
     return dict(groups)
 
 
-def named(names: Sequence[str], values: Sequence[object]) -> Row:
-    """Return the columns of a key."""
-    return dict(zip(names, values, strict=True))
+def by(rows: Iterable[Row], *columns: str) -> list[tuple[Row, list[Row]]]:
+    """Return rows by some columns: what these hold, and the rows that have it in common."""
+    groups = grouped(rows, lambda row: tuple(row[column] for column in columns))
+    return [(dict(zip(columns, values, strict=True)), some) for values, some in groups.items()]
+
+
+def renamed(row: Row, *fields: str) -> Row:
+    """Return fields of the API under the names that they have in the tables."""
+    return {re.sub("([A-Z])", r"_\1", field).lower(): row[field] for field in fields}
 
 
 def project_of(row: Row) -> str:
@@ -99,24 +105,22 @@ def what(event: Row) -> str | None:
 
 def marts(rows: Rows, funnel: Sequence[str] = FUNNEL) -> Marts:
     """Return the rows of each table but those of crashes over time, see `crashes_daily`."""
-    sessions = sessions_of(rows)
-    days = [session for session in sessions if session["day"]]
-    visits = visits_of(rows)
-    activity = user_activity_daily(days)
-    users = users_of(days)
-    return {
+    sessions, visits = list(sessions_of(rows)), visits_of(rows)
+    activity, users = list(user_activity_daily(sessions)), list(users_of(sessions))
+    found: dict[str, Iterable[Row]] = {
         "sessions": sessions,
         "session_timeline": session_timeline(rows),
-        "app_versions_daily": app_versions_daily(days),
+        "app_versions_daily": app_versions_daily(sessions),
         "endpoints_daily": endpoints(rows, "day"),
         "endpoints_hourly": endpoints(rows, "hour", "day"),
         "crashes": crashes_of(rows, sessions),
-        "funnel_daily": funnel_daily(days, visits, funnel),
-        "screen_flows_daily": screen_flows_daily(days, visits),
+        "funnel_daily": funnel_daily(sessions, visits, funnel),
+        "screen_flows_daily": screen_flows_daily(sessions, visits),
         "user_activity_daily": activity,
         "users": users,
         "retention_weekly": retention_weekly(activity, users),
     }
+    return {name: list(some) for name, some in found.items()}
 
 
 def by_session(rows: Iterable[Row], key: str = "sessionId") -> dict[tuple[str, str], list[Row]]:
@@ -141,52 +145,44 @@ def visits_of(rows: Rows) -> dict[tuple[str, str], list[str]]:
     return {key: screens for key, screens in visits.items() if screens}
 
 
-def sessions_of(rows: Rows) -> list[Row]:
-    """Return one row to a session."""
+def sessions_of(rows: Rows) -> Iterator[Row]:
+    """Yield one row to a session."""
     events, calls, visits = events_of(rows), by_session(rows["network"]), visits_of(rows)
-    found = []
     for session in rows["sessions"]:
         key = (project_of(session), session["id"])
         own, screens, called = events.get(key, []), visits.get(key, []), calls.get(key, [])
-        fatal = [event for event in own if event["type"] == "crash"]
-        crashes = fatal or [event for event in own if event["type"] == "error"]
-        found.append(
-            {
-                "project": key[0],
-                "session_id": session["id"],
-                "user_id": session["userId"],
-                "status": session["status"],
-                "platform": session["platform"],
-                "os_version": session["osVersion"],
-                "app_version": session["appVersion"],
-                "network_type": session["networkType"],
-                "day": session["startedAt"][:10],
-                "started_at": instant(session["startedAt"]),
-                "ended_at": instant(session["endedAt"]),
-                "duration_ms": session["duration"],
-                "has_crash": session["hasCrash"],
-                "crash_message": crashes[-1]["data"]["message"] if crashes else None,
-                "crashed_at": instant(crashes[-1]["timestamp"]) if crashes else None,
-                "event_count": session["eventCount"],
-                "loaded_events": len(own),
-                "has_all_events": len(own) >= session["eventCount"],
-                "screens": len(screens),
-                "first_screen": screens[0] if screens else None,
-                "last_screen": screens[-1] if screens else None,
-                "taps": sum(event["type"] == "tap" for event in own),
-                "custom_events": sum(event["type"] == "custom" for event in own),
-                "calls": len(called),
-                "failed_calls": sum(map(failed, called)),
-            }
-        )
-    return found
+        types = Counter(event["type"] for event in own)
+        problems = [
+            event for event in own if event["type"] == ("crash" if types["crash"] else "error")
+        ]
+        crash = problems[-1] if problems else {"data": {}, "timestamp": None}
+        yield {
+            "project": key[0],
+            "session_id": session["id"],
+            **renamed(session, "userId", "status", "platform", "osVersion", "appVersion"),
+            **renamed(session, "networkType", "hasCrash", "eventCount"),
+            "day": session["startedAt"][:10],
+            "started_at": instant(session["startedAt"]),
+            "ended_at": instant(session["endedAt"]),
+            "duration_ms": session["duration"],
+            "crash_message": crash["data"].get("message"),
+            "crashed_at": instant(crash["timestamp"]),
+            "loaded_events": len(own),
+            "has_all_events": len(own) >= session["eventCount"],
+            "screens": len(screens),
+            "first_screen": screens[0] if screens else None,
+            "last_screen": screens[-1] if screens else None,
+            "taps": types["tap"],
+            "custom_events": types["custom"],
+            "calls": len(called),
+            "failed_calls": sum(map(failed, called)),
+        }
 
 
-def session_timeline(rows: Rows) -> list[Row]:
-    """Return one row to a moment: events by number, calls between them by time."""
+def session_timeline(rows: Rows) -> Iterator[Row]:
+    """Yield one row to a moment: events by number, calls between them by time."""
     started = {(project_of(row), row["id"]): row["startedAt"] for row in rows["sessions"]}
     events, calls = events_of(rows), by_session(rows["network"])
-    found = []
     for key in events.keys() | calls.keys():
         moments, latest = [], ""
         for place, event in enumerate(events.get(key, [])):
@@ -198,24 +194,21 @@ def session_timeline(rows: Rows) -> list[Row]:
         for number, (_, is_call, _, row) in enumerate(sorted(moments, key=lambda one: one[:3]), 1):
             if not is_call and row["type"] == "navigate":
                 screen = row["data"]["to"]
-            found.append(
-                {
-                    "project": key[0],
-                    "session_id": key[1],
-                    "moment_number": number,
-                    "source": "call" if is_call else "event",
-                    "moment_type": "call" if is_call else row["type"],
-                    "what": f"{row['method']} {endpoint(row['url'])}" if is_call else what(row),
-                    "screen": screen,
-                    "occurred_at": instant(row["timestamp"]),
-                    "ms_since_start": between(started.get(key), row["timestamp"]),
-                    "status_code": row["statusCode"] if is_call else None,
-                    "duration_ms": row["duration"] if is_call else None,
-                    "is_problem": failed(row) if is_call else row["type"] in {"crash", "error"},
-                    "moment_id": row["id"],
-                }
-            )
-    return found
+            yield {
+                "project": key[0],
+                "session_id": key[1],
+                "moment_number": number,
+                "source": "call" if is_call else "event",
+                "moment_type": "call" if is_call else row["type"],
+                "what": f"{row['method']} {endpoint(row['url'])}" if is_call else what(row),
+                "screen": screen,
+                "occurred_at": instant(row["timestamp"]),
+                "ms_since_start": between(started.get(key), row["timestamp"]),
+                "status_code": row["statusCode"] if is_call else None,
+                "duration_ms": row["duration"] if is_call else None,
+                "is_problem": failed(row) if is_call else row["type"] in {"crash", "error"},
+                "moment_id": row["id"],
+            }
 
 
 def between(start: str | None, end: str) -> int | None:
@@ -226,89 +219,68 @@ def between(start: str | None, end: str) -> int | None:
     return length // timedelta(milliseconds=1)
 
 
-def app_versions_daily(sessions: list[Row]) -> list[Row]:
-    """Return one row to a version, platform and day."""
-    keys = ("project", "day", "platform", "app_version")
-    found = []
-    for values, rows in grouped(sessions, lambda row: tuple(row[key] for key in keys)).items():
+def app_versions_daily(sessions: list[Row]) -> Iterator[Row]:
+    """Yield one row to a version, platform and day."""
+    for key, rows in by(sessions, "project", "day", "platform", "app_version"):
         crashed = [row for row in rows if row["has_crash"]]
         users = {row["user_id"] for row in rows} - {None}
         hit = {row["user_id"] for row in crashed} - {None}
-        found.append(
-            named(keys, values)
-            | {
-                "sessions": len(rows),
-                "crashed_sessions": len(crashed),
-                "sessions_without_end": sum(row["status"] == "active" for row in rows),
-                "crash_free_sessions_percent": percent(len(rows) - len(crashed), len(rows)),
-                "users": len(users),
-                "crashed_users": len(hit),
-                "crash_free_users_percent": percent(len(users) - len(hit), len(users)),
-                "sessions_without_user": sum(row["user_id"] is None for row in rows),
-            }
-        )
-    return found
+        yield {
+            **key,
+            "sessions": len(rows),
+            "crashed_sessions": len(crashed),
+            "sessions_without_end": sum(row["status"] == "active" for row in rows),
+            "crash_free_sessions_percent": percent(len(rows) - len(crashed), len(rows)),
+            "users": len(users),
+            "crashed_users": len(hit),
+            "crash_free_users_percent": percent(len(users) - len(hit), len(users)),
+            "sessions_without_user": sum(row["user_id"] is None for row in rows),
+        }
 
 
-def endpoints(rows: Rows, *periods: str) -> list[Row]:
-    """Return one row to an endpoint and day, or hour."""
-    keys = ("project", *periods, "method", "endpoint")
-
-    def key(call: Row) -> tuple[str, ...]:
-        at = call["timestamp"]
-        begins = {"day": at[:10], "hour": f"{at[:13]}:00:00.000"}
-        own = [begins[period] for period in periods]
-        return (project_of(call), *own, call["method"], endpoint(call["url"]))
-
-    found = []
-    for values, calls in grouped(rows["network"], key).items():
-        lost = sum(map(failed, calls))
-        durations = [call["duration"] for call in calls]
-        found.append(
-            named(keys, values)
-            | {
-                "calls": len(calls),
-                "failed_calls": lost,
-                "failed_percent": percent(lost, len(calls)),
-                "p50_ms": percentile(durations, 0.5),
-                "p95_ms": percentile(durations, 0.95),
-                "p99_ms": percentile(durations, 0.99),
-            }
-        )
-    return found
+def endpoints(rows: Rows, *periods: str) -> Iterator[Row]:
+    """Yield one row to an endpoint and day, or hour."""
+    calls = [
+        {
+            **call,
+            "project": project_of(call),
+            "day": call["timestamp"][:10],
+            "hour": f"{call['timestamp'][:13]}:00:00.000",
+            "endpoint": endpoint(call["url"]),
+        }
+        for call in rows["network"]
+    ]
+    for key, some in by(calls, "project", *periods, "method", "endpoint"):
+        lost, durations = sum(map(failed, some)), [call["duration"] for call in some]
+        yield {
+            **key,
+            "calls": len(some),
+            "failed_calls": lost,
+            "failed_percent": percent(lost, len(some)),
+            **{f"p{share}_ms": percentile(durations, share / 100) for share in (50, 95, 99)},
+        }
 
 
-def crashes_of(rows: Rows, sessions: list[Row]) -> list[Row]:
-    """Return one row to a crash group, with the sessions that match it."""
-    matching = grouped(
-        (row for row in sessions if row["crash_message"]),
-        lambda row: (row["project"], row["platform"], row["app_version"], row["crash_message"]),
-    )
-    found = []
+def crashes_of(rows: Rows, sessions: list[Row]) -> Iterator[Row]:
+    """Yield one row to a crash group, with the sessions that match it."""
+    alike = ("project", "platform", "app_version", "crash_message")
+    crashed = (row for row in sessions if row["crash_message"])
+    matching = grouped(crashed, lambda row: tuple(row[column] for column in alike))
     for crash in rows["crashes"]:
         key = (project_of(crash), crash["platform"], crash["appVersion"], crash["message"])
         own = sorted(matching.get(key, []), key=lambda row: str(row["started_at"]))
-        found.append(
-            {
-                "project": key[0],
-                "crash_id": crash["id"],
-                "message": crash["message"],
-                "status": crash["status"],
-                "is_open": crash["status"] in {"open", "acknowledged"},
-                "is_fatal": crash["isFatal"],
-                "is_handled": crash["handled"],
-                "platform": crash["platform"],
-                "app_version": crash["appVersion"],
-                "os_version": crash["osVersion"],
-                "occurrence_count": crash["occurrenceCount"],
-                "affected_devices": crash["affectedDevices"],
-                "first_seen_at": instant(crash["firstSeenAt"]),
-                "last_seen_at": instant(crash["lastSeenAt"]),
-                "matching_sessions": len(own),
-                "latest_matching_session_id": own[-1]["session_id"] if own else None,
-            }
-        )
-    return found
+        yield {
+            "project": key[0],
+            "crash_id": crash["id"],
+            "is_open": crash["status"] in {"open", "acknowledged"},
+            "is_handled": crash["handled"],
+            **renamed(crash, "message", "status", "isFatal", "platform", "appVersion"),
+            **renamed(crash, "osVersion", "occurrenceCount", "affectedDevices"),
+            "first_seen_at": instant(crash["firstSeenAt"]),
+            "last_seen_at": instant(crash["lastSeenAt"]),
+            "matching_sessions": len(own),
+            "latest_matching_session_id": own[-1]["session_id"] if own else None,
+        }
 
 
 def crashes_daily(loads: Sequence[Rows]) -> list[Row]:
@@ -319,118 +291,90 @@ def crashes_daily(loads: Sequence[Rows]) -> list[Row]:
     for day, rows in enumerate(loads):
         for crash in rows["crashes"]:
             key = (project_of(crash), crash["id"])
-            first = began.setdefault(key[0], day) == day
-            before = known.get(key, {"occurrenceCount": 0, "affectedDevices": 0, "status": None})
-            counts = ("occurrenceCount", "affectedDevices")
-            known[key] = dict(crash)
-            if all(crash[name] == before[name] for name in (*counts, "status")):
-                continue
-            new = [None if first else crash[name] - before[name] for name in counts]
-            found.append(
-                {
-                    "project": key[0],
-                    "day": day,
-                    "crash_id": key[1],
-                    "status": crash["status"],
-                    "occurrence_count": crash["occurrenceCount"],
-                    "affected_devices": crash["affectedDevices"],
-                    "new_occurrences": new[0],
-                    "new_devices": new[1],
-                }
-            )
+            is_first = began.setdefault(key[0], day) == day
+            now = renamed(crash, "status", "occurrenceCount", "affectedDevices")
+            before = known.get(key, {"occurrence_count": 0, "affected_devices": 0})
+            known[key] = now
+            new = {
+                "new_occurrences": now["occurrence_count"] - before["occurrence_count"],
+                "new_devices": now["affected_devices"] - before["affected_devices"],
+            }
+            if now != before:
+                start = {"project": key[0], "day": day, "crash_id": key[1]}
+                found.append(start | now | (dict.fromkeys(new) if is_first else new))
     return found
 
 
 def funnel_daily(
     sessions: list[Row], visits: dict[tuple[str, str], list[str]], funnel: Sequence[str]
-) -> list[Row]:
-    """Return one row to a step and day."""
+) -> Iterator[Row]:
+    """Yield one row to a step and day."""
     seen = [row for row in sessions if (row["project"], row["session_id"]) in visits]
-    found = []
-    for (project, day), rows in grouped(seen, lambda row: (row["project"], row["day"])).items():
+    for key, rows in by(seen, "project", "day"):
         reached = [0] * len(funnel)
         for row in rows:
             step = 0
-            for screen in visits[project, row["session_id"]]:
+            for screen in visits[row["project"], row["session_id"]]:
                 if step < len(funnel) and screen == funnel[step]:
                     reached[step] += 1
                     step += 1
-        found += [
-            {
-                "project": project,
-                "day": day,
+        for number, screen in enumerate(funnel):
+            before = percent(reached[number], reached[number - 1]) if number else None
+            yield {
+                **key,
                 "step": number + 1,
                 "screen": screen,
                 "sessions": reached[number],
                 "percent_of_first": percent(reached[number], reached[0]),
-                "percent_of_previous": percent(reached[number], reached[number - 1])
-                if number
-                else None,
+                "percent_of_previous": before,
             }
-            for number, screen in enumerate(funnel)
-        ]
-    return found
 
 
 def screen_flows_daily(sessions: list[Row], visits: dict[tuple[str, str], list[str]]) -> list[Row]:
     """Return one row to a way between two screens and day."""
-    keys = ("project", "day", "from_screen", "to_screen")
-    ways: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for row in sessions:
-        screens = visits.get((row["project"], row["session_id"]))
-        if screens:
-            path = ["(start)", *screens, "(end)"]
-            for pair in itertools.pairwise(path):
-                ways[row["project"], row["day"], *pair].append(row["session_id"])
+    ways = [
+        row | {"from_screen": one, "to_screen": other}
+        for row in sessions
+        if (screens := visits.get((row["project"], row["session_id"])))
+        for one, other in itertools.pairwise(["(start)", *screens, "(end)"])
+    ]
     return [
-        named(keys, key) | {"moves": len(gone), "sessions": len(set(gone))}
-        for key, gone in ways.items()
+        key | {"moves": len(rows), "sessions": len({row["session_id"] for row in rows})}
+        for key, rows in by(ways, "project", "day", "from_screen", "to_screen")
     ]
 
 
-def user_activity_daily(sessions: list[Row]) -> list[Row]:
-    """Return one row to a named user and day."""
-    keys = ("project", "day", "user_id")
+def user_activity_daily(sessions: list[Row]) -> Iterator[Row]:
+    """Yield one row to a named user and day."""
     known = [row for row in sessions if row["user_id"] is not None]
-    found = []
-    for values, rows in grouped(known, lambda row: tuple(row[key] for key in keys)).items():
+    for key, rows in by(known, "project", "day", "user_id"):
         durations = [row["duration_ms"] for row in rows if row["duration_ms"] is not None]
-        found.append(
-            named(keys, values)
-            | {
-                "sessions": len(rows),
-                "crashed_sessions": sum(row["has_crash"] for row in rows),
-                "duration_ms": sum(durations) if durations else None,
-                "screens": sum(row["screens"] for row in rows),
-                "calls": sum(row["calls"] for row in rows),
-                "failed_calls": sum(row["failed_calls"] for row in rows),
-            }
-        )
-    return found
+        yield {
+            **key,
+            "sessions": len(rows),
+            "crashed_sessions": sum(row["has_crash"] for row in rows),
+            "duration_ms": sum(durations) if durations else None,
+            "screens": sum(row["screens"] for row in rows),
+            "calls": sum(row["calls"] for row in rows),
+            "failed_calls": sum(row["failed_calls"] for row in rows),
+        }
 
 
-def users_of(sessions: list[Row]) -> list[Row]:
-    """Return one row to a named user."""
-    keys = ("project", "user_id")
+def users_of(sessions: list[Row]) -> Iterator[Row]:
+    """Yield one row to a named user."""
     known = [row for row in sessions if row["user_id"] is not None]
-    found = []
-    for values, rows in grouped(known, lambda row: tuple(row[key] for key in keys)).items():
+    for key, rows in by(known, "project", "user_id"):
         days = {row["day"] for row in rows}
         last = max(rows, key=lambda row: str(row["started_at"]))
-        found.append(
-            named(keys, values)
-            | {
-                "first_day": min(days),
-                "last_day": max(days),
-                "days_active": len(days),
-                "sessions": len(rows),
-                "crashed_sessions": sum(row["has_crash"] for row in rows),
-                "last_platform": last["platform"],
-                "last_os_version": last["os_version"],
-                "last_app_version": last["app_version"],
-            }
-        )
-    return found
+        yield {
+            **key,
+            "first_day": min(days),
+            "last_day": max(days),
+            "days_active": len(days),
+            "sessions": len(rows),
+            "crashed_sessions": sum(row["has_crash"] for row in rows),
+            **{f"last_{name}": last[name] for name in ("platform", "os_version", "app_version")},
+        }
 
 
 def monday(day: str) -> date:
@@ -439,37 +383,28 @@ def monday(day: str) -> date:
     return found - timedelta(days=found.weekday())
 
 
-def retention_weekly(activity: list[Row], users: list[Row]) -> list[Row]:
-    """Return one row to a cohort and week."""
+def retention_weekly(activity: list[Row], users: list[Row]) -> Iterator[Row]:
+    """Yield one row to a cohort and week."""
     cohort = {(row["project"], row["user_id"]): monday(row["first_day"]) for row in users}
     weeks: dict[tuple[str, date, date], set[str]] = defaultdict(set)
     for row in activity:
         key = (row["project"], row["user_id"])
         weeks[key[0], cohort[key], monday(row["day"])].add(key[1])
-    found = []
     for (project, first, week), some in weeks.items():
         whole = len(weeks[project, first, first])
-        found.append(
-            {
-                "project": project,
-                "cohort_week": first.isoformat(),
-                "week": week.isoformat(),
-                "weeks_later": (week - first).days // 7,
-                "cohort_users": whole,
-                "users": len(some),
-                "retained_percent": percent(len(some), whole),
-            }
-        )
-    return found
+        yield {
+            "project": project,
+            "cohort_week": first.isoformat(),
+            "week": week.isoformat(),
+            "weeks_later": (week - first).days // 7,
+            "cohort_users": whole,
+            "users": len(some),
+            "retained_percent": percent(len(some), whole),
+        }
 
 
 def metrics(rows: Rows, grain: str) -> list[Row]:
-    """Return the metrics for each day or week that has sessions or calls, nulls where it has none.
-
-    Args:
-        rows: What was loaded.
-        grain: day or week.
-    """
+    """Return the metrics of each day or week with sessions or calls; null where it has none."""
 
     def begin(at: str) -> str:
         return at[:10] if grain == "day" else monday(at[:10]).isoformat()
@@ -486,13 +421,13 @@ def metrics(rows: Rows, grain: str) -> list[Row]:
 
 def session_metrics(sessions: list[Row]) -> Row:
     """Return the metrics of some sessions."""
-    total, users = len(sessions), len({row["userId"] for row in sessions} - {None})
     crashed = [row for row in sessions if row["hasCrash"]]
-    hit = len({row["userId"] for row in crashed} - {None})
+    total, bad = len(sessions), len(crashed)
+    users, hit = (len({row["userId"] for row in some} - {None}) for some in (sessions, crashed))
     found = {
         "bugspulse_sessions": total,
-        "bugspulse_crash_free_sessions": total - len(crashed),
-        "bugspulse_crash_free_sessions_rate": (total - len(crashed)) / total if total else None,
+        "bugspulse_crash_free_sessions": total - bad,
+        "bugspulse_crash_free_sessions_rate": (total - bad) / total if total else None,
         "bugspulse_active_users": users,
         "bugspulse_crashed_users": hit,
         "bugspulse_crash_free_users_rate": 1 - hit / users if users else None,

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from tests.forks import CAN_FORK, Fork, Kind
 from tests.pipeline.children import CHECKOUT, allowed, environment, run_group
@@ -53,7 +53,7 @@ class NotSetUpError(Exception):
 
 
 def emulated_account(port: int) -> str:
-    """Say the `account` setting that takes target-snowflake to the emulated Snowflake.
+    """Return the `account` setting that takes target-snowflake to the emulated Snowflake.
 
     snowflake-sqlalchemy builds `snowflake://user:password@ACCOUNT/DATABASE?…` from it, so
     an account that is a host, a database and parameters reaches any server; with
@@ -75,11 +75,7 @@ def loopback_only(account: str) -> str:
 
 
 def snowflake_settings(account: str) -> dict[str, str]:
-    """Say the environment variables of target-snowflake for the emulated Snowflake.
-
-    Raises:
-        NotLoopbackError: The account is not on this machine.
-    """
+    """Return target-snowflake's environment variables for the emulated Snowflake."""
     return {
         "TARGET_SNOWFLAKE_ACCOUNT": loopback_only(account),
         "TARGET_SNOWFLAKE_DATABASE": DATABASE,
@@ -90,7 +86,7 @@ def snowflake_settings(account: str) -> dict[str, str]:
 
 
 def meltano_kind(meltano: Path) -> Kind:
-    """Say what forks of Meltano are forks of: it sees no more than each of them does."""
+    """Return what forks of Meltano are forks of: it sees no more than each of them does."""
     env = allowed() | OWN | {"HOME": os.devnull}
     return Kind(str(meltano.with_name("python")), IMPORTED, tuple(env.items()))
 
@@ -135,33 +131,9 @@ class MeltanoProject:
             if not link.is_symlink():
                 link.symlink_to(plugins)
 
-    def run(
-        self,
-        *blocks: str,
-        settings: Mapping[str, str],
-        seconds: float = 120,
-        output: IO[str] | None = None,
-    ) -> int:
-        """Run `meltano run` and return its exit code.
-
-        Args:
-            blocks: What to run, such as `tap-bugspulse target-jsonl`, after options.
-            settings: The settings of the plugins, as environment variables.
-            seconds: How long it may take.
-            output: Where Meltano's output goes; to the terminal where that is `None`.
-
-        Raises:
-            ChildError: It took longer than it may.
-        """
-        return self.call(
-            "--log-format",
-            "plain",
-            "run",
-            *blocks,
-            settings=settings,
-            seconds=seconds,
-            output=output,
-        )
+    def run(self, *blocks: str, settings: Mapping[str, str], **options: Any) -> int:
+        """Run `meltano run` of blocks such as `tap-bugspulse target-jsonl`, as `call` does."""
+        return self.call("--log-format", "plain", "run", *blocks, settings=settings, **options)
 
     def call(
         self,
@@ -170,7 +142,17 @@ class MeltanoProject:
         seconds: float = 120,
         output: IO[str] | None = None,
     ) -> int:
-        """Run any Meltano command in the project and return its exit code."""
+        """Run any Meltano command in the project and return its exit code.
+
+        Args:
+            arguments: What follows `meltano`.
+            settings: The settings of the plugins, as environment variables.
+            seconds: How long it may take.
+            output: Where Meltano's output goes; to the terminal where that is `None`.
+
+        Raises:
+            ChildError: It took longer than it may.
+        """
         child = self.start(*arguments, settings=settings, output=output)
         return run_group(child, self.meltano.name, seconds=seconds)
 

@@ -6,6 +6,7 @@ words beside it. The page fits a phone, and is dark where the reader's system is
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import date, timedelta
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Rows = list[list[Any]]
+Counts = dict[str, tuple[int, int]]
+"""By day, how many sessions there were and how many of them crashed."""
 
 QUESTIONS = {
     "overview": """
-        select
-            count(*),
-            count(case when has_crash then 1 end),
-            count(distinct user_id),
-            sum(calls),
-            sum(failed_calls)
+        select count(*), count(case when has_crash then 1 end), count(distinct user_id),
+            sum(calls), sum(failed_calls)
         from {schema}.bugspulse__sessions
     """,
     "versions": """
@@ -32,8 +31,7 @@ QUESTIONS = {
         order by app_version, day
     """,
     "crashes": """
-        select
-            crash_id, message, platform, app_version, status, occurrence_count, affected_devices
+        select crash_id, message, platform, app_version, status, occurrence_count, affected_devices
         from {schema}.bugspulse__crashes
         order by affected_devices desc, occurrence_count desc, crash_id
         limit 6
@@ -43,8 +41,7 @@ QUESTIONS = {
         select crashes.crash_id, sessions.day, count(*)
         from {schema}.bugspulse__crashes as crashes
         inner join {schema}.bugspulse__sessions as sessions
-            on sessions.project = crashes.project
-            and sessions.platform = crashes.platform
+            on sessions.project = crashes.project and sessions.platform = crashes.platform
             and sessions.app_version = crashes.app_version
             and sessions.crash_message = crashes.message
         where sessions.day is not null
@@ -52,13 +49,8 @@ QUESTIONS = {
         order by crashes.crash_id, sessions.day
     """,
     "endpoints": """
-        select
-            method,
-            endpoint,
-            sum(calls) as calls,
-            sum(failed_calls) as failed_calls,
-            {p50_ms} as p50_ms,
-            {p95_ms} as p95_ms
+        select method, endpoint, sum(calls) as calls, sum(failed_calls) as failed_calls,
+            {p50_ms} as p50_ms, {p95_ms} as p95_ms
         from {schema}.bugspulse__endpoints_daily
         group by method, endpoint
         having sum(calls) >= 5
@@ -84,20 +76,9 @@ QUESTIONS = {
                 session_id
             limit 1
         )
-
-        select
-            chosen.session_id,
-            chosen.user_id,
-            chosen.platform,
-            chosen.os_version,
-            chosen.app_version,
-            moments.moment_number,
-            moments.moment_type,
-            moments.what,
-            moments.screen,
-            moments.ms_since_start,
-            moments.status_code,
-            moments.duration_ms,
+        select chosen.session_id, chosen.user_id, chosen.platform, chosen.os_version,
+            chosen.app_version, moments.moment_number, moments.moment_type, moments.what,
+            moments.screen, moments.ms_since_start, moments.status_code, moments.duration_ms,
             moments.is_problem
         from {schema}.bugspulse__session_timeline as moments
         inner join chosen
@@ -123,36 +104,27 @@ def statements(schema: str) -> list[str]:
 
 
 def page(answers: Mapping[str, Rows], *, made_up: bool) -> str:
-    """Return the page.
-
-    Args:
-        answers: The rows that answer each of `QUESTIONS`.
-        made_up: Whether the page is to say that its data is made up.
-    """
+    """Return the page of the answers to `QUESTIONS`; it says where its data is made up."""
     days = main_days(answers["versions"])
     note = (
         '<p class="note"><strong>Made-up data.</strong> The app, its users and its crashes come '
         "from the sandbox of this repository. Nobody is real.</p>"
-        if made_up
-        else ""
     )
     parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>App report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+        f"<h1>App report</h1>\n{note if made_up else ''}",
         overview(answers["overview"], days),
         versions(answers["versions"], days),
         crashes(answers["crashes"], answers["crash_days"], days),
         endpoints(answers["endpoints"]),
         funnel(answers["funnel"]),
         timeline(answers["timeline"]),
+        f"{FOOT}\n</main>\n</body>\n</html>\n",
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>App report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>App report</h1>\n{note}\n"
-        + "\n".join(parts)
-        + f"\n{FOOT}\n</main>\n</body>\n</html>\n"
-    )
+    return "\n".join(parts)
 
 
 def main_days(rows: Rows) -> list[str]:
@@ -161,16 +133,14 @@ def main_days(rows: Rows) -> list[str]:
     That is the run of days with most sessions in which no week is without any, and its last
     two months at most.
     """
-    counts: dict[date, int] = {}
+    counts: Counter[date] = Counter()
     for _, day, sessions, _ in rows:
-        found = date.fromisoformat(day)
-        counts[found] = counts.get(found, 0) + int(sessions)
+        counts[date.fromisoformat(day)] += int(sessions)
     runs: list[list[date]] = []
     for day in sorted(counts):
-        if runs and day - runs[-1][-1] <= LONGEST_GAP:
-            runs[-1].append(day)
-        else:
-            runs.append([day])
+        if not runs or day - runs[-1][-1] > LONGEST_GAP:
+            runs.append([])
+        runs[-1].append(day)
     if not runs:
         return []
     best = max(runs, key=lambda run: sum(counts[day] for day in run))
@@ -196,42 +166,41 @@ def overview(rows: Rows, days: list[str]) -> str:
 
 def versions(rows: Rows, days: list[str]) -> str:
     """Return how the sessions of each version went, day by day."""
-    by_version: dict[str, dict[str, tuple[int, int]]] = {}
+    by_version: dict[str, Counts] = {}
     others = 0
     for version, day, sessions, crashed in rows:
         if day in days:
             by_version.setdefault(version, {})[day] = (int(sessions), int(crashed))
         else:
             others += int(sessions)
-    most = max((one[0] for found in by_version.values() for one in found.values()), default=1)
+    most = most_of(by_version)
     blocks = []
     for version, found in reversed(by_version.items()):
-        total = sum(one[0] for one in found.values())
-        crashed = sum(one[1] for one in found.values())
+        total, crashed = (sum(numbers) for numbers in zip(*found.values(), strict=True))
         words = (
-            f"<b>{share(total - crashed, total)}</b> crash-free: {number(crashed)} of "
-            f"{number(total)} sessions crashed"
+            f"<p><b>{share(total - crashed, total)}</b> crash-free: {number(crashed)} of "
+            f"{number(total)} sessions crashed</p>"
         )
-        blocks.append(
-            f'<div class="row" data-version="{escape(version)}"><h3>Version {escape(version)}</h3>'
-            f"<p>{words}</p>{shares_chart(version, found, days)}{bars(version, found, days, most)}"
-            f"{axis(days)}</div>"
-        )
+        charts = shares_chart(version, found, days) + bars(version, found, days, most)
+        blocks.append(panel("version", version, f"Version {escape(version)}", words + charts))
     left_out = (
         f"<p>{number(others)} sessions of other days are not drawn: clocks of devices that are "
         "wrong, or days long ago.</p>"
-        if others
-        else ""
     )
     return section(
         "Crash-free sessions by version",
         "The line is the share of each day's sessions that did not crash, from 0 % at the bottom "
         "to 100 % at the top. The bars below are the sessions; the hatched part crashed.",
-        rows_of(blocks) + left_out,
+        rows_of(blocks) + (left_out if others else ""),
     )
 
 
-def shares_chart(version: str, found: Mapping[str, tuple[int, int]], days: list[str]) -> str:
+def most_of(found: Mapping[str, Counts]) -> int:
+    """Return the most sessions that there are on a day."""
+    return max((all_ for counts in found.values() for all_, _ in counts.values()), default=1)
+
+
+def shares_chart(version: str, found: Counts, days: list[str]) -> str:
     """Return the line of crash-free shares of a version."""
     width = len(days)
     points = [
@@ -252,60 +221,49 @@ def shares_chart(version: str, found: Mapping[str, tuple[int, int]], days: list[
     )
 
 
-def bars(name: str, found: Mapping[str, tuple[int, int]], days: list[str], most: int) -> str:
-    """Return bars of each day's sessions, the part that crashed hatched."""
+def bars(name: str, found: Counts, days: list[str], most: int) -> str:
+    """Return bars of each day's sessions, the part that crashed hatched, above their axis."""
     drawn = []
     for place, day in enumerate(days):
         sessions, crashed = found.get(day, (0, 0))
+        rectangles = "".join(
+            f'<rect class="{kind}" x="{place + 0.1:g}" y="{100 - height:.2f}" width="0.8" '
+            f'height="{height:.2f}"/>'
+            for kind, height in (("all", 100 * sessions / most), ("bad", 100 * crashed / most))
+            if height
+        )
         if sessions:
-            height, bad = 100 * sessions / most, 100 * crashed / most
-            drawn.append(
-                f'<g><title>{day}: {sessions} sessions, {crashed} crashed</title><rect class="all" '
-                f'x="{place + 0.1:g}" y="{100 - height:.2f}" width="0.8" height="{height:.2f}"/>'
-                + (
-                    f'<rect class="bad" x="{place + 0.1:g}" y="{100 - bad:.2f}" width="0.8" '
-                    f'height="{bad:.2f}"/>'
-                    if bad
-                    else ""
-                )
-                + "</g>"
-            )
+            words = f"{day}: {sessions} sessions, {crashed} crashed"
+            drawn.append(f"<g><title>{words}</title>{rectangles}</g>")
     return (
         f'<svg class="bars" viewBox="0 0 {len(days)} 100" preserveAspectRatio="none" role="img" '
         f'aria-label="Sessions by day of {escape(name)}; at most {most} a day">{HATCH}'
         f'{"".join(drawn)}<path class="grid" d="M0 100H{len(days)}"/></svg>'
+        f'<p class="axis"><span>{days[0][5:]}</span><span>{days[-1][5:]}</span></p>'
     )
-
-
-def axis(days: list[str]) -> str:
-    """Return the first and the last day, below a chart."""
-    return f'<p class="axis"><span>{days[0][5:]}</span><span>{days[-1][5:]}</span></p>'
 
 
 def crashes(rows: Rows, by_day: Rows, days: list[str]) -> str:
     """Return the crash groups that hit most devices, and when they happened."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    found: dict[str, Counts] = {}
     for crash, day, sessions in by_day:
         if day in days:
             found.setdefault(crash, {})[day] = (int(sessions), int(sessions))
-    most = max((one[0] for some in found.values() for one in some.values()), default=1)
+    most = most_of(found)
     blocks = []
     for crash, message, platform, version, status, count, devices in rows:
-        drawn = found.get(crash)
-        chart = (
-            bars(f"crash group {crash}", drawn, days, most) + axis(days)
-            if drawn
-            else "<p>None of the loaded sessions matches it.</p>"
-        )
-        total = sum(one[0] for one in drawn.values()) if drawn else 0
-        when = f"{total} matching: {min(drawn)} first, {max(drawn)} last." if drawn else ""
-        blocks.append(
-            f'<div class="row" data-crash="{escape(crash)}"><h3>{escape(message or "no message")}'
-            f"</h3><p><b>{counted(devices, 'device')}</b>, {counted(count, 'time')} in all; "
+        chart, when = "<p>None of the loaded sessions matches it.</p>", ""
+        if drawn := found.get(crash):
+            chart = bars(f"crash group {crash}", drawn, days, most)
+            total = sum(sessions for sessions, _ in drawn.values())
+            when = f"{total} matching: {min(drawn)} first, {max(drawn)} last."
+        words = (
+            f"<p><b>{counted(devices, 'device')}</b>, {counted(count, 'time')} in all; "
             f"{escape(platform or 'unknown')} {escape(version or '')}, "
             f"{escape(status or 'unknown')}</p>"
-            f"{chart}<p>{when}</p></div>"
         )
+        title = escape(message or "no message")
+        blocks.append(panel("crash", crash, title, f"{words}{chart}<p>{when}</p>"))
     return section(
         "Top crashes",
         "Groups of equal crashes that hit most devices. Bars are the sessions of each day that "
@@ -320,16 +278,17 @@ def endpoints(rows: Rows) -> str:
     blocks = []
     for method, endpoint, calls, failed, p50, p95 in rows:
         half, long = 100 * (p50 or 0) / most, 100 * (p95 or 0) / most
-        blocks.append(
-            f'<div class="row" data-endpoint="{escape(method)} {escape(endpoint)}">'
-            f"<h3>{escape(method)} {escape(short(endpoint))}</h3>"
-            f'<div class="meter" role="img" aria-label="p95 {number(p95)} ms">'
-            f'<i style="width:{long:.1f}%"></i><u style="left:{half:.1f}%"></u></div>'
+        bar = f'<i style="width:{long:.1f}%"></i><u style="left:{half:.1f}%"></u>'
+        part = share(failed, calls)
+        words = (
             f"<p>p95 <b>{number(p95)} ms</b>, p50 {number(p50)} ms; "
-            f"{number(failed)} of {number(calls)} calls failed, <b>{share(failed, calls)}</b></p>"
-            f'<div class="meter thin" role="img" aria-label="{share(failed, calls)} failed">'
-            f'<s style="width:{100 * failed / calls:.1f}%"></s></div></div>'
+            f"{number(failed)} of {number(calls)} calls failed, <b>{part}</b></p>"
         )
+        thin = f'<s style="width:{100 * failed / calls:.1f}%"></s>'
+        content = meter(f"p95 {number(p95)} ms", bar) + words
+        content += meter(f"{part} failed", thin, "meter thin")
+        title = f"{escape(method)} {escape(short(endpoint))}"
+        blocks.append(panel("endpoint", f"{method} {endpoint}", title, content))
     return section(
         "Slow and failing endpoints",
         "The long bar ends where 95 % of the calls of a usual day have been answered, the mark in "
@@ -344,13 +303,11 @@ def funnel(rows: Rows) -> str:
     blocks, before = [], first
     for step, screen, sessions in rows:
         lost = f"; {number(before - sessions)} left before" if before - sessions else ""
-        blocks.append(
-            f'<div class="row" data-step="{step}"><h3>{step}. {escape(screen)}</h3>'
-            f'<div class="meter" role="img" aria-label="{share(sessions, first)}">'
-            f'<i style="width:{100 * sessions / first if first else 0:.1f}%"></i></div>'
-            f"<p><b>{number(sessions)} sessions</b>, {share(sessions, first)} of the first{lost}"
-            "</p></div>"
-        )
+        width = 100 * sessions / first if first else 0
+        part = share(sessions, first)
+        content = meter(part, f'<i style="width:{width:.1f}%"></i>')
+        content += f"<p><b>{number(sessions)} sessions</b>, {part} of the first{lost}</p>"
+        blocks.append(panel("step", step, f"{step}. {escape(screen)}", content))
         before = sessions
     return section(
         "Funnel",
@@ -382,6 +339,16 @@ def timeline(rows: Rows) -> str:
         f"{escape(system or '')}, version {escape(version or '')}. Times are since its start.",
         f'<ol class="moments">{"".join(items)}</ol>',
     )
+
+
+def panel(kind: str, name: object, title: str, content: str) -> str:
+    """Return a panel about one thing."""
+    return f'<div class="row" data-{kind}="{escape(str(name))}"><h3>{title}</h3>{content}</div>'
+
+
+def meter(words: str, content: str, kind: str = "meter") -> str:
+    """Return a bar across a panel, filled by its content."""
+    return f'<div class="{kind}" role="img" aria-label="{words}">{content}</div>'
 
 
 def rows_of(blocks: list[str]) -> str:

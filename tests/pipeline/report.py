@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question to the loaded tables.
-
-    Attributes:
-        title: What is asked.
-        headings: What the columns of the answer are called.
-        sql: The statement that answers it, in Snowflake's dialect.
-    """
+class Question(NamedTuple):
+    """A question to the loaded tables, in Snowflake's dialect, and the headings of its answer."""
 
     title: str
     headings: tuple[str, ...]
@@ -38,10 +30,7 @@ CRASH_FREE = Question(
     "Crash-free sessions by app version",
     ("version", "sessions", "crashed", "crash-free %"),
     """
-    select
-        app_version,
-        count(*),
-        count_if(has_crash),
+    select app_version, count(*), count_if(has_crash),
         round(100.0 * count_if(not has_crash) / count(*), 2)
     from sessions
     group by app_version
@@ -52,13 +41,9 @@ SLOWEST = Question(
     "Slowest endpoints",
     ("method", "endpoint", "calls", "failed", "median ms", "slowest ms"),
     """
-    select
-        method,
-        regexp_replace(split_part(url, '?', 1), '/[0-9]+', '/:id') as endpoint,
-        count(*),
-        count_if(error is not null or status_code >= 400),
-        round(median(duration))::int as typical,
-        max(duration)
+    select method, regexp_replace(split_part(url, '?', 1), '/[0-9]+', '/:id') as endpoint,
+        count(*), count_if(error is not null or status_code >= 400),
+        round(median(duration))::int as typical, max(duration)
     from network
     group by method, endpoint
     having count(*) >= 5
@@ -87,15 +72,10 @@ JOURNEY = Question(
         order by started_at desc, id
         limit 1
     )
-    select
-        crashed.user_id,
-        events.timestamp,
-        events.type,
+    select crashed.user_id, events.timestamp, events.type,
         coalesce(
-            events.data:to::string,
-            events.data:target::string,
-            events.data:name::string,
-            events.data:message::string
+            events.data:to::string, events.data:target::string,
+            events.data:name::string, events.data:message::string
         )
     from events
     join crashed on events.session_id = crashed.id

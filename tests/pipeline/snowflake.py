@@ -28,17 +28,18 @@ import sys
 import tempfile
 import threading
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped] # it has no types
 import uvicorn
 from fakesnow.server import app as fakesnow_app
 from fakesnow.server import shared_fs
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -88,43 +89,32 @@ class NotEmulatedError(Exception):
     """A statement uses the user's stage in a way that is not emulated."""
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(NamedTuple):
     """A PUT: the client is to copy `file` into the directory `stage`."""
 
     file: str
     stage: Path
 
     def answer(self) -> dict[str, Any]:
-        """Say where to, in the words the connector expects of the server."""
-        return {
-            "data": {
-                "command": "UPLOAD",
-                "src_locations": [self.file],
-                "stageInfo": {
-                    "locationType": "LOCAL_FS",
-                    "location": f"{self.stage}/",
-                    "creds": {},
-                },
-                "autoCompress": True,
-                "sourceCompression": "auto_detect",
-                "overwrite": False,
-                "parallel": 1,
-            },
-            "success": True,
+        """Return where to, in the words the connector expects of the server."""
+        location = {"locationType": "LOCAL_FS", "location": f"{self.stage}/", "creds": {}}
+        data = {
+            "command": "UPLOAD",
+            "src_locations": [self.file],
+            "stageInfo": location,
+            "autoCompress": True,
+            "sourceCompression": "auto_detect",
+            "overwrite": False,
+            "parallel": 1,
         }
+        return {"data": data, "success": True}
 
 
 def rewrite(sql: str, stages: Path) -> Upload | list[str]:
-    """Say a statement of the target in statements that fakesnow runs.
+    """Return the upload that the client is to make, or what fakesnow is to run instead.
 
-    Args:
-        sql: One statement, as the client sent it.
-        stages: The directory that stands for the user's stage.
-
-    Returns:
-        The upload that the client is to make, or the statements to run; the client gets
-        the answer to the last one.
+    The client gets the answer to the last of the statements. `stages` is the directory that
+    stands for the user's stage.
 
     Raises:
         NotEmulatedError: The statement uses the user's stage in an unknown form.
@@ -171,17 +161,15 @@ def rewrite_of_dbt(sql: str) -> str:
 
 
 def use_schema_of(table: str) -> str:
-    """Say which schema to be in; fakesnow wants one even where names are qualified."""
+    """Return what chooses a schema; fakesnow wants one even where names are qualified."""
     return f"use schema {table.rpartition('.')[0]}"
 
 
 def staged(casts: str, files: Path, qualify: str | None = None) -> str:
-    """Say how to read the uploaded rows through the temporary view `STAGED`.
+    """Return what makes the temporary view `STAGED` of uploaded files, gzipped JSON lines.
 
-    Args:
-        casts: The select list of the target, `$1:name::type as alias, …`.
-        files: The directory of the uploaded files, gzipped JSON lines.
-        qualify: Which of several rows of a key to keep, where that matters.
+    `casts` is the select list of the target, `$1:name::type as alias, …`; `qualify` says which
+    of several rows of a key to keep, where that matters.
     """
     # SEQ8() numbers the rows in the order they were uploaded.
     columns = re.sub(r"\$1:", "json:", casts)
@@ -196,7 +184,7 @@ def staged(casts: str, files: Path, qualify: str | None = None) -> str:
 
 
 def directory(stages: Path, name: str) -> Path:
-    """Say which directory holds a path of the user's stage; never one outside it."""
+    """Return which directory holds a path of the user's stage; never one outside it."""
     path = (stages / name).resolve()
     if not path.is_relative_to(stages.resolve()):
         msg = f"{name} lies outside the stage"
@@ -205,11 +193,7 @@ def directory(stages: Path, name: str) -> Path:
 
 
 def null_timestamps(rowset: str) -> str:
-    """Make NULL timestamps NULL; fakesnow sends them as a struct of two NULLs.
-
-    Args:
-        rowset: The rows as the connector gets them, Arrow IPC in base64.
-    """
+    """Make NULL timestamps NULL in Arrow IPC in base64; fakesnow sends structs of two NULLs."""
     if not rowset:
         return rowset
     with pa.ipc.open_stream(base64.b64decode(rowset)) as reader:
@@ -234,10 +218,7 @@ def null_timestamps(rowset: str) -> str:
 class Emulator:
     """The layer before fakesnow's server, an ASGI application.
 
-    Args:
-        app: fakesnow's server.
-        stages: The directory that stands for the user's stage.
-        sql_log: A file that gets each statement as one JSON line, `{"sql": …}`.
+    `sql_log` is a file that gets each statement as one JSON line, `{"sql": …}`.
     """
 
     def __init__(self, app: ASGIApp, stages: Path, sql_log: Path | None = None) -> None:
@@ -256,13 +237,7 @@ class Emulator:
             return
         request = json.loads(await read_body(scope, receive))
         answer = await self.answer(scope, request)
-        body = json.dumps(answer).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await JSONResponse(answer)(scope, receive, send)
 
     async def answer(self, scope: Scope, request: dict[str, Any]) -> dict[str, Any]:
         """Run one statement of the client, as the statements it takes."""
@@ -328,15 +303,8 @@ def refusal(message: str) -> dict[str, Any]:
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
     """Read the whole body of a request."""
-    body = b""
-    more = True
-    while more:
-        message: MutableMapping[str, Any] = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    if (b"content-encoding", b"gzip") in scope["headers"]:
-        return gzip.decompress(body)
-    return body
+    body = await Request(scope, receive).body()
+    return gzip.decompress(body) if (b"content-encoding", b"gzip") in scope["headers"] else body
 
 
 @contextlib.contextmanager

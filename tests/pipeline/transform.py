@@ -7,19 +7,18 @@ settings that `meltano.yml` gives them.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 import psycopg
 import yaml  # type: ignore[import-untyped] # it has no types
 
-from tests.pipeline.children import CHECKOUT, ChildError, answer_of, environment, pipe, stop
+from tests.pipeline.children import CHECKOUT, Answering, environment
 from tests.pipeline.connector import emulated_connection
 from tests.pipeline.meltano import DATABASE, NotSetUpError, emulated_account, snowflake_settings
 
@@ -37,36 +36,39 @@ SCHEMA = "marts"
 """Where the tests have dbt put them."""
 
 
-class Dbt:
+DBT_ENVIRONMENT = {
+    "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+    "DO_NOT_TRACK": "1",
+    "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",
+}
+
+
+class Dbt(Answering):
     """A child that runs commands of dbt, from the first of them to leaving `with`.
 
     Args:
         folder: Where its profile, its logs and what it compiles go.
+
+    Raises:
+        NotSetUpError: dbt is not installed in the checkout.
     """
 
     def __init__(self, folder: Path) -> None:
         """Start nothing yet."""
+        python = CHECKOUT / ".venv-dbt" / "bin" / "python"
+        if not python.exists():
+            msg = f"dbt is not set up, {python} is missing: run `sh scripts/setup.sh dbt`"
+            raise NotSetUpError(msg)
+        home = folder / "home"
+        super().__init__(python, "tests.pipeline.builder", home=home, settings=DBT_ENVIRONMENT)
         self._folder = folder
-        self._child: subprocess.Popen[str] | None = None
         self._outputs: dict[str, dict[str, object]] = {}
-
-    def __enter__(self) -> Self:
-        """Be ready for commands."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the child."""
-        if self._child:
-            with self._child as child:
-                stop(child)
-            self._child = None
 
     def add(self, name: str, output: dict[str, object]) -> None:
         """Make a database known by a name."""
         self._outputs[name] = output
-        profile = {"bugspulse": {"target": name, "outputs": self._outputs}}
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "profiles.yml").write_text(yaml.safe_dump(profile), "utf-8")
+        self._write_profile(self._folder, name)
 
     def run(
         self,
@@ -78,13 +80,8 @@ class Dbt:
     ) -> dict[str, Any]:
         """Run one command of dbt on a database.
 
-        Returns:
-            Whether it succeeded, the status of each node, and what there is to say of those
-            that failed or warn.
-
-        Raises:
-            ChildError: It gave no answer in time.
-            NotSetUpError: dbt is not installed in the checkout.
+        Return whether it succeeded, the status of each node, and what there is to say of
+        those that failed or warn.
         """
         command = [
             *("--log-path", self._folder / "logs", "--log-level", "none", *arguments),
@@ -93,22 +90,12 @@ class Dbt:
         ]
         if arguments[0] != "deps":
             command += ["--target-path", self._folder / f"target-{target}"]
-        return self._ask([str(part) for part in command], seconds)
+        return self.answer([str(part) for part in command], seconds)
 
     def query(self, target: str, *queries: Sequence[str], seconds: float = 120) -> Any:
-        """Have MetricFlow answer queries of metrics in a database that `run` has built.
+        """Have MetricFlow answer queries in a database that `run` has built.
 
-        Args:
-            target: Name of the database.
-            queries: The options of `mf query` for each.
-            seconds: How long all may take.
-
-        Returns:
-            The rows of each, values as text.
-
-        Raises:
-            ChildError: It gave no answer in time.
-            NotSetUpError: dbt is not installed in the checkout.
+        `queries` are the options of `mf query` for each. Return the rows of each, as text.
         """
         folder = self._folder / f"metrics-{target}"
         if not folder.exists():
@@ -116,42 +103,12 @@ class Dbt:
             shutil.copy(TRANSFORM / "dbt_project.yml", folder)
             (folder / "target").symlink_to(self._folder / f"target-{target}")
         # The only way to name the database.
+        self._write_profile(folder, target)
+        return self.answer({"folder": str(folder), "queries": queries}, seconds)["rows"]
+
+    def _write_profile(self, folder: Path, target: str) -> None:
         profile = {"bugspulse": {"target": target, "outputs": self._outputs}}
         (folder / "profiles.yml").write_text(yaml.safe_dump(profile), "utf-8")
-        return self._ask({"folder": str(folder), "queries": queries}, seconds)["rows"]
-
-    def _ask(self, asked: object, seconds: float) -> dict[str, Any]:
-        """Send the child a line, having started it where needed, and return its answer."""
-        if not self._child:
-            python = CHECKOUT / ".venv-dbt" / "bin" / "python"
-            if not python.exists():
-                msg = f"dbt is not set up, {python} is missing: run `sh scripts/setup.sh dbt`"
-                raise NotSetUpError(msg)
-            self._child = subprocess.Popen(
-                [python, "-m", "tests.pipeline.builder"],
-                cwd=CHECKOUT,
-                env=environment(self._folder / "home", DBT_ENVIRONMENT),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        line = pipe(self._child.stdin)
-        line.write(json.dumps(asked) + "\n")
-        line.flush()
-        answer = answer_of(self._child, seconds)
-        if answer is None:
-            self.__exit__()
-            msg = f"dbt did not answer within {seconds:g} seconds"
-            raise ChildError(msg)
-        return answer
-
-
-DBT_ENVIRONMENT = {
-    "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
-    "DO_NOT_TRACK": "1",
-    "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",
-}
 
 
 @cache
@@ -171,12 +128,8 @@ def load(
 ) -> None:
     """Have a target of the checkout load what a run of the tap wrote.
 
-    Args:
-        target: Its name in meltano.yml.
-        messages: The messages of the tap.
-        folder: Its working directory.
-        settings: Settings on top of those of meltano.yml.
-        variables: What its environment has besides.
+    Its settings are those of meltano.yml and some on top; `folder` is its working directory,
+    and `variables` are what its environment has besides.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{target}.json"
@@ -297,14 +250,13 @@ class Snowflake:
 
     def load(self, messages: Path) -> None:
         """Merge the rows."""
-        variables = snowflake_settings(emulated_account(self._port))
-        prefix = "TARGET_SNOWFLAKE_"
-        settings = {
-            name.removeprefix(prefix).lower(): value
-            for name, value in variables.items()
-            if name.startswith(prefix)
-        }
-        others = {name: value for name, value in variables.items() if prefix not in name}
+        settings, others = {}, {}
+        for name, value in snowflake_settings(emulated_account(self._port)).items():
+            short = name.removeprefix("TARGET_SNOWFLAKE_")
+            if short == name:
+                others[name] = value
+            else:
+                settings[short.lower()] = value
         load("target-snowflake", messages, self._folder, settings, others)
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
@@ -369,8 +321,3 @@ def by_key(name: str, rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
     found = {tuple(row[column] for column in key): row for row in all_rows}
     assert len(found) == len(all_rows), name
     return found
-
-
-def short(node: str) -> str:
-    """Return the name of a table of the package in dbt's name of a node."""
-    return re.sub(r".*\.(bugspulse__)?", "", node)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from tests.running import PRIMARY_KEYS, expected
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.sandbox import Project, Sandbox
 
-KEYS = {"sessions": ("id",), "crashes": ("id",), "network": ("id",), "events": ("sessionId", "id")}
+KEYS = PRIMARY_KEYS
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows by stream, with the API's names and values."""
 
 
 def tap_settings(sandbox: Sandbox) -> dict[str, str]:
-    """Say the settings that take the tap to a sandbox, with no pacing to wait for."""
+    """Return the settings that take the tap to a sandbox, with no pacing to wait for."""
     return {
         "TAP_BUGSPULSE_API_URL": sandbox.url,
         "TAP_BUGSPULSE_API_KEY": sandbox.api_key,
@@ -26,24 +28,11 @@ def tap_settings(sandbox: Sandbox) -> dict[str, str]:
 
 
 def held(project: Project, name: str | None = None) -> Rows:
-    """Say all rows that the tap should load from a sandbox's project, by stream.
+    """Return all rows that the tap should load from a sandbox's project, by stream.
 
-    Args:
-        project: What the sandbox holds; nothing in it may be a misfit.
-        name: The setting `project`, where it is set.
+    Nothing in it may be a misfit; `name` is the setting `project`, where it is set.
     """
-    rows = {
-        "sessions": list(project.sessions.values()),
-        "crashes": list(project.crashes.values()),
-        "network": list(project.network.values()),
-        "events": [
-            {"sessionId": session, **event}
-            for session, events in project.events.items()
-            for event in events
-        ],
-    }
-    added = {"_extra": None} | ({"project": name} if name else {})
-    return {stream: [{**row, **added} for row in some] for stream, some in rows.items()}
+    return {stream: list(expected(project, stream, name).values()) for stream in KEYS}
 
 
 def by_key(stream: str, rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -54,21 +43,17 @@ def by_key(stream: str, rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dic
     return dict(zip(keys, rows, strict=True))
 
 
-def assert_same(actual: Rows, expected: Mapping[str, list[dict[str, Any]]]) -> None:
+def assert_same(actual: Rows, wanted: Mapping[str, list[dict[str, Any]]]) -> None:
     """Compare rows by stream, row by row and field by field, whatever their order."""
     assert {name: len(rows) for name, rows in actual.items()} == {
-        name: len(rows) for name, rows in expected.items()
+        name: len(rows) for name, rows in wanted.items()
     }
-    for stream, rows in expected.items():
+    for stream, rows in wanted.items():
         assert by_key(stream, actual[stream]) == by_key(stream, rows)
 
 
 def change(project: Project) -> set[str]:
-    """Have happen what happens to a project between two runs.
-
-    Returns:
-        The sessions that are new or changed.
-    """
+    """Have happen what happens between two runs; return the sessions that are new or changed."""
     sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
     # The last ones on a clock that is right are within the lookback.
     recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][-5:]

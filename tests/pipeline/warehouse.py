@@ -40,7 +40,7 @@ class Snowflake(NamedTuple):
     sql_log: Path
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
-        """Run statements and give the rows of each."""
+        """Run statements and return the rows of each."""
         return self.connector.ask(self.connection, statements)
 
     def sent(self) -> list[str]:
@@ -52,11 +52,7 @@ class Snowflake(NamedTuple):
         return [json.loads(line)["sql"] for line in lines]
 
     def rows(self, like: Rows) -> Rows:
-        """Read tables back, in the API's names and forms.
-
-        Args:
-            like: By stream, rows that have all fields which are to be read.
-        """
+        """Read tables back, in the API's names and forms; `like` has rows with all fields."""
         fields = {stream: list(some[0]) for stream, some in like.items()}
         answers = self.query(
             *(
@@ -82,12 +78,12 @@ class Snowflake(NamedTuple):
 
 
 def column(field: str) -> str:
-    """Say the column that target-snowflake makes of a field with `normalise_casing`."""
+    """Return the column that target-snowflake makes of a field with `normalise_casing`."""
     return re.sub(r"([A-Z])", r"_\1", field).upper()
 
 
 def plain(name: str, value: object) -> object:
-    """Say a value of Snowflake as the API has it."""
+    """Return a value of Snowflake as the API has it."""
     if name in OBJECTS and isinstance(value, str):
         return json.loads(value)
     if isinstance(value, str) and INSTANT.fullmatch(value):

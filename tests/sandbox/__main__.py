@@ -8,9 +8,10 @@ import signal
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from inspect import signature
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tests.sandbox.options import Options
 from tests.sandbox.project import generate
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--seed", type=int, default=1, help="all that is random follows")
     data.add_argument("--sessions", type=int, default=500, help="number of sessions")
     data.add_argument("--days", type=float, default=30, help="days they are spread over")
-    data.add_argument("--until", default="now", help="end of the data, ISO 8601, UTC")
+    data.add_argument("--until", type=_until, default="now", help="end of the data, ISO 8601, UTC")
     data.add_argument("--events-per-session", type=float, default=12, help="average")
     data.add_argument("--network-per-session", type=float, default=1.5, help="average")
     data.add_argument(
@@ -65,18 +66,19 @@ def _parser() -> argparse.ArgumentParser:
         help="also stop when standard input ends, as it does when the parent is gone",
     )
     behaviour = parser.add_argument_group("behaviour and faults")
-    hints = get_type_hints(Options)
+    hints = get_type_hints(Options, include_extras=True)
     for option in dataclasses.fields(Options):
-        if "doc" in option.metadata:
-            _add(behaviour, option, hints[option.name])
+        if get_origin(hints[option.name]) is Annotated:
+            _add(behaviour, option, *get_args(hints[option.name]))
     return parser
 
 
-def _add(group: argparse._ArgumentGroup, option: "dataclasses.Field[Any]", kind: Any) -> None:
+def _add(
+    group: argparse._ArgumentGroup, option: "dataclasses.Field[Any]", kind: Any, text: str
+) -> None:
     """Add the command-line option of one field of `Options`."""
-    how: dict[str, Any] = {"default": option.default}
-    if option.default is dataclasses.MISSING:
-        how["default"] = argparse.SUPPRESS
+    missing = option.default is dataclasses.MISSING
+    how: dict[str, Any] = {"default": argparse.SUPPRESS if missing else option.default}
     if kind is bool:
         how["action"] = argparse.BooleanOptionalAction
     elif get_origin(kind) is Literal:
@@ -89,8 +91,18 @@ def _add(group: argparse._ArgumentGroup, option: "dataclasses.Field[Any]", kind:
         how |= {"type": kind, "metavar": kind.__name__.upper()}
     else:
         how |= {"type": _number_or_none, "metavar": "INT|none"}
-    help_text = option.metadata["doc"].replace("%", "%%")
-    group.add_argument("--" + option.name.replace("_", "-"), help=help_text, **how)
+    name = "--" + option.name.replace("_", "-")
+    group.add_argument(name, help=text.replace("%", "%%"), **how)
+
+
+def _until(text: str) -> datetime:
+    if text == "now":
+        return datetime.now(UTC).replace(microsecond=0)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        msg = f"{text} is no ISO 8601 date or date-time"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _fault(text: str) -> tuple[str, float]:
@@ -98,34 +110,23 @@ def _fault(text: str) -> tuple[str, float]:
     return kind, float(probability)
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
 def _number_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def _options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Options:
-    shapes = {
-        "api_keys": tuple,
-        "broken_sessions": set,
-        "vanished_sessions": set,
-        "late_sessions": set,
-        "faults": dict,
-    }
-    values = {
-        option.name: shapes.get(option.name, _as_it_is)(getattr(arguments, option.name))
-        for option in dataclasses.fields(Options)
-        if hasattr(arguments, option.name)
-    }
+def _options(arguments: dict[str, Any], parser: argparse.ArgumentParser) -> Options:
+    values = {}
+    for name, kind in get_type_hints(Options).items():
+        if name in arguments:
+            several = get_origin(kind) if get_origin(kind) in {tuple, set, dict} else None
+            values[name] = several(arguments[name]) if several else arguments[name]
     try:
         return Options(**values)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"--faults: {error}")
 
 
-def _wait_for_end_of_input(stop: Event) -> None:
+def _stop_at_end_of_input(stop: Event) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     stop.set()
@@ -135,29 +136,15 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until told to stop; `argv` defaults to the command line."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    options = _options(arguments, parser)
+    given = vars(arguments)
+    options = _options(given, parser)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        now = datetime.now(UTC).replace(microsecond=0)
-        until = now if arguments.until == "now" else datetime.fromisoformat(arguments.until)
-    except ValueError:
-        parser.error("--until must be an ISO 8601 date or date-time")
-    project = generate(
-        arguments.seed,
-        arguments.sessions,
-        arguments.days,
-        until,
-        events_per_session=arguments.events_per_session,
-        network_per_session=arguments.network_per_session,
-        crash_groups=arguments.crash_groups,
-        lying_clocks=arguments.lying_clocks,
-    )
+    project = generate(**{name: given[name] for name in signature(generate).parameters})
     with ExitStack() as stack:
-        log = None
-        if arguments.log:
-            log = stack.enter_context(arguments.log.open("a", encoding="utf-8"))
+        path = arguments.log
+        log = stack.enter_context(path.open("a", encoding="utf-8")) if path else None
         try:
             sandbox = Sandbox(project, options, port=arguments.port, log=log)
         except OSError as error:
@@ -174,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         print(json.dumps(ready), flush=True)
         if arguments.until_stdin_closes:
-            Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
+            Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
         stop.wait()
     return 0
 

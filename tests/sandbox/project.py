@@ -14,7 +14,6 @@ from tests.sandbox.world import (
     HOUR,
     HOURS,
     MESSAGES,
-    MINUTE,
     SECOND,
     Crash,
     Draft,
@@ -26,7 +25,6 @@ from tests.sandbox.world import (
 
 # The field that says when a row happened.
 TIME_FIELDS = {"sessions": "startedAt", "crashes": "lastSeenAt", "network": "timestamp"}
-_ISO_LENGTH = len("2026-01-15T10:00:00.000Z")
 
 
 class Project:
@@ -67,22 +65,17 @@ class Project:
 
     def table(self, name: str) -> dict[str, Row]:
         """The rows of `sessions`, `crashes` or `network` by id."""
-        if name == "sessions":
-            return self.sessions
-        return self.crashes if name == "crashes" else self.network
+        return {"sessions": self.sessions, "crashes": self.crashes, "network": self.network}[name]
 
     def when(self, table: str, row_id: str, field: str | None = None) -> str:
-        """The instant that a row is ordered and filtered by, as ISO text.
+        """The instant that a row is ordered and filtered by, as ISO text in UTC.
 
-        A field that holds no instant gives the time of the row, else its arrival.
+        A field without a value, such as the end of a session, gives the time of the row.
         """
         row = self.table(table)[row_id]
-        usual = TIME_FIELDS[table]
-        return (
-            _instant(row.get(field or usual))
-            or _instant(row.get(usual))
-            or self.received.get(row_id, "")
-        )
+        text: str = row[field or TIME_FIELDS[table]] or row[TIME_FIELDS[table]]
+        is_iso = len(text) == len("2026-01-15T10:00:00.000Z") and text.endswith("Z")
+        return text if is_iso else iso(millis(text))
 
     def changed(self, *tables: str) -> None:
         """Say that rows were edited directly, so that a sandbox sorts them afresh."""
@@ -117,11 +110,7 @@ class Project:
             self.changed("sessions")
 
     def crash(self, session_id: str) -> str:
-        """Crash a session: its end, a crash event, and one more occurrence of a group.
-
-        Returns:
-            The id of the crash group.
-        """
+        """Crash a session: its end, a crash event, one more of a group, whose id it returns."""
         with self.lock:
             row, rows = self.sessions[session_id], self.events[session_id]
             at = self._next_instant(session_id)
@@ -145,14 +134,9 @@ class Project:
         *,
         received: datetime | None = None,
     ) -> str:
-        """Add rows just as they are, arriving at `received` (default: `now`).
-
-        Returns:
-            The session's id.
-        """
+        """Add rows just as they are, arriving at `received` (default: `now`); return the id."""
         with self.lock:
-            session_id = str(session_row["id"])
-            arrival = iso(millis(received or self.now))
+            session_id, arrival = str(session_row["id"]), iso(millis(received or self.now))
             self.sessions[session_id] = session_row
             self.events[session_id] = list(events)
             self.received[session_id] = arrival
@@ -163,13 +147,10 @@ class Project:
             return session_id
 
     def new_session(self, started_at: datetime, *, active: bool = False) -> str:
-        """Make up a session with events that began at `started_at`, and add it.
+        """Make up a session with events that began at `started_at`, add it, return its id.
 
         It is whole unless `active`, and arrives when it has ended, at `now` the
         earliest; `now` moves there.
-
-        Returns:
-            Its id.
         """
         with self.lock:
             draft = self._world.session(millis(started_at), endless=active)
@@ -178,14 +159,9 @@ class Project:
             return self._store(draft, arrival)
 
     def new_network(self, timestamp: datetime) -> str:
-        """Make up a successful call at `timestamp` by some session, arriving at `now`.
-
-        Returns:
-            Its id.
-        """
+        """Make up a successful call by some session, arriving at `now`; return its id."""
         with self.lock:
-            rng = self._world.rng
-            session_id = rng.choice(list(self.sessions)) if self.sessions else "sess_0_gone"
+            session_id = self._world.rng.choice(list(self.sessions) or ["sess_0_gone"])
             row = self._world.call(session_id, "Home", millis(timestamp), fails=False)
             self.network[row["id"]] = row
             self.received[row["id"]] = iso(millis(self.now))
@@ -195,10 +171,7 @@ class Project:
     def purge(self, before: datetime) -> int:
         """Delete sessions, their events and network rows older than `before`.
 
-        Crash groups stay, with their counts.
-
-        Returns:
-            How many sessions and network rows were deleted.
+        Crash groups stay, with their counts. Return how many sessions and calls are gone.
         """
         with self.lock:
             limit = iso(millis(before))
@@ -248,17 +221,11 @@ class Project:
         row["duration"] = end - millis(row["startedAt"])
 
     def _store(self, draft: Draft, arrival: int) -> str:
-        session_id = str(draft.row["id"])
-        self.sessions[session_id] = draft.row
-        self.events[session_id] = draft.events
+        received = datetime.fromisoformat(iso(arrival))
+        session_id = self.add(draft.row, draft.events, draft.network, received=received)
         self.devices[session_id] = draft.device
-        self.received[session_id] = text = iso(arrival)
-        for row in draft.network:
-            self.network[row["id"]] = row
-            self.received[row["id"]] = text
         if draft.crash:
             self._count_crash(draft.row, draft.crash)
-        self.changed("sessions", "network")
         return session_id
 
     def _count_crash(self, session: Row, crash: Crash) -> str:
@@ -379,21 +346,9 @@ def _generated(arguments: tuple[tuple[str, Any], ...]) -> bytes:
     return pickle.dumps(generate(**dict(arguments)))
 
 
-def _instant(value: object) -> str | None:
-    """A field's value as ISO text with milliseconds in UTC, None where it is no instant."""
-    if not isinstance(value, str):
-        return None
-    if len(value) == _ISO_LENGTH and value[-1] == "Z":
-        return value
-    try:
-        return iso(millis(value))
-    except ValueError:
-        return None
-
-
 def _starts(rng: random.Random, sessions: int, start: int, end: int) -> list[int]:
     """Instants between `start` and `end`, more of them by day than by night."""
     hours = range(start, max(end, start + 1), HOUR)
     shares = [HOURS[hour // HOUR % 24] for hour in hours]
     chosen = rng.choices(hours, shares, k=sessions) if sessions else []
-    return sorted(min(hour + rng.randrange(60 * MINUTE), end - 1) for hour in chosen)
+    return sorted(min(hour + rng.randrange(HOUR), end - 1) for hour in chosen)

@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
@@ -34,7 +34,6 @@ def misfit(table: str, row: Row, session_id: str = "") -> Row:
 
     `table` is `sessions`, `crashes`, `events` (with their `session_id`) or `network`.
     """
-    row = dict(row)
     choice = crc32(f"{table}{session_id}{row.get('id')}".encode()) % 12
     number, text = {
         "sessions": ("duration", "networkType"),
@@ -42,19 +41,17 @@ def misfit(table: str, row: Row, session_id: str = "") -> Row:
         "events": ("sequenceNumber", "type"),
         "network": ("statusCode", "method"),
     }[table]
-    if choice == 0:
-        row["experiment"] = {"name": "checkout", "arm": "b"}
-    elif choice == 1:
-        row[number] = "abc"
-    elif choice == 2:
-        row.pop(text, None)
-    elif choice == 3:
-        row[text] = 7
-    elif choice == 4 and table == "sessions":
-        row["eventCount"] = None
-    elif choice in {4, 5} and table == "events":
-        row["data"] = "low memory" if choice == 4 else ["low memory", 2]
-    return row
+    changes: dict[object, Row] = {
+        0: {"experiment": {"name": "checkout", "arm": "b"}},
+        1: {number: "abc"},
+        3: {text: 7},
+        (4, "sessions"): {"eventCount": None},
+        (4, "events"): {"data": "low memory"},
+        (5, "events"): {"data": ["low memory", 2]},
+    }
+    if choice == 2:
+        return {name: value for name, value in row.items() if name != text}
+    return row | changes.get(choice, {}) | changes.get((choice, table), {})
 
 
 class Sandbox:
@@ -157,8 +154,8 @@ class Sandbox:
             request.number = len(self.requests)
         try:
             answer = self._answer(request, parts.path, key)
-        except _Refusal as refusal:
-            answer = refusal.answer
+        except _Answer as instead:
+            answer = instead
         except Exception as error:  # noqa: BLE001 - raised when the `with` block is left
             self.failed(error)
             answer = _error(500, f"the sandbox failed: {error!r}")
@@ -175,16 +172,16 @@ class Sandbox:
         options = self.options
         endpoint = request.path.removeprefix("/")
         if endpoint not in ENDPOINTS or path != f"{BASE_PATH}/{endpoint}":
-            raise _Refusal(_error(404, "No such endpoint"))
+            raise _error(404, "No such endpoint")
         most = options.most_requests
         if not request.key_ok or (most is not None and request.number > most):
             headers = {"WWW-Authenticate": "Bearer"}
-            raise _Refusal(_error(401, "Missing or invalid API key", headers))
+            raise _error(401, "Missing or invalid API key", headers)
         with self._lock:
             allowance = self._allowances.setdefault(key, Allowance())
             wait = allowance.take(options, request.at)
         if wait:
-            raise _Refusal(self._too_many(wait))
+            raise self._too_many(wait)
         # Hooks edit rows, which other requests may be reading at the same time.
         with self._hooks, self.project.lock:
             if options.on_request:
@@ -228,8 +225,9 @@ class Sandbox:
             rows = _reordered(rows, endpoint, page, limit) if options.ties == "by-page" else rows
             total = self._capped(len(rows), page, limit)
             pages = math.ceil(total / limit) if total else options.empty_pages
-            if page > max(1, pages):
-                self._refuse_past_end()
+            past = options.past_end
+            if page > max(1, pages) and past != "empty" and not options.repeat_page:
+                raise _error(int(past), "No such page")
             if endpoint == "events" and options.events_paging != "pages":
                 limit = total if options.events_paging == "all" else limit
                 page, pages = 1, 1
@@ -253,74 +251,64 @@ class Sandbox:
     def _capped(self, total: int, page: int, limit: int) -> int:
         """The number of rows that count, with `row_cap`."""
         cap = self.options.row_cap
-        if cap is None:
-            return total
-        if self.options.beyond_cap == "empty":
-            return min(total, cap)
+        if cap is None or self.options.beyond_cap == "empty":
+            return total if cap is None else min(total, cap)
         if page * limit > cap:
-            raise _Refusal(_error(400, f"page and limit reach beyond row {cap}"))
+            raise _error(400, f"page and limit reach beyond row {cap}")
         return total
-
-    def _refuse_past_end(self) -> None:
-        if self.options.past_end != "empty" and not self.options.repeat_page:
-            raise _Refusal(_error(int(self.options.past_end), "No such page"))
 
     def _late(self, rows: list[Row], total: int) -> tuple[list[Row], int]:
         """What is there of events that are late, and their total."""
         how = self.options.late_events
         if how == "404":
-            raise _Refusal(_error(404, "Session not found"))
+            raise _error(404, "Session not found")
         if how == "204":
-            raise _Refusal(_Answer(204, b""))
+            raise _Answer(204, b"")
         rows = rows[:-1] if how == "part" else []
         return rows, total if how == "no-rows" else len(rows)
 
     def _spoil(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
         """Let the envelope count, echo and be empty as the options say."""
-        options = self.options
-        self._count_otherwise(envelope, endpoint, query)
-        if options.echo == "asked":
-            envelope["page"] = _natural(query, "page", 1)
-            envelope["limit"] = _natural(query, "limit", 100)
-        elif options.echo == "page-one-too-high":
-            envelope["page"] += 1
-        if options.omit_pages:
-            del envelope["pages"]
-        if envelope["data"] or options.empty_as == "list":
-            return
-        if options.empty_as == "204":
-            raise _Refusal(_Answer(204, b""))
-        if options.empty_as == "null":
-            envelope["data"] = None
-        else:
-            envelope |= {name: float(envelope[name]) for name in envelope if name != "data"}
-
-    def _count_otherwise(self, envelope: Row, endpoint: str, query: dict[str, str]) -> None:
-        """Let the envelope count what `counts` says."""
-        options = self.options
+        options, asked = self.options, _natural(query, "limit", 100)
+        counted_by = {"default-limit": 100, "asked-limit": asked}.get(options.counts)
         if options.counts == "page-total":
             envelope["total"] = len(envelope["data"])
         elif options.counts == "one-page":
             envelope["pages"] = 1
-        elif options.counts == "default-limit":
-            envelope["pages"] = math.ceil(envelope["total"] / 100)
-        elif options.counts == "asked-limit":
-            envelope["pages"] = math.ceil(envelope["total"] / _natural(query, "limit", 100))
         elif options.counts == "unfiltered" and endpoint != "events":
             envelope["total"] = len(self.project.table(endpoint))
-            envelope["pages"] = math.ceil(envelope["total"] / envelope["limit"])
+            counted_by = envelope["limit"]
+        if counted_by:
+            envelope["pages"] = math.ceil(envelope["total"] / counted_by)
+        if options.echo == "asked":
+            envelope |= {"page": _natural(query, "page", 1), "limit": asked}
+        elif options.echo == "page-one-too-high":
+            envelope["page"] += 1
+        if options.omit_pages:
+            del envelope["pages"]
+        if not envelope["data"]:
+            self._empty(envelope)
+
+    def _empty(self, envelope: Row) -> None:
+        """Say in the form that is set that there are no rows."""
+        if self.options.empty_as == "204":
+            raise _Answer(204, b"")
+        if self.options.empty_as == "null":
+            envelope["data"] = None
+        elif self.options.empty_as == "floats":
+            envelope |= {name: float(envelope[name]) for name in envelope if name != "data"}
 
     def _events(self, query: dict[str, str]) -> list[Row]:
         options, project = self.options, self.project
         session_id = query.get("sessionId")
         if not session_id:
-            raise _Refusal(_error(400, "sessionId is required"))
+            raise _error(400, "sessionId is required")
         if session_id in options.broken_sessions:
-            raise _Refusal(_error(500, "Internal Server Error"))
+            raise _error(500, "Internal Server Error")
         known = session_id in project.sessions or session_id in project.events
         gone = session_id in options.vanished_sessions
         if gone or not (known or options.unknown_session == "empty"):
-            raise _Refusal(_error(404, "Session not found"))
+            raise _error(404, "Session not found")
         return project.events.get(session_id, [])
 
     def _window(self, name: str, query: dict[str, str]) -> list[Row]:
@@ -329,7 +317,7 @@ class Sandbox:
         low, high = _BEGINNING, _END_OF_TIME
         if name != "crashes":
             if "from" in query and self._bound(query, "from") < options.refuse_before:
-                raise _Refusal(_error(400, "from is before what is kept"))
+                raise _error(400, "from is before what is kept")
             gone = {"both": {"from", "to"}, "from-alone": set() if "to" in query else {"from"}}
             ignored = gone.get(options.ignored, {options.ignored})
             query = {part: text for part, text in query.items() if part not in ignored}
@@ -348,7 +336,7 @@ class Sandbox:
         if text is None:
             return _END_OF_TIME if name == "to" else _BEGINNING
         try:
-            moment, is_date = datetime.fromisoformat(text), _is_date(text)
+            moment, is_date = datetime.fromisoformat(text), len(text) <= len("2026-01-15")
             if moment.tzinfo is None:
                 zone = timezone(timedelta(hours=options.utc_offset_hours))
                 moment = moment.replace(tzinfo=zone)
@@ -358,9 +346,9 @@ class Sandbox:
                 moment += timedelta(milliseconds=1)
             bound = iso(millis(moment))
         except (ValueError, OverflowError):
-            raise _Refusal(_error(400, f"{name} must be an ISO 8601 date")) from None
+            raise _error(400, f"{name} must be an ISO 8601 date") from None
         if options.dates_only and not is_date:
-            raise _Refusal(_error(400, f"{name} must be a date without a time of day"))
+            raise _error(400, f"{name} must be a date without a time of day")
         return bound
 
     def _too_many(self, wait: float) -> "_Answer":
@@ -387,16 +375,11 @@ class Sandbox:
 
     def _change(self) -> None:
         """Let the project change by itself after every so many answers."""
-        options = self.options
         with self._lock:
             self._answered += 1
             answered = self._answered
-        for kind, every in (
-            ("grow", options.grow_every),
-            ("late", options.late_every),
-            ("purge", options.purge_every),
-            ("new", options.new_every),
-        ):
+        for kind in ("grow", "late", "purge", "new"):
+            every: int = getattr(self.options, f"{kind}_every")
             if every and answered % every == 0:
                 with self.project.lock:
                     passed = time.monotonic() - self._began
@@ -414,30 +397,28 @@ class _Table:
         rows = project.table(name)
         times = sorted((project.when(name, row_id), row_id) for row_id in rows)
         self._rows = [rows[row_id] for _, row_id in times]
-        self._ids = [row_id for _, row_id in times]
-        self._times = [instant for instant, _ in times]
-        self._filter = self._times
+        self._filter = [instant for instant, _ in times]
         if on == "received":
-            self._filter = [project.received.get(i, t) for t, i in times]
+            self._filter = [project.received.get(row_id, at) for at, row_id in times]
         elif on == "endedAt" and name == "sessions":
-            self._filter = [project.when(name, i, on) for i in self._ids]
+            self._filter = [project.when(name, row_id, on) for _, row_id in times]
+        self._is_sorted = on in {None, "startedAt"}
         self._windows: dict[tuple[str, str], list[Row]] = {}
 
     def window(self, low: str, high: str) -> list[Row]:
         """The rows from `low` to before `high`, in the order that is set."""
-        known = self._windows.get((low, high))
-        if known is not None:
-            return known
-        if self._filter is self._times:
-            first, end = bisect_left(self._times, low), bisect_left(self._times, high)
-            places = list(range(first, end))
+        if (low, high) in self._windows:
+            return self._windows[low, high]
+        if self._is_sorted:
+            rows = self._rows[bisect_left(self._filter, low) : bisect_left(self._filter, high)]
         else:
-            places = [i for i, at in enumerate(self._filter) if low <= at < high]
+            pairs = zip(self._rows, self._filter, strict=True)
+            rows = [row for row, at in pairs if low <= at < high]
         if self._order == "newest":
-            places.reverse()
+            rows.reverse()
         elif self._order == "arbitrary":
-            places.sort(key=lambda i: (crc32(self._ids[i].encode()), self._ids[i]))
-        rows = self._windows[low, high] = [self._rows[place] for place in places]
+            rows.sort(key=lambda row: (crc32(str(row["id"]).encode()), str(row["id"])))
+        self._windows[low, high] = rows
         return rows
 
 
@@ -475,20 +456,14 @@ class Allowance:
         return 0.0
 
 
-@dataclass
-class _Answer:
+@dataclass(eq=False)
+class _Answer(Exception):  # noqa: N818 - an answer of the API, no error of ours
+    """An answer; it is raised where it comes instead of rows."""
+
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
     fault: str | None = None
-
-
-class _Refusal(Exception):  # noqa: N818 - an answer of the API, no error of ours
-    """Ends a request with that answer."""
-
-    def __init__(self, answer: _Answer) -> None:
-        super().__init__(answer)
-        self.answer = answer
 
 
 _Connection = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
@@ -618,16 +593,8 @@ def _natural(query: dict[str, str], name: str, default: int) -> int:
     """A whole number from 1."""
     text = query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
-        raise _Refusal(_error(400, f"{name} must be a whole number from 1"))
+        raise _error(400, f"{name} must be a whole number from 1")
     return int(text)
-
-
-def _is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _json(envelope: Row, fault: str | None) -> _Answer:

@@ -57,58 +57,39 @@ class Call(NamedTuple):
     failures: float
 
 
-class Screen(NamedTuple):
-    """One screen: where one goes next, what one can tap and do, what it loads."""
-
-    onward: tuple[str, ...]
-    taps: tuple[str, ...]
-    actions: tuple[str, ...]
-    calls: tuple[Call, ...]
-
-
-SCREENS = {
-    "Home": Screen(
-        ("Search", "Search", "Product", "Cart", "Profile"),
-        ("banner", "product_card", "tab_bar"),
-        ("button_press",),
-        (
-            Call("GET", "/v2/feed?page=1", 180, 0.01),
-            Call("GET", "/v2/recommendations?limit=20", 1900, 0.04),  # the slow one
-        ),
-    ),
-    "Search": Screen(
-        ("Product", "Product", "Product", "Home"),
-        ("search_field", "result_row", "filter_button"),
-        ("search",),
-        (Call("GET", "/v2/search?q={q}", 320, 0.02),),
-    ),
-    "Product": Screen(
-        ("Cart", "Cart", "Search", "Home"),
-        ("photo", "size_picker", "buy_button"),
-        ("add_to_cart", "button_press"),
-        (Call("GET", "/v2/products/{n}", 140, 0.01),),
-    ),
-    "Cart": Screen(
-        ("Checkout", "Checkout", "Home"),
-        ("quantity_stepper", "checkout_button"),
-        ("button_press",),
-        (Call("POST", "/v2/cart/items", 210, 0.02),),
-    ),
-    "Checkout": Screen(
-        ("Confirmation", "Confirmation", "Cart"),
-        ("card_field", "pay_button"),
-        ("button_press",),
-        (Call("POST", "/v2/checkout", 850, 0.08),),
-    ),
-    "Confirmation": Screen(
-        ("Home",), ("share_button",), ("purchase",), (Call("GET", "/v2/orders/{n}", 160, 0.01),)
-    ),
-    "Profile": Screen(
-        ("Home",),
-        ("avatar", "settings_row"),
-        ("button_press",),
-        (Call("GET", "/v2/users/me", 110, 0.02),),
-    ),
+# What there is on each screen: where one goes next, what one can tap, do, and what it loads.
+ONWARD = {
+    "Home": ("Search", "Search", "Product", "Cart", "Profile"),
+    "Search": ("Product", "Product", "Product", "Home"),
+    "Product": ("Cart", "Cart", "Search", "Home"),
+    "Cart": ("Checkout", "Checkout", "Home"),
+    "Checkout": ("Confirmation", "Confirmation", "Cart"),
+    "Confirmation": ("Home",),
+    "Profile": ("Home",),
+}
+TAPS = {
+    "Home": ("banner", "product_card", "tab_bar"),
+    "Search": ("search_field", "result_row", "filter_button"),
+    "Product": ("photo", "size_picker", "buy_button"),
+    "Cart": ("quantity_stepper", "checkout_button"),
+    "Checkout": ("card_field", "pay_button"),
+    "Confirmation": ("share_button",),
+    "Profile": ("avatar", "settings_row"),
+}
+ACTIONS = dict.fromkeys(ONWARD, ("button_press",)) | {
+    "Search": ("search",),
+    "Product": ("add_to_cart", "button_press"),
+    "Confirmation": ("purchase",),
+}
+SLOW_CALL = Call("GET", "/v2/recommendations?limit=20", 1900, 0.04)
+CALLS = {
+    "Home": (Call("GET", "/v2/feed?page=1", 180, 0.01), SLOW_CALL),
+    "Search": (Call("GET", "/v2/search?q={q}", 320, 0.02),),
+    "Product": (Call("GET", "/v2/products/{n}", 140, 0.01),),
+    "Cart": (Call("POST", "/v2/cart/items", 210, 0.02),),
+    "Checkout": (Call("POST", "/v2/checkout", 850, 0.08),),
+    "Confirmation": (Call("GET", "/v2/orders/{n}", 160, 0.01),),
+    "Profile": (Call("GET", "/v2/users/me", 110, 0.02),),
 }
 FAILURES = (
     (500, "Internal Server Error"),
@@ -117,13 +98,6 @@ FAILURES = (
     (429, "Too Many Requests"),
     (None, "The request timed out"),
 )
-
-
-class Release(NamedTuple):
-    """One version of the app and the instant it came out."""
-
-    version: str
-    at: int
 
 
 class Person(NamedTuple):
@@ -189,6 +163,7 @@ def failed(call: Row) -> bool:
     return call["error"] is not None or status is None or status >= 400
 
 
+@dataclass
 class World:
     """One app, its releases and users, from which sessions are made up.
 
@@ -196,26 +171,20 @@ class World:
     is how many different crash groups can happen (None: six per platform and version).
     """
 
-    def __init__(  # noqa: PLR0913 - each is one fact of the data
-        self,
-        rng: random.Random,
-        people: int,
-        start: int,
-        end: int,
-        *,
-        events_per_session: float,
-        network_per_session: float,
-        crash_groups: int | None,
-    ) -> None:
+    rng: random.Random
+    people: int
+    start: int
+    end: int
+    events_per_session: float
+    network_per_session: float
+    crash_groups: int | None
+
+    def __post_init__(self) -> None:
         """Make up the releases, the users and what can crash."""
-        self.rng = rng
-        self.start = start
-        self._events_mean = events_per_session
-        self._network_mean = network_per_session
-        self.releases = _releases(start, end)
-        self._bad_version = self.releases[len(self.releases) // 2].version
-        self._people = [self._person() for _ in range(people)]
-        self.pool = self._crash_pool(crash_groups)
+        self.releases = _releases(self.start, self.end)
+        self._bad_version, _ = self.releases[len(self.releases) // 2]
+        self._people = [self._person() for _ in range(self.people)]
+        self.pool = self._crash_pool()
 
     def name(self, prefix: str, length: int = 8) -> str:
         """A fresh id such as `usr_k3v9x0aa`."""
@@ -241,7 +210,7 @@ class World:
         person = self._people[int(len(self._people) * rng.random() ** 2.2)]
         version = self._version(person, start)
         begin = start + clock_error
-        stamps = [] if empty or not self._events_mean else self._stamps(begin)
+        stamps = [] if empty or not self.events_per_session else self._stamps(begin)
         quiet = rng.randrange(2 * SECOND, 40 * SECOND)
         end = (stamps[-1] if stamps else begin) + quiet
         active = endless or (until is not None and end - clock_error > until)
@@ -249,8 +218,9 @@ class World:
             stamps = [stamp for stamp in stamps if stamp - clock_error <= until]
             end = min(end, until + clock_error)
         crash = None
-        if not (active or empty or clock_error):
-            crash = self._crash(person.platform, version, stamps[-1] if stamps else end)
+        rate = BAD_RELEASE_CRASH_RATE if version == self._bad_version else CRASH_RATE
+        if not (active or empty or clock_error) and rng.random() < rate:
+            crash = self.draw_crash(person.platform, version, stamps[-1] if stamps else end)
         fatal = crash is not None and crash.fatal
         if fatal and stamps:
             end = stamps[-1]
@@ -284,15 +254,15 @@ class World:
         for stamp in stamps:
             chance = rng.random()
             if screen is None or chance < 0.5:
-                onward = rng.choice(SCREENS[screen].onward) if screen else "Home"
+                onward = rng.choice(ONWARD[screen]) if screen else "Home"
                 kind = "navigate"
                 data: Row = {"from": screen, "to": onward}
                 screen = onward
             elif chance < 0.8:
-                target = rng.choice(SCREENS[screen].taps)
+                target = rng.choice(TAPS[screen])
                 kind, data = "tap", {"target": target, "screen": screen}
             else:
-                action = rng.choice(SCREENS[screen].actions)
+                action = rng.choice(ACTIONS[screen])
                 properties = self._properties(action, screen)
                 kind, data = "custom", {"name": action, "properties": properties}
             events.append(self._event(len(events), kind, stamp, data))
@@ -306,7 +276,7 @@ class World:
     def call(self, session_id: str, screen: str, at: int, *, fails: bool | None) -> Row:
         """One network row; `fails` None leaves success to the endpoint's failure rate."""
         rng = self.rng
-        method, path, latency, failures = rng.choice(SCREENS[screen].calls)
+        method, path, latency, failures = rng.choice(CALLS[screen])
         if fails is None:
             fails = rng.random() < failures
         status, error = rng.choice(FAILURES) if fails else (200, None)
@@ -325,7 +295,7 @@ class World:
 
     def group_status(self, version: str) -> str:
         """A triage status; groups of old versions are mostly resolved."""
-        newest = version == self.releases[-1].version
+        newest = version == self.releases[-1][0]
         shares = (70, 20, 5, 5) if newest else (30, 15, 45, 10)
         return self.rng.choices(STATUSES, shares)[0]
 
@@ -333,7 +303,7 @@ class World:
     def screen(events: list[Row]) -> str | None:
         """The screen that a journey is on, None before the first."""
         for event in reversed(events):
-            if event["type"] == "navigate" and event["data"]["to"] in SCREENS:
+            if event["type"] == "navigate" and event["data"]["to"] in ONWARD:
                 return str(event["data"]["to"])
         return None
 
@@ -355,20 +325,21 @@ class World:
         for version, released in reversed(self.releases):
             if released + person.update_lag <= at:
                 return version
-        return self.releases[0].version
+        return self.releases[0][0]
 
     def _stamps(self, begin: int) -> list[int]:
         rng = self.rng
         stamps = [begin + rng.randrange(200, 1500)]
-        for _ in range(_geometric(rng, self._events_mean - 1)):
+        for _ in range(_geometric(rng, self.events_per_session - 1)):
             gap = min(rng.expovariate(1 / (9 * SECOND)), 4 * MINUTE)
             stamps.append(stamps[-1] + SECOND // 2 + round(gap))
         return stamps
 
-    def _crash_pool(self, groups: int | None) -> dict[tuple[str, str], list[Crash]]:
+    def _crash_pool(self) -> dict[tuple[str, str], list[Crash]]:
         """What can crash, by platform and version: as many groups as asked for."""
-        places = [(p, r.version) for r in reversed(self.releases) for p in PLATFORMS]
+        places = [(p, version) for version, _ in reversed(self.releases) for p in PLATFORMS]
         pool: dict[tuple[str, str], list[Crash]] = {}
+        groups = self.crash_groups
         for number in range(len(places) * len(MESSAGES) if groups is None else groups):
             variant, place = divmod(number, len(places))
             line, kind = divmod(variant, len(MESSAGES))
@@ -377,27 +348,21 @@ class World:
             pool.setdefault(places[place], []).append(Crash(text, fatal, 0))
         return pool
 
-    def _crash(self, platform: str, version: str, at: int) -> Crash | None:
-        bad = version == self._bad_version
-        if self.rng.random() >= (BAD_RELEASE_CRASH_RATE if bad else CRASH_RATE):
-            return None
-        return self.draw_crash(platform, version, at)
-
     def draw_crash(self, platform: str, version: str, at: int) -> Crash | None:
         """One of the crashes that can happen there, None where none can."""
         candidates = self.pool.get((platform, version))
         if not candidates:
             return None
-        shares = [
-            MESSAGE_SHARES[i % len(MESSAGES)] / (1 + i // len(MESSAGES))
-            for i in range(len(candidates))
-        ]
+        kinds = len(MESSAGES)
+        shares = [MESSAGE_SHARES[i % kinds] / (1 + i // kinds) for i in range(len(candidates))]
         return self.rng.choices(candidates, shares)[0]._replace(at=at)
 
     def _calls(self, session_id: str, events: list[Row], begin: int, end: int) -> list[Row]:
         rng = self.rng
         screens = [e["data"]["to"] for e in events if e["type"] == "navigate"] or ["Home"]
-        stamps = sorted(rng.randint(begin, end) for _ in range(_geometric(rng, self._network_mean)))
+        stamps = sorted(
+            rng.randint(begin, end) for _ in range(_geometric(rng, self.network_per_session))
+        )
         return [self.call(session_id, rng.choice(screens), at, fails=None) for at in stamps]
 
     def _event(self, number: int, kind: str, at: int, data: Row) -> Row:
@@ -422,12 +387,15 @@ class World:
         return {"screen": screen.lower()}
 
 
-def _releases(start: int, end: int) -> list[Release]:
-    """One release about every two weeks; the first is older than the data."""
+def _releases(start: int, end: int) -> list[tuple[str, int]]:
+    """Versions of the app and when they came out, one about every two weeks.
+
+    The first is older than the data.
+    """
     count = max(4, min(26, (end - start) // (14 * DAY)))
     step = (end - start) // count
     return [
-        Release(f"2.{number // 2}.{number % 2}", start + (number * step if number else -90 * DAY))
+        (f"2.{number // 2}.{number % 2}", start + (number * step if number else -90 * DAY))
         for number in range(count)
     ]
 
