@@ -918,3 +918,29 @@ def test_a_call_that_comes_late_hides_behind_none_that_dates_leave_out(now: date
         third = sync(sandbox, now + 2 * hour, second.state, only, start_date=start)
     assert set(late) <= {row["id"] for row in second.rows("network")}
     assert third.rows("network") == []
+
+
+def test_a_late_call_hides_behind_none_of_the_last_day_asked_for(now: datetime) -> None:
+    """Where the API's days begin before UTC's, an end_date of today asks for two of them."""
+    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
+    hour, midnight, only = timedelta(hours=1), now.replace(hour=0), select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None, utc_offset_hours=14)) as sandbox:
+        for at in (midnight - 4 * hour, midnight - 3 * hour, now - hour):
+            project.new_network(at)
+        first = sync(sandbox, now, catalog=only, end_date=now.isoformat())
+        late = project.new_network(midnight - hour)
+        second = sync(sandbox, now + timedelta(days=1), first.state, only)
+    assert (late,) in second.table("network")
+
+
+def test_a_lookback_to_before_1970_brings_no_call_twice() -> None:
+    """Each of its days is counted, those after 1970 as well as those before."""
+    now = datetime.fromisoformat("1970-03-01T12:00:00+00:00")
+    project = generate(seed=1, sessions=20, days=20, until=now - timedelta(hours=1))
+    project.new_network(now - timedelta(hours=1))
+    only = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        first = sync(sandbox, now, catalog=only, lookback_days=90)
+        second = sync(sandbox, now + timedelta(hours=1), first.state, only, lookback_days=90)
+    assert first.table("network") == expected(project, "network")
+    assert second.rows("network") == []
