@@ -721,6 +721,22 @@ def test_a_session_that_vanished_does_not_hold_others_up(sandbox: Sandbox, now: 
     assert asked_for_events(sandbox) == []
 
 
+def test_a_404_for_a_session_set_aside_is_not_believed_while_it_is_listed(now: datetime) -> None:
+    """Also where it is listed by an end days after its start, and nothing new is read."""
+    project = generate(seed=1, sessions=30, days=20, until=now - timedelta(hours=1))
+    rows = [row for row in project.sessions.values() if row["eventCount"] and row["endedAt"]]
+    row = next(row for row in rows if row["startedAt"] < "2026-02-15")
+    ended = datetime.fromisoformat(row["startedAt"]) + timedelta(days=5)
+    row["endedAt"] = ended.isoformat().replace("+00:00", "Z")
+    only = select(now, "sessions", "events")
+    with Sandbox(project, Options(requests_per_minute=None, filter_on="endedAt")) as sandbox:
+        state = sync(sandbox, now, catalog=only, start_date="2026-02-26").state
+        state["bookmarks"]["events"]["set_aside"] = {row["id"]: "it failed"}
+        sandbox.options.vanished_sessions = {row["id"]}
+        state = sync(sandbox, now, state, only, end_date="2026-02-24").state
+    assert list(state["bookmarks"]["events"]["short"]) == [row["id"]]
+
+
 def test_ten_vanished_sessions_in_a_row_are_an_error(sandbox: Sandbox, now: datetime) -> None:
     """When no session is known any more the run ends, and none counts as done."""
     first = sync(sandbox, now, catalog=select(now, "sessions"))
