@@ -79,7 +79,7 @@ class Events(BugsPulseStream):
             self._log_what_is_ahead(known.values(), sum(batch.rows_left for batch in first))
             # What failed or came short in an earlier run is asked for once, after what is new.
             due = [] if self.run.is_over() else [known.get(one.id, one) for one in tried.values()]
-            again = Batch(due, plan.forward, lambda _: None)
+            again = Batch(due, plan.forward or Window(), lambda _: None)
             for batch in itertools.chain(first[:1], [again] if due else [], first[1:], batches):
                 due = [one for one in batch.due if batch is again or one.id not in tried]
                 self._window = batch.window

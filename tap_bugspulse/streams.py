@@ -43,7 +43,8 @@ class Network(WindowedStream):
     def _pieces(self, days: Window, sync: Sync) -> list[Window]:
         """Return days one by one: those the state will count, or does; and the rest."""
         first = (sync.plan.target - self.run.settings.lookback).date() - DAY
-        every = [days.start + number * DAY for number in range(days.size(self.today))]
+        until = days.end if days.end < date.max else self.today + DAY
+        every = [days.start + n * DAY for n in range(max(1, (until - days.start).days))]
         counted = [day for day in every if day >= first or day in sync.days]
         starts = {days.start, *counted, *(day + DAY for day in counted)} - {every[-1] + DAY}
         return [Window(*pair) for pair in itertools.pairwise([*sorted(starts), days.end])]
@@ -229,10 +230,8 @@ class Sessions(WindowedStream):
 
     def list_due(self, cut: Cut) -> list[Candidate]:
         """Return the sessions of a window whose events are due, and emit none."""
-        due = []
-        for row in itertools.chain.from_iterable(
-            self.listing(self.query_of(cut.window), cut.first)
-        ):
+        due, listing = [], self.listing(self.query_of(cut.window), cut.first)
+        for row in itertools.chain.from_iterable(listing):
             instant = self.instant_of(row)
             day = self.day_of(cut.window, instant)
             is_inside = not self.ignores_dates or cut.window.holds(day)

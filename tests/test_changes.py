@@ -775,3 +775,45 @@ def test_more_sessions_than_the_limit_serves_are_told(
     (told,) = [one for one in caplog.messages if "new sessions a day need events" in one]
     for words in ("1 requests a minute serve 1,440", "events_for", "project and key"):
         assert words in told
+
+
+def test_a_404_for_a_session_set_aside_is_not_believed_while_it_is_listed(now: datetime) -> None:
+    """Also where it is listed by an end days after its start, and nothing new is read."""
+    project = generate(seed=1, sessions=30, days=20, until=now - timedelta(hours=1))
+    rows = [row for row in project.sessions.values() if row["eventCount"] and row["endedAt"]]
+    row = next(row for row in rows if row["startedAt"] < "2026-02-15")
+    ended = datetime.fromisoformat(row["startedAt"]) + timedelta(days=5)
+    row["endedAt"] = ended.isoformat().replace("+00:00", "Z")
+    only = select(now, "sessions", "events")
+    with Sandbox(project, Options(requests_per_minute=None, filter_on="endedAt")) as sandbox:
+        state = sync(sandbox, now, catalog=only, start_date="2026-02-26").state
+        state["bookmarks"]["events"]["set_aside"] = {row["id"]: "it failed"}
+        sandbox.options.vanished_sessions = {row["id"]}
+        state = sync(sandbox, now, state, only, end_date="2026-02-24").state
+    assert list(state["bookmarks"]["events"]["short"]) == [row["id"]]
+
+
+def test_a_late_call_hides_behind_none_of_the_last_day_asked_for(now: datetime) -> None:
+    """Where the API's days begin before UTC's, an end_date of today asks for two of them."""
+    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
+    hour, midnight, only = timedelta(hours=1), now.replace(hour=0), select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None, utc_offset_hours=14)) as sandbox:
+        for at in (midnight - 4 * hour, midnight - 3 * hour, now - hour):
+            project.new_network(at)
+        first = sync(sandbox, now, catalog=only, end_date=now.isoformat())
+        late = project.new_network(midnight - hour)
+        second = sync(sandbox, now + timedelta(days=1), first.state, only)
+    assert (late,) in second.table("network")
+
+
+def test_a_lookback_to_before_1970_brings_no_call_twice() -> None:
+    """Each of its days is counted, those after 1970 as well as those before."""
+    now = datetime.fromisoformat("1970-03-01T12:00:00+00:00")
+    project = generate(seed=1, sessions=20, days=20, until=now - timedelta(hours=1))
+    project.new_network(now - timedelta(hours=1))
+    only = select(now, "network")
+    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
+        first = sync(sandbox, now, catalog=only, lookback_days=90)
+        second = sync(sandbox, now + timedelta(hours=1), first.state, only, lookback_days=90)
+    assert first.table("network") == expected(project, "network")
+    assert second.rows("network") == []
