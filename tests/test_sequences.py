@@ -511,8 +511,13 @@ class Start:
         # What lies in the future counts with today.
         when = min(self.load.listed("network", row_id), self.load.now)
         is_near = any(when - purge < SLACK for purge in self.load.purges)
-        is_near = is_near or any(abs(when - one) < SLACK for one in self.load.purged)
-        return row_id in self.missing["network"] and is_near
+        return row_id in self.missing["network"] and (is_near or self.may_cancel(row_id))
+
+    def may_cancel(self, row_id: str) -> bool:
+        """Return whether a call came into a day of the API's of which one was deleted."""
+        zone = timedelta(hours=self.load.sandbox.options.utc_offset_hours)
+        day = (self.load.listed("network", row_id) + zone).date()
+        return any((one + zone).date() == day for one in self.load.purged)
 
     def check_state(self, state: Row) -> None:
         """A state claims no instant of which a row is not there.
@@ -558,7 +563,8 @@ class Start:
         if not all(claim.holds(stamp) for stamp in stamps):
             return True
         if before is None or not before.holds(*stamps):
-            return False
+            # Where the API's day is not over when UTC's is, also a new one may cancel another.
+            return stream == "network" and self.may_cancel(row_id)
         if not is_claimed or not self.owes(stream, row_id, before):
             return True
         if stream == "network" and self.is_near_a_purge(row_id):
