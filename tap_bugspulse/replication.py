@@ -107,7 +107,8 @@ class Window:
 
     def size(self, today: date) -> int:
         """Return the number of days up to ``today``, from 1970 on where there is no start."""
-        return max(1, (min(self.end, today + DAY) - max(self.start, EPOCH)).days)
+        start = self.start if self.start > date.min else EPOCH
+        return max(1, (min(self.end, today + DAY) - start).days)
 
 
 NOTHING = Window(date.min, date.min)
@@ -358,7 +359,7 @@ class Cutter:
         step = timedelta(days=self._days)
         if self._newest_first:
             return Window(min(rest.end, self._today + DAY) - step, rest.end)
-        return Window(rest.start, max(rest.start, EPOCH) + step)
+        return Window(rest.start, rest.start + step)
 
     def fits(self, rows: int) -> bool:
         """Return whether the proposed window is to be read; if not, propose a smaller one next."""

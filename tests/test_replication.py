@@ -187,6 +187,17 @@ def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) 
     assert requests <= len(windows) + 4
 
 
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_days_before_1970_are_cut_like_others(*, newest_first: bool) -> None:
+    """Only days without a start are taken to begin in 1970."""
+    asked = Window(date(1960, 1, 1), date(1960, 4, 1))
+    assert asked.size(TODAY) == 91
+    windows, _ = cut(
+        asked, 100, lambda one: 10 * (one.end - one.start).days, newest_first=newest_first
+    )
+    assert max(rows for _, rows in windows) < 100
+
+
 @pytest.mark.parametrize(("asked", "limit"), [(Window(), 10), (Window(TODAY), 2)])
 def test_what_fits_is_one_window(asked: Window, limit: int) -> None:
     """All that there is takes one request where it is little, and so does a single day."""
