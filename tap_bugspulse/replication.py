@@ -348,8 +348,7 @@ class Cutter:
         self.rows_left = 0  # in ``rest``, once it was found too large
         self._limit, self._today, self._newest_first = limit, today, newest_first
         self._per_day = per_day  # rows, the latest windows above all; 0 is not known
-        self._part = 0.9  # of the limit that is aimed at, less where one day is not as another
-        self._days = max(1, self._best_days()) if per_day else FIRST_GUESS
+        self._days = self._days_of_a_window() if per_day else FIRST_GUESS
 
     def propose(self) -> Window:
         """Return the next window to ask for, an empty one when nothing is left."""
@@ -368,27 +367,23 @@ class Cutter:
         if window.start > date.min:  # the years since 1970 tell nothing of how dense rows are
             per_day = max(1, rows) / size
             self._per_day = (self._per_day + per_day) / 2 if self._per_day else per_day
-            self._days = self._best_days()
+            self._days = self._days_of_a_window()
         if rows >= self._limit and size > 1:
             if window == rest:
                 self.rows_left = rows
-            else:
-                self._part = max(0.5, 0.85 * self._part)
-            self._days = max(1, min(size - 1, self._days))
+            self._days = min(size - 1, self._days)
             return False
         older, newer = Window(rest.start, window.start), Window(window.end, rest.end)
         self.rest = older if self._newest_first else newer
         self.rows_left = max(self.rows_left - rows, 0)
-        self._days = max(1, min(4 * size, self._days))
         return True
 
-    def _best_days(self) -> int:
+    def _days_of_a_window(self) -> int:
         """Return days that hold less than a window's rows, those that fill their pages best."""
         per_page = self._per_day * 10 / self._limit  # pages that a day fills
-        most = min(4000, 10 * self._part / per_page)
-
-        def filled(days: int) -> float:
+        most = max(1, min(4000, int(9 / per_page)))
+        return max(
+            range(math.ceil(0.7 * most), most + 1),
             # Some rows more than are expected may come.
-            return days * per_page / math.ceil(days * per_page * 1.02 + 0.02)
-
-        return max(range(int(0.7 * most), int(most) + 1), key=filled)
+            key=lambda days: days * per_page / math.ceil(days * per_page * 1.02 + 0.02),
+        )
