@@ -32,9 +32,9 @@ setup:
 demo:
 	@sh scripts/demo.sh
 
-# Some tests wait, so that three of them keep two processors busy.
+# Some tests wait, so that four at once keep two processors busy.
 test: setup
-	.venv/bin/python -m pytest -n 3 --dist loadgroup
+	.venv/bin/python -m pytest -n 4 --dist loadgroup
 
 test-all: setup
 	@sh scripts/setup.sh airflow dagster dbt streamlit
