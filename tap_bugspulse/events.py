@@ -15,7 +15,7 @@ from tap_bugspulse import replication
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.http import Call, RefusedError, reason
 from tap_bugspulse.pages import Reading, Row
-from tap_bugspulse.replication import DAY, Bookmark, CompleteRange, Plan, Window, midnight
+from tap_bugspulse.replication import DAY, Bookmark, Plan, Span, Window, midnight
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
@@ -96,13 +96,13 @@ class Events(BugsPulseStream):
             self.checkpoint(plan)
             raise
 
-    def complete(self) -> CompleteRange | None:
+    def complete(self) -> Span | None:
         """Return what is complete for the set ``events_for``; a wider one counts, too."""
         complete = Bookmark.read(self.stream_state).complete
         wider = EVENTS_FOR[: EVENTS_FOR.index(self.run.settings.events_for) + 1]
         ranges = (complete[name].range(now=self.run.started) for name in wider if name in complete)
         found = list(filter(None, ranges))
-        return functools.reduce(CompleteRange.joined, found) if found else None
+        return functools.reduce(Span.joined, found) if found else None
 
     def checkpoint(self, plan: Plan) -> None:
         """Write what is fetched into the state and send it."""
@@ -113,9 +113,9 @@ class Events(BugsPulseStream):
             ranges[self.run.settings.events_for] = now
         if now:
             # Outside of what is complete, the ledger alone knows what is fetched.
-            inside = Window(now.complete_from.date() + DAY, now.complete_to.date() + DAY)
+            inside = Window(now.start.date() + DAY, now.end.date() + DAY)
             lookbacks = [
-                Window(self.parent.kept_from(one), one.complete_to.date() + 3 * DAY)
+                Window(self.parent.kept_from(one), one.end.date() + 3 * DAY)
                 for one in ranges.values()
             ]
             ledger.prune(

@@ -63,6 +63,18 @@ class Span:
         """Return whether an instant lies in the span; an unknown one does."""
         return instant is None or self.start <= instant < self.end
 
+    def joined(self, other: Span) -> Span:
+        """Return both as one where they touch or overlap, else the one that is newer."""
+        first, last = sorted((self, other), key=lambda one: one.start)
+        if last.start > first.end:
+            return max(self, other, key=lambda one: one.end)
+        return Span(first.start, max(first.end, last.end))
+
+    def write(self, key: str) -> dict[str, str]:
+        """Return what is complete as keys of a bookmark, its end under ``key``."""
+        begins = format_instant(self.start) if self.start > LONG_AGO else BEGINNING
+        return {key: format_instant(self.end), "complete_from": begins}
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -112,26 +124,6 @@ class Window:
 
 
 NOTHING = Window(date.min, date.min)
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteRange:
-    """The one range of time that is complete, both ends included; it may begin LONG_AGO."""
-
-    complete_from: datetime
-    complete_to: datetime
-
-    def joined(self, other: CompleteRange) -> CompleteRange:
-        """Return both as one where they touch or overlap, else the one that is newer."""
-        first, last = sorted((self, other), key=lambda one: one.complete_from)
-        if last.complete_from > first.complete_to:
-            return max(self, other, key=lambda one: one.complete_to)
-        return CompleteRange(first.complete_from, max(first.complete_to, last.complete_to))
-
-    def write(self, key: str) -> dict[str, str]:
-        """Return the range as keys of a bookmark, its end under ``key``."""
-        begins = format_instant(self.complete_from) if self.complete_from > LONG_AGO else BEGINNING
-        return {key: format_instant(self.complete_to), "complete_from": begins}
 
 
 class StateError(ConfigurationError):
@@ -192,7 +184,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
                 raise StateError("fingerprints", whose, f"{day} has {len(text)} bytes")
         return found
 
-    def range(self, whose: str = "", now: datetime | None = None) -> CompleteRange | None:
+    def range(self, whose: str = "", now: datetime | None = None) -> Span | None:
         """Return what is complete up to ``now``, None if nothing is, or raise StateError."""
         key = "complete_to" if self.complete_to else "replication_key_value"
         if not (end := getattr(self, key)):
@@ -205,7 +197,7 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
             raise StateError(key, whose, clock)
         if self.complete_from != BEGINNING and (start is None or start > to):
             raise StateError("complete_from", whose, repr(self.complete_from))
-        return CompleteRange(start or LONG_AGO, min(to, now or to))
+        return Span(start or LONG_AGO, min(to, now or to))
 
 
 def _without_nulls(written: t.Any) -> t.Any:
@@ -267,11 +259,11 @@ class Plan:
 
     forward: Window
     history: Window
-    known: CompleteRange | None
+    known: Span | None
     requested: Span
     begins: datetime
     target: datetime
-    complete: CompleteRange | None
+    complete: Span | None
     moves_bookmark: bool = True
 
     def was_read(self, instant: datetime | None) -> bool:
@@ -282,47 +274,44 @@ class Plan:
         """
         if not (instant and self.known):
             return False
-        is_known = self.known.complete_from <= instant <= self.known.complete_to
-        return is_known and instant < midnight(self.history.end + 2 * DAY)
+        return self.known.holds(instant) and instant < midnight(self.history.end + 2 * DAY)
 
     def is_before_lookback(self, instant: datetime | None) -> bool:
         """Return whether an instant is complete and lies before what is read again."""
         if not (instant and self.known):
             return False
-        return self.known.complete_from <= instant < midnight(self.forward.start)
+        return self.known.start <= instant < midnight(self.forward.start)
 
     def forward_done(self, window: Window) -> None:
         """Move the end of the range over a completed window."""
         to = min(self.target, midnight(window.end - DAY))
         if to >= self.begins:
-            read = CompleteRange(self.begins, to)
+            read = Span(self.begins, to)
             self.complete = self.complete.joined(read) if self.complete else read
 
     def history_done(self, window: Window) -> None:
         """Move the start of the range back over a completed window."""
         if self.complete and self.moves_bookmark:
             start = midnight(window.start + DAY) if window.start > date.min else LONG_AGO
-            start = min(max(start, self.requested.start), self.complete.complete_from)
-            self.complete = replace(self.complete, complete_from=start)
+            start = min(max(start, self.requested.start), self.complete.start)
+            self.complete = replace(self.complete, start=start)
 
 
-def make_plan(
-    known: CompleteRange | None, requested: Span, lookback: timedelta, now: datetime
-) -> Plan:
+def make_plan(known: Span | None, requested: Span, lookback: timedelta, now: datetime) -> Plan:
     """Return what a run that starts ``now`` reads: requested less known, plus lookback."""
     start, target = requested.start, min(now, requested.end - JUST_BEFORE)
-    if known is None or start > known.complete_to:
+    if known is None or start > known.end:
         known, edge = None, max(start, midnight(target.date()) - lookback)
         begins = edge
-    elif requested.end < known.complete_from:
+    elif requested.end < known.start:
         whole = Window.around(requested, now)
         return Plan(NOTHING, whole, known, requested, start, target, known, moves_bookmark=False)
     else:
-        edge = max(start, known.complete_to - lookback)
-        begins = min(edge, known.complete_from)
-        if start > max(known.complete_from, target - lookback):
+        edge = max(start, known.end - lookback)
+        begins = min(edge, known.start)
+        if start > max(known.start, target - lookback):
             # What start_date keeps from being read again is for the lookback of the next run.
-            target = known.complete_to
+            target = known.end
     forward = history = NOTHING
     if requested.end > edge:
         forward = Window.around(Span(edge, requested.end), now)

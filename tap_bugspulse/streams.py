@@ -212,11 +212,9 @@ class Sessions(WindowedStream):
         if not is_wanted(row, self.run.settings.events_for):
             return None
         mark = fingerprint([row.eventCount, row.status, row.endedAt, row.hasCrash])
-        if self.fetched.get(row.id) == mark:
-            return None
-        maps = self._tap.mapper.stream_maps.get(self.name)  # none if not in the catalog
-        is_mapped = maps and not self.is_plain
-        if is_mapped and not maps[0].get_filter_result(msgspec.structs.asdict(row)):
+        if self.fetched.get(row.id) == mark or not (
+            self.is_plain or self.stream_maps[0].get_filter_result(msgspec.structs.asdict(row))
+        ):
             return None
         return Candidate(row.id, instant, day, mark, is_wanted(row, "crashed"), row.eventCount or 0)
 

@@ -185,7 +185,7 @@ class TapBugsPulse(Tap):
         found = {"sessions": sessions, "events": t.cast("Events", streams["events"]).complete()}
         short = any(one.short_listings or one.short for one in run.counts.values())
         through = [
-            format_instant(one.complete_to) if one and streams[name].selected else "none"
+            format_instant(one.end) if one and streams[name].selected else "none"
             for name, one in found.items()
         ]
         self.logger.info(

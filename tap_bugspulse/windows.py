@@ -210,11 +210,11 @@ class WindowedStream(BugsPulseStream):
             if requested.holds(instant) and not self.was_emitted(row, instant, sync)
         ]
 
-    def kept_from(self, complete: replication.CompleteRange | None) -> date:
+    def kept_from(self, complete: replication.Span | None) -> date:
         """Return the first day that a lookback may ask for, and a day for time zones."""
         if complete is None:
             return date.min
-        return (complete.complete_to - self.run.settings.lookback).date() - 2 * DAY
+        return (complete.end - self.run.settings.lookback).date() - 2 * DAY
 
     @override
     def log_sync_costs(self) -> None:

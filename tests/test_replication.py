@@ -21,7 +21,6 @@ from tap_bugspulse.replication import (
     MAX_AHEAD,
     NOTHING,
     Bookmark,
-    CompleteRange,
     Cutter,
     Ledger,
     Span,
@@ -52,9 +51,9 @@ def ago(number: float) -> datetime:
     return NOW - number * DAY
 
 
-def in_days(start: float | None, end: float) -> CompleteRange:
+def in_days(start: float | None, end: float) -> Span:
     """Return a range by the days its ends lie before now."""
-    return CompleteRange(LONG_AGO if start is None else ago(start), ago(end))
+    return Span(LONG_AGO if start is None else ago(start), ago(end))
 
 
 def days_ago(start: int | None, end: int | None = None) -> Window:
@@ -337,7 +336,7 @@ def test_no_bookmark_claims_an_instant_that_was_not_read(
 ) -> None:
     """Through any runs, also ones that stop half-way, it stays inside what was emitted."""
     emitted: set[datetime] = set()
-    complete: CompleteRange | None = None
+    complete: Span | None = None
     now = ago(sum(run[-1] for run in runs))
     for requested, lookback, size, steps, later in runs:
         now += later * DAY
@@ -362,15 +361,15 @@ def test_no_bookmark_claims_an_instant_that_was_not_read(
             written = Bookmark.read(complete.write("complete_to"))
             assert written.range("events", now) == complete
             if before and plan.known:
-                assert complete.complete_from <= before.complete_from
-                assert complete.complete_to >= before.complete_to
+                assert complete.start <= before.start
+                assert complete.end >= before.end
 
 
-def claimed(complete: CompleteRange | None, rows: list[datetime]) -> set[datetime]:
+def claimed(complete: Span | None, rows: list[datetime]) -> set[datetime]:
     """Return the rows that lie in what is said to be complete."""
     if complete is None:
         return set()
-    span = Span(complete.complete_from, complete.complete_to + JUST_BEFORE / 1000)
+    span = Span(complete.start, complete.end + JUST_BEFORE / 1000)
     return set(filter(span.holds, rows))
 
 
@@ -424,7 +423,7 @@ def test_a_bookmark_is_read_or_named_as_unreadable(value: object, key: str) -> N
             Ledger(bookmark.fingerprints).pack()
             for one in (bookmark, *bookmark.complete.values()):
                 complete = one.range("sessions", NOW)
-                assert complete is None or complete.complete_to <= NOW
+                assert complete is None or complete.end <= NOW
 
 
 # --- Fingerprints ----------------------------------------------------------------------
