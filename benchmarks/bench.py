@@ -69,30 +69,6 @@ class Run:
         return sum(self.asked.values())
 
 
-@contextlib.contextmanager
-def started(module: str, **options: object) -> Iterator[dict[str, t.Any]]:
-    """Run a server in a process of its own; yield the line that says that it is ready.
-
-    Args:
-        module: What ``python -m`` runs; it ends when its standard input does.
-        options: Those of its command line; True for one without a value.
-    """
-    command = [sys.executable, "-m", module]
-    for name, value in options.items():
-        command.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            command.append(str(value))
-    with subprocess.Popen(  # noqa: S603 - our own server
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
-        assert process.stdout is not None  # noqa: S101 - it is a pipe
-        line = process.stdout.readline()
-        if not line:
-            sys.exit(f"{module} did not start, see above")
-        yield json.loads(line)
-        # Leaving closes its standard input, and it ends.
-
-
 class Server:
     """The bench's API, which counts what is asked of it."""
 
@@ -111,9 +87,19 @@ class Server:
 
 @contextlib.contextmanager
 def serving(**options: object) -> Iterator[Server]:
-    """Serve a made-up project; the options are those of ``benchmarks.server``."""
-    with started("benchmarks.server", **options) as ready:
-        yield Server(ready)
+    """Run ``benchmarks.server`` in a process of its own, with options of its command line."""
+    command = [sys.executable, "-m", "benchmarks.server"]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    with subprocess.Popen(  # noqa: S603 - our own server
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        line = process.stdout.readline()
+        if not line:
+            sys.exit("the server did not start, see above")
+        yield Server(json.loads(line))
+        # Leaving closes its standard input, and it ends.
 
 
 def measure(command: Sequence[str], out: Path) -> Run:

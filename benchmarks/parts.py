@@ -6,7 +6,6 @@ have medians, but of requests the most that a run has sent.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -14,8 +13,10 @@ import typing as t
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
-from benchmarks.bench import API_KEY, COMMANDS, OURS, STOCK, TAPS, measure, serving, started
+from benchmarks.bench import API_KEY, COMMANDS, OURS, STOCK, TAPS, measure, serving
+from tests.sandbox import Options, Sandbox, generate
 
 if t.TYPE_CHECKING:
     import argparse
@@ -209,24 +210,17 @@ def growing(bench: Bench, given: argparse.Namespace) -> Iterator[str]:
         "rows",
     )
     for name, setting in (("1", {"concurrency": 1}), ("as set", _concurrency(given))):
-        with started(
-            "tests.sandbox",
-            sessions=GROWING_ROWS,
-            days=0.02,
-            no_lying_clocks=True,
-            api_keys=API_KEY,
-            requests_per_minute="none",
-            latency=GROWING_LATENCY,
-            new_every=1,
-            log=(log := bench.folder / f"requests of {name}.jsonl"),
-            until_stdin_closes=True,
-        ) as ready:
+        now = datetime.now(UTC)
+        project = generate(sessions=GROWING_ROWS, days=0.02, until=now, lying_clocks=False)
+        options = Options(
+            (API_KEY,), requests_per_minute=None, latency=GROWING_LATENCY, new_every=1
+        )
+        with Sandbox(project, options) as sandbox:
             settings = {"page_size": GROWING_PAGE, **setting}
-            run = bench.load(OURS, ready["url"], ("sessions",), settings)
+            run = bench.load(OURS, sandbox.url, ("sessions",), settings)
         if run.rows < GROWING_ROWS:
             sys.exit(f"{run.rows} rows were emitted, but {GROWING_ROWS} were there")
-        asked = [json.loads(line) for line in log.read_text().splitlines()]
-        queries = [line["query"] for line in asked if line["path"] == "/sessions"]
+        queries = [one.query for one in sandbox.requests if one.path == "/sessions"]
         windows = Counter((query.get("from"), query.get("to")) for query in queries)
         yield _line(
             name,

@@ -1,15 +1,13 @@
 """Run a sandbox: `python -m tests.sandbox`, explained by `--help`."""
 
 import argparse
-import dataclasses
 import json
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
 from datetime import UTC, datetime
 from inspect import signature
-from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -30,6 +28,7 @@ whether /events honours page and limit, what a limit above 1,000 does, how the m
 counted and what a 429 carries. Each is an option above, so that a client can be tried
 against every reading.
 """
+SEVERAL = {tuple, set, dict}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,60 +38,49 @@ def _parser() -> argparse.ArgumentParser:
         epilog=OPEN,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--seed", type=int, default=1, help="all that is random follows")
-    data.add_argument("--sessions", type=int, default=500, help="number of sessions")
-    data.add_argument("--days", type=float, default=30, help="days they are spread over")
-    data.add_argument("--until", type=_until, default="now", help="end of the data, ISO 8601, UTC")
-    data.add_argument("--events-per-session", type=float, default=12, help="average")
-    data.add_argument("--network-per-session", type=float, default=1.5, help="average")
-    data.add_argument(
-        "--crash-groups",
-        type=int,
-        help="exact number of crash groups; None: as many as the sessions cause",
-    )
-    data.add_argument(
-        "--lying-clocks",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="2 sessions in 300 have a clock that is months ahead or years behind",
-    )
+    _add_all(parser.add_argument_group("data"), generate)
     run = parser.add_argument_group("server")
     run.add_argument("--port", type=int, default=0, help="port, 0 for a free one")
-    run.add_argument("--log", type=Path, help="file for one line of JSON per request")
     run.add_argument(
         "--until-stdin-closes",
         action="store_true",
         help="also stop when standard input ends, as it does when the parent is gone",
     )
-    behaviour = parser.add_argument_group("behaviour and faults")
-    hints = get_type_hints(Options, include_extras=True)
-    for option in dataclasses.fields(Options):
-        if get_origin(hints[option.name]) is Annotated:
-            _add(behaviour, option, *get_args(hints[option.name]))
+    _add_all(parser.add_argument_group("behaviour and faults"), Options)
     return parser
 
 
-def _add(
-    group: argparse._ArgumentGroup, option: "dataclasses.Field[Any]", kind: Any, text: str
-) -> None:
-    """Add the command-line option of one field of `Options`."""
-    missing = option.default is dataclasses.MISSING
-    how: dict[str, Any] = {"default": argparse.SUPPRESS if missing else option.default}
+def _add_all(group: argparse._ArgumentGroup, called: Callable[..., object]) -> None:
+    """Add an option for each argument of what is called that says what it is."""
+    arguments = signature(called).parameters
+    for name, hint in get_type_hints(called, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            kind, text = get_args(hint)
+            how = {"default": arguments[name].default} | _how(kind)
+            option = "--" + name.replace("_", "-")
+            group.add_argument(option, help=text.replace("%", "%%"), **how)
+
+
+def _how(kind: Any) -> dict[str, Any]:
+    """Return how an option of some type is read."""
+    how: dict[str, Any] = {}
     if kind is bool:
         how["action"] = argparse.BooleanOptionalAction
     elif get_origin(kind) is Literal:
         how["choices"] = get_args(kind)
-    elif get_origin(kind) in {tuple, set}:
+    elif get_origin(kind) in SEVERAL:
         how |= {"nargs": "+", "metavar": "ID"}
-    elif get_origin(kind) is dict:
-        how |= {"nargs": "+", "metavar": "KIND=PROBABILITY", "type": _fault}
+        if kind != tuple[str, ...]:  # the others are empty unless something is given
+            how["default"] = argparse.SUPPRESS
+        if get_origin(kind) is dict:
+            how |= {"metavar": "KIND=PROBABILITY", "type": _fault}
+    elif kind == datetime | None:
+        how |= {"metavar": "ISO8601", "type": _until, "default": "now"}
     elif kind in {int, float, str}:
         how |= {"type": kind, "metavar": kind.__name__.upper()}
     else:
         how |= {"type": _number_or_none, "metavar": "INT|none"}
-    name = "--" + option.name.replace("_", "-")
-    group.add_argument(name, help=text.replace("%", "%%"), **how)
+    return how
 
 
 def _until(text: str) -> datetime:
@@ -118,8 +106,8 @@ def _options(arguments: dict[str, Any], parser: argparse.ArgumentParser) -> Opti
     values = {}
     for name, kind in get_type_hints(Options).items():
         if name in arguments:
-            several = get_origin(kind) if get_origin(kind) in {tuple, set, dict} else None
-            values[name] = several(arguments[name]) if several else arguments[name]
+            several = get_origin(kind)
+            values[name] = several(arguments[name]) if several in SEVERAL else arguments[name]
     try:
         return Options(**values)
     except ValueError as error:
@@ -142,14 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     project = generate(**{name: given[name] for name in signature(generate).parameters})
-    with ExitStack() as stack:
-        path = arguments.log
-        log = stack.enter_context(path.open("a", encoding="utf-8")) if path else None
-        try:
-            sandbox = Sandbox(project, options, port=arguments.port, log=log)
-        except OSError as error:
-            parser.error(f"--port {arguments.port}: {error.strerror}")
-        stack.enter_context(sandbox)
+    try:
+        sandbox = Sandbox(project, options, port=arguments.port)
+    except OSError as error:
+        parser.error(f"--port {arguments.port}: {error.strerror}")
+    with sandbox:
         ready = {
             "ready": True,
             "url": sandbox.url,

@@ -95,7 +95,6 @@ class Options:
         Literal["404", "empty"], "what /events answers for a session it does not know"
     ] = "404"
     max_limit: Annotated[int, "a larger limit is lowered to this, and echoed so"] = 1000
-    empty_pages: Annotated[int, "`pages` where there is no row"] = 0
     omit_pages: Annotated[bool, "leave `pages` out"] = False
     repeat_page: Annotated[
         bool, "every page holds the rows of page 1 and says that one more follows"
@@ -164,14 +163,12 @@ class Options:
         "KIND=PROBABILITY per request: an HTTP status from 300, such as 429 or 503, "
         "or " + "; ".join(f"{kind} ({text})" for kind, text in FAULTS.items()),
     ] = field(default_factory=dict)
-    fault_seed: Annotated[int, "seed of faults and jitter, read at the start"] = 1
     hang_seconds: Annotated[float, "how long the fault timeout hangs"] = 5.0
     drip_seconds: Annotated[float, "seconds between the bytes of the fault drip"] = 1.0
     redirect_to: Annotated[str, "Location of the faults 301 to 308; default itself"] = ""
-    grow_every: Annotated[
-        int, "after every so many requests an active session grows, sometimes ends; 0: never"
+    late_every: Annotated[
+        int, "after every so many requests a session of the last days arrives late; 0: never"
     ] = 0
-    late_every: Annotated[int, "so often a session of the last days arrives late"] = 0
     purge_every: Annotated[int, "so often the oldest day of data is deleted"] = 0
     new_every: Annotated[int, "so often a new session arrives"] = 0
     script: Callable[[Request], str | None] | None = None

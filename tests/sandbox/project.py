@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import cache
 from threading import RLock
-from typing import Any
+from typing import Annotated, Any
 
 from tests.sandbox.world import (
     DAY,
@@ -100,11 +100,11 @@ class Project:
             self._world.journey(rows, stamps[:events])
             row["eventCount"] = len(rows)
 
-    def end(self, session_id: str, status: str = "completed") -> None:
+    def end(self, session_id: str) -> None:
         """End a session a moment after its last event; one that has ended keeps its end."""
         with self.lock:
             row = self.sessions[session_id]
-            row["status"] = status
+            row["status"] = "completed"
             if row["endedAt"] is None:
                 self._end_at(row, self._next_instant(session_id))
             self.changed("sessions")
@@ -168,40 +168,30 @@ class Project:
             self.changed("network")
             return str(row["id"])
 
-    def purge(self, before: datetime) -> int:
+    def purge(self, before: datetime) -> None:
         """Delete sessions, their events and network rows older than `before`.
 
-        Crash groups stay, with their counts. Return how many sessions and calls are gone.
+        Crash groups stay, with their counts.
         """
         with self.lock:
             limit = iso(millis(before))
-            deleted = 0
             for name in ("sessions", "network"):
                 table = self.table(name)
                 for row_id in [i for i in table if self.when(name, i) < limit]:
                     del table[row_id]
                     for extra in (self.events, self.received, self.devices):
                         extra.pop(row_id, None)
-                    deleted += 1
             self.changed("sessions", "network")
-            return deleted
 
     def step(self, kind: str) -> None:
         """Change by itself, as a running server's project does.
 
-        `kind` is `grow` (one active session grows, sometimes ends), `late` (a session
-        of the last days arrives), `purge` (the oldest day goes) or `new`.
+        `kind` is `late` (a session of the last days arrives), `purge` (the oldest day
+        goes) or `new`.
         """
         with self.lock:
             rng = self._world.rng
-            if kind == "grow":
-                active = [i for i, row in self.sessions.items() if row["endedAt"] is None]
-                if active:
-                    chosen = rng.choice(active)
-                    self.grow(chosen)
-                    if rng.random() < 0.3:
-                        self.end(chosen)
-            elif kind == "late":
+            if kind == "late":
                 self.new_session(self.now - timedelta(hours=rng.uniform(3, 100)))
             elif kind == "purge" and self.sessions:
                 oldest = min(self.when("sessions", i) for i in self.sessions)
@@ -277,29 +267,29 @@ class Project:
 
 
 def generate(  # noqa: PLR0913 - each is one fact of the data, and all have defaults
-    seed: int = 1,
-    sessions: int = 500,
-    days: float = 30,
-    until: datetime | None = None,
+    seed: Annotated[int, "whatever is random follows from it"] = 1,
+    sessions: Annotated[int, "how many sessions"] = 500,
+    days: Annotated[float, "over how many days before `until` they are spread"] = 30,
+    until: Annotated[datetime | None, "the end of the data, in UTC where it has no zone"] = None,
     *,
-    events_per_session: float = 12,
-    network_per_session: float = 1.5,
-    crash_groups: int | None = None,
-    lying_clocks: bool = True,
+    events_per_session: Annotated[
+        float, "the average, 0 for none at all; one session in 25 has none"
+    ] = 12,
+    network_per_session: Annotated[float, "the average number of network rows"] = 1.5,
+    crash_groups: Annotated[
+        int | None,
+        "exactly so many crash groups, of which those that no session belongs to were seen "
+        "before the data; None: as many as the sessions cause",
+    ] = None,
+    lying_clocks: Annotated[
+        bool,
+        "two sessions in 300, which never crash, have a clock that is wrong: one is ahead by "
+        "up to a year, one is years behind",
+    ] = True,
 ) -> Project:
     """Make up a project; the same arguments give the same rows.
 
-    Args:
-        seed: whatever is random follows from it.
-        sessions: how many sessions.
-        days: over how many days before `until` they are spread.
-        until: the end of the data, its "now" (default: 2026-03-01 UTC).
-        events_per_session: the average; 0 for none at all. One session in 25 has none.
-        network_per_session: the average number of network rows of a session.
-        crash_groups: exactly so many crash groups; those that no session belongs to
-            were seen before the data. None: as many as the sessions cause.
-        lying_clocks: two sessions in 300 have a clock that is wrong, one that is ahead
-            by up to a year and one that is years behind. They never crash.
+    Its end is 2026-03-01 where `until` is None; the command line has the present instead.
     """
     end = millis(until or "2026-03-01T00:00:00Z")
     start = end - round(days * DAY)

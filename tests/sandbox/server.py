@@ -16,7 +16,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
 from threading import Condition, Event, Lock, Thread
-from typing import Self, TextIO
+from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 from zlib import crc32
 
@@ -62,24 +62,16 @@ class Sandbox:
     when the `with` block is left.
     """
 
-    def __init__(
-        self,
-        project: Project,
-        options: Options | None = None,
-        *,
-        port: int = 0,
-        log: TextIO | None = None,
-    ) -> None:
-        """Bind the port (0: a free one); `log` gets one line of JSON for each request."""
+    def __init__(self, project: Project, options: Options | None = None, *, port: int = 0) -> None:
+        """Bind the port (0: a free one)."""
         self.project = project
         self.options = options or Options()
         self.requests: list[Request] = []
         self.closing = Event()
-        self._log = log
         self._hooks = Lock()  # hooks count requests, which come at once
         self._lock = Lock()
         self._errors: list[Exception] = []
-        self._random = random.Random(self.options.fault_seed)
+        self._random = random.Random(1)  # of faults and jitter
         self._allowances: dict[str, Allowance] = {}
         self._answered = 0
         self._tables: dict[str, _Table] = {}
@@ -132,10 +124,10 @@ class Sandbox:
         """Keep an error of the sandbox itself until the `with` block is left."""
         self._errors.append(error)
 
-    def spend(self, requests: int, api_key: str | None = None) -> None:
-        """Use up that much of a key's allowance, as another user of the key does."""
+    def spend(self, requests: int) -> None:
+        """Use up that much of the first key's allowance, as another user of the key does."""
         with self._lock:
-            allowance = self._allowances.setdefault(api_key or self.api_key, Allowance())
+            allowance = self._allowances.setdefault(self.api_key, Allowance())
             for _ in range(requests):
                 allowance.take(self.options, time.monotonic())
 
@@ -161,11 +153,6 @@ class Sandbox:
             answer = _error(500, f"the sandbox failed: {error!r}")
         request.fault = answer.fault
         request.status = 0 if answer.fault in {"timeout", "reset"} else answer.status
-        if self._log:
-            line = {"at": request.at, "path": request.path, "query": request.query}
-            with self._lock:
-                print(json.dumps(line | {"status": request.status}), file=self._log)
-                self._log.flush()
         return answer
 
     def _answer(self, request: Request, path: str, key: str) -> "_Answer":
@@ -224,7 +211,7 @@ class Sandbox:
             rows = self._events(query) if endpoint == "events" else self._window(endpoint, query)
             rows = _reordered(rows, endpoint, page, limit) if options.ties == "by-page" else rows
             total = self._capped(len(rows), page, limit)
-            pages = math.ceil(total / limit) if total else options.empty_pages
+            pages = math.ceil(total / limit) if total else 0
             past = options.past_end
             if page > max(1, pages) and past != "empty" and not options.repeat_page:
                 raise _error(int(past), "No such page")
@@ -378,7 +365,7 @@ class Sandbox:
         with self._lock:
             self._answered += 1
             answered = self._answered
-        for kind in ("grow", "late", "purge", "new"):
+        for kind in ("late", "purge", "new"):
             every: int = getattr(self.options, f"{kind}_every")
             if every and answered % every == 0:
                 with self.project.lock:
@@ -536,15 +523,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         answer = self.server.sandbox.answer(self.path, self.headers.get("Authorization", ""))
         self._send(answer)
-
-    def do_other(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        answer = _error(405, "Export endpoints are read-only", {"Allow": "GET"})
-        if self.command == "HEAD":
-            answer.body = b""
-        self._send(answer)
-
-    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_other  # noqa: N815 - http.server looks for these
 
     def _send(self, answer: _Answer) -> None:
         sandbox, options = self.server.sandbox, self.server.sandbox.options
