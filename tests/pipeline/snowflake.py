@@ -8,7 +8,7 @@ ones it knows, and corrects two of its answers, so that the unmodified target wo
     python -m tests.pipeline.snowflake --database-dir DIR
 
 keeps its databases in DIR, where a later start finds them again. It prints one JSON line
-when it is ready, `{"ready": true, "host": "127.0.0.1", "port": N}`, and serves until it
+when it is ready, `{"ready": true, "port": N}`, and serves until it
 gets SIGTERM or SIGINT.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import contextlib
 import gzip
 import json
 import logging
@@ -39,7 +38,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -307,24 +306,12 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     return gzip.decompress(body) if (b"content-encoding", b"gzip") in scope["headers"] else body
 
 
-@contextlib.contextmanager
-def listening(port: int) -> Iterator[socket.socket]:
-    """Listen on loopback, on a free port where `port` is 0."""
-    # asyncio turns off the delay of small packets only where the protocol is named.
-    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-        listener.listen(128)
-        yield listener
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until told to stop."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.pipeline.snowflake",
         description="An emulated Snowflake on loopback. Any user and password will do.",
     )
-    parser.add_argument("--port", type=int, default=0, help="0 is a free one (default)")
     parser.add_argument("--database-dir", type=Path, required=True, help="where databases are kept")
     parser.add_argument("--sql-log", type=Path, help="a file that gets every statement, JSON lines")
     parser.add_argument(
@@ -342,8 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="fakesnow")
     with (
         tempfile.TemporaryDirectory(prefix="stage-") as stages,
-        listening(options.port) as listener,
+        # asyncio turns off the delay of small packets only where the protocol is named.
+        socket.socket(proto=socket.IPPROTO_TCP) as listener,
     ):
+        listener.bind((HOST, 0))
+        listener.listen(128)
         app = Emulator(fakesnow_app, Path(stages), options.sql_log)
         uvicorn_server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
@@ -355,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if options.until_stdin_closes:
             threading.Thread(target=stop_with_parent, daemon=True).start()
-        ready = {"ready": True, "host": HOST, "port": listener.getsockname()[1]}
+        ready = {"ready": True, "port": listener.getsockname()[1]}
         print(json.dumps(ready), flush=True)
         uvicorn_server.run(sockets=[listener])
         # Whatever is only in the write-ahead log goes into the database file.
