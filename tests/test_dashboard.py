@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import NOW
-from tests.pipeline.children import CHECKOUT, environment, serving
+from tests.pipeline.children import CHECKOUT, environment
 from tests.pipeline.marts import FUNNEL, marts, stored
+from tests.pipeline.meltano import NO_PLATFORM_DETECTION
 from tests.pipeline.page import share
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
 from tests.pipeline.truth import held
+from tests.pipeline.warehouse import emulated
 from tests.running import sync
 from tests.sandbox import generate
 from tests.test_release import succeed
@@ -82,16 +84,9 @@ def test_snowflake_shows_the_same_as_duckdb(
     connector: Connector, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """The app asks Snowflake through the connection of its secrets, with the same answers."""
-    messages = tmp_path / "messages.jsonl"
-    written = [json.dumps(one) + "\n" for one in sync(sandbox, NOW).messages]
-    messages.write_text("".join(written), "utf-8")
-    kept = ("--database-dir", str(tmp_path / "databases"))
-    with (
-        serving("tests.pipeline.snowflake", *kept, home=tmp_path / "server") as server,
-        Dbt(tmp_path / "dbt") as dbt,
-    ):
-        snowflake = Snowflake(server["port"], connector, tmp_path)
-        snowflake.load(messages)
+    with emulated(tmp_path / "server", connector) as server, Dbt(tmp_path / "dbt") as dbt:
+        snowflake = Snowflake(server, tmp_path)
+        snowflake.load(sync(sandbox, NOW))
         dbt.add("snowflake", snowflake.output())
         built = dbt.run("snowflake", "build", variables={"bugspulse_funnel": list(FUNNEL)})
         assert built["success"], built["problems"]
@@ -104,8 +99,7 @@ def test_snowflake_shows_the_same_as_duckdb(
             if name not in {"type", "threads", "warehouse"}
         ]
         secrets.write_text("\n".join(["[connections.snowflake]", *lines]) + "\n", "utf-8")
-        no_detection = {"SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true"}
-        settings = no_detection | {"BUGSPULSE_SCHEMA": SCHEMA}
+        settings = NO_PLATFORM_DETECTION | {"BUGSPULSE_SCHEMA": SCHEMA}
         (of_snowflake,) = shown([{}], tmp_path, settings)
 
     stored(marts(held(sandbox.project)), tmp_path).close()

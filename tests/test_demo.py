@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.sources
 
 SESSIONS, DAYS = 80, 5
-DATABASE = "snowflake/ANALYTICS.db"
+DATABASE = "snowflake/databases/ANALYTICS.db"
 REAL_SECRET = "bp_real_secret"  # noqa: S105 - made up, and must never be used
 
 

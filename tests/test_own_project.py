@@ -74,10 +74,7 @@ def test_package_is_installed_from_git_as_the_readme_says(
     dbt: Dbt, warehouse: DuckDb | Postgres, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """The lines of the README, but for the address, the funnel and the schema, give the tables."""
-    messages = tmp_path / "messages.jsonl"
-    written = [json.dumps(one) + "\n" for one in sync(sandbox, NOW).messages]
-    messages.write_text("".join(written), "utf-8")
-    warehouse.load(messages)
+    warehouse.load(sync(sandbox, NOW))
 
     readme = blocks("transform/README.md")
     packages, settings = [yaml.safe_load(one.text) for one in readme if one.language == "yaml"][:2]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pipeline.children import serving
 from tests.pipeline.meltano import (
     MeltanoProject,
     NotLoopbackError,
@@ -17,6 +16,7 @@ from tests.pipeline.meltano import (
     loopback_only,
     snowflake_settings,
 )
+from tests.pipeline.warehouse import emulated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,13 +102,12 @@ def test_the_emulator_merges_staged_rows(tmp_path: Path, connector: Connector) -
         MERGE.format(casts=casts),
         "remove '@~/target-snowflake/x/'",
     ]
-    arguments = ("--database-dir", str(tmp_path / "databases"))
-    with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as server:
-        _, _, merged, _ = connector.query(server["port"], statements)
+    with emulated(tmp_path, connector) as server:
+        _, _, merged, _ = server.query(*statements)
     assert [sum(map(int, row)) for row in merged] == [3]
     question = "select id, started_at, data:n::int from merged order by 1"
-    with serving("tests.pipeline.snowflake", *arguments, home=tmp_path) as again:
-        (left,) = connector.query(again["port"], [question])
+    with emulated(tmp_path, connector) as again:
+        (left,) = again.query(question)
     assert left == [["a", None, 2], ["b", None, None], ["c", "2026-01-15T10:00:00.123", 3]]
 
 

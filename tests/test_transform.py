@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from datetime import UTC, datetime, timedelta
@@ -28,7 +27,7 @@ from tests.pipeline.transform import (
     tables,
 )
 from tests.pipeline.truth import Rows, held, tap_settings
-from tests.pipeline.warehouse import emptied
+from tests.pipeline.warehouse import emptied, emulated
 from tests.running import Output, Row, sync
 from tests.sandbox import Options, Project, Sandbox, generate
 
@@ -55,27 +54,24 @@ def dbt(tmp_path: Path) -> Iterator[Dbt]:
 @pytest.fixture
 def warehouses(tmp_path: Path, connector: Connector, dbt: Dbt) -> Iterator[list[Warehouse]]:
     """Three databases with nothing in them, which dbt knows."""
-    kept = ("--database-dir", str(tmp_path / "databases"))
     with (
         serving("tests.pipeline.postgres", home=tmp_path / "home") as postgres,
-        serving("tests.pipeline.snowflake", *kept, home=tmp_path / "home") as snowflake,
+        emulated(tmp_path, connector) as snowflake,
     ):
         three: list[Warehouse] = [
             DuckDb(tmp_path / "duckdb"),
             Postgres(postgres["dsn"], tmp_path / "postgres"),
-            Snowflake(snowflake["port"], connector, tmp_path / "snowflake"),
+            Snowflake(snowflake, tmp_path / "snowflake"),
         ]
         for warehouse in three:
             dbt.add(warehouse.name, warehouse.output())
         yield three
 
 
-def load(warehouses: list[Warehouse], output: Output, folder: Path) -> None:
+def load(warehouses: list[Warehouse], output: Output) -> None:
     """Load what a run of the tap wrote into each database."""
-    file = folder / "messages.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in output.messages), "utf-8")
     for warehouse in warehouses:
-        warehouse.load(file)
+        warehouse.load(output)
 
 
 def build(
@@ -190,7 +186,7 @@ def test_all_tables_are_true_and_equal_after_each_build(
     with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
         first = sync(sandbox, NOW)
         loads = [held(project)]
-        load(warehouses, first, tmp_path)
+        load(warehouses, first)
         build(dbt, warehouses, tmp_path, "build")
         for warehouse in warehouses:
             assert_true(warehouse, expected(loads))
@@ -203,7 +199,7 @@ def test_all_tables_are_true_and_equal_after_each_build(
         change(project)
         second = sync(sandbox, project.now, state=first.state)
         loads.append(held(project))
-        load(warehouses, second, tmp_path)
+        load(warehouses, second)
     # That keys are unique is checked below.
     build(dbt, warehouses, tmp_path, *WITHOUT_TESTS)
     truth = expected(loads)
@@ -248,7 +244,7 @@ def test_apps_are_kept_apart_and_events_may_be_missing(
         project = generate(seed=2, sessions=100, days=12, until=NOW)
         with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
             output = sync(sandbox, NOW, project=name, events_for="crashed")
-        load(warehouses, output, tmp_path)
+        load(warehouses, output)
         build(dbt, warehouses, tmp_path, *WITHOUT_TESTS)
         rows = held(project, name)
         crashed = {row["id"] for row in rows["sessions"] if row["hasCrash"]}
@@ -317,7 +313,7 @@ def test_odd_rows_and_missing_tables(dbt: Dbt, warehouses: list[Warehouse], tmp_
     schemas = {one["stream"]: one for one in run.messages if one["type"] == "SCHEMA"}
     # A column that somebody has not selected.
     del schemas["sessions"]["schema"]["properties"]["networkType"]
-    load(warehouses, odd_rows(schemas), tmp_path)
+    load(warehouses, odd_rows(schemas))
     files = str(tmp_path / "duckdb" / "output")
     variables = {"bugspulse_funnel": STEPS, "bugspulse_files": files}
     for warehouse in warehouses:
@@ -361,7 +357,7 @@ RUNS = {
 
 @pytest.mark.parametrize("target", RUNS)
 def test_one_run_of_meltano_loads_and_builds(
-    target: str, emulated_snowflake: Account, connector: Connector, dbt: Dbt, tmp_path: Path
+    target: str, emulated_snowflake: Account, dbt: Dbt, tmp_path: Path
 ) -> None:
     """The job loads, then builds; DuckDB needs nothing but its name."""
     meltano = MeltanoProject(tmp_path / "project")
@@ -374,9 +370,7 @@ def test_one_run_of_meltano_loads_and_builds(
         warehouse: Warehouse = DuckDb(meltano.directory)
         settings = {"DBT_BUGSPULSE_TARGET": "duckdb", "DBT_BUGSPULSE_SCHEMA": SCHEMA}
         if target == "snowflake":
-            port = emulated_snowflake.connection["port"]
-            assert isinstance(port, int)
-            warehouse = Snowflake(port, connector, tmp_path)
+            warehouse = Snowflake(emulated_snowflake, tmp_path)
             # Only the emulated one needs a profile of its own, which says where it listens.
             dbt.add("snowflake", warehouse.output())
             profiles = {"DBT_BUGSPULSE_PROFILES_DIR": str(tmp_path / "dbt")}

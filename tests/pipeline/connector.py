@@ -35,25 +35,18 @@ class Connector(Answering):
         python = Path(sys.executable)
         super().__init__(python, "tests.pipeline.query", home=home, settings=NO_PLATFORM_DETECTION)
 
-    def query(self, port: int, statements: Sequence[str]) -> list[list[list[Any]]]:
-        """Ask the emulated Snowflake that listens on a port, see `ask`."""
-        return self.ask(emulated_connection(port), statements)
-
     def ask(
-        self, connection: Mapping[str, object], statements: Sequence[str], *, seconds: float = 60
+        self, connection: Mapping[str, object], statements: Sequence[str]
     ) -> list[list[list[Any]]]:
         """Run statements in Snowflake and return the rows of each, times as ISO 8601 text.
 
-        Args:
-            connection: Arguments of the connector.
-            statements: Statements to run, tables need no qualification.
-            seconds: How long all of them may take.
+        `connection` has the arguments of the connector; tables need no qualification.
 
         Raises:
-            ChildError: A statement failed.
+            ChildError: A statement failed, or all of them took longer than a minute.
         """
         question = {"connection": connection, "statements": statements}
-        answer = self.answer(question, seconds)
+        answer = self.answer(question, seconds=60)
         if "error" in answer:
             msg = f"Snowflake could not be asked: {answer['error']}"
             raise ChildError(msg)

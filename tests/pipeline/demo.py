@@ -13,22 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
 from tests.pipeline.connector import Connector
 from tests.pipeline.marts import FUNNEL
-from tests.pipeline.meltano import (
-    DATABASE,
-    MeltanoProject,
-    NotLoopbackError,
-    NotSetUpError,
-    emulated_account,
-    snowflake_settings,
-)
+from tests.pipeline.meltano import DATABASE, MeltanoProject, NotLoopbackError, NotSetUpError
 from tests.pipeline.page import QUESTIONS, page, statements
 from tests.pipeline.report import table
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
+from tests.pipeline.warehouse import emulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +48,7 @@ There the API allows 60 requests a minute, and the events of a session cost one;
 sandbox of this demo has no limit.
 """
 # More than the sandbox can answer, so that nothing waits.
-UNLIMITED = "60000"
+UNLIMITED = {"TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000"}
 ROWS = """
     select 'sessions', count(*) from sessions
     union all select 'crashes', count(*) from crashes
@@ -77,75 +71,64 @@ def demo(directory: Path, data: Sequence[str]) -> int:
         NotSetUpError: Meltano or dbt is not installed in the checkout.
     """
     say(INTRODUCTION)
-    databases = directory / "snowflake"
-    home = directory / "home"
-    for old in (databases, home, directory / "project", directory / "dbt"):
+    home, kept = directory / "home", directory / "snowflake"
+    for old in (kept, home, directory / "project", directory / "dbt"):
         shutil.rmtree(old, ignore_errors=True)
     project = MeltanoProject(directory / "project", fresh=True)
     with (
         serving("tests.sandbox", *data, "--requests-per-minute", "none", home=home) as bugspulse,
-        serving(
-            "tests.pipeline.snowflake", "--database-dir", str(databases), home=home
-        ) as snowflake,
+        Connector(home) as connector,
+        emulated(kept, connector) as snowflake,
+        Dbt(directory / "dbt") as dbt,
     ):
         names = {"sessions": "sessions", "crashes": "crash groups", "events": "events"}
         names["network"] = "network calls"
         held = ", ".join(f"{bugspulse[name]:,} {what}" for name, what in names.items())
         say(f"BugsPulse sandbox     {bugspulse['url']}, holds {held}")
-        say(f"Emulated Snowflake    127.0.0.1:{snowflake['port']}\n")
+        say(f"Emulated Snowflake    127.0.0.1:{snowflake.connection['port']}\n")
         say("$ tap-bugspulse-check --config=ENV")
-        if code := check(bugspulse, home):
+        tap = {
+            "TAP_BUGSPULSE_API_URL": bugspulse["url"],
+            "TAP_BUGSPULSE_API_KEY": bugspulse["api_key"],
+        }
+        if code := check(tap, home):
             say(f"\nThe check failed with exit code {code}; what it said is above.")
             return code
         say("$ meltano run tap-bugspulse target-snowflake")
         began = time.monotonic()
-        settings = of_the_tap(bugspulse) | snowflake_settings(emulated_account(snowflake["port"]))
+        settings = tap | UNLIMITED | snowflake.settings
         code = project.run("tap-bugspulse", "target-snowflake", settings=settings, seconds=300)
         if code:
             say(f"\n`meltano run` failed with exit code {code}; what it said is above.")
             return code
         say(f"Loaded in {time.monotonic() - began:.0f} seconds.\n")
-        with Connector(home) as connector, Dbt(directory / "dbt") as dbt:
-            (counts,) = connector.query(snowflake["port"], [ROWS])
-            say("\n  ".join(["Rows per table", *table(("table", "rows"), counts)]) + "\n")
-            say("$ dbt build")
-            warehouse = Snowflake(snowflake["port"], connector, directory)
-            began = time.monotonic()
-            dbt.add(warehouse.name, warehouse.output())
-            built = dbt.run(warehouse.name, "build", variables={"bugspulse_funnel": FUNNEL})
-            if not built["success"]:
-                problems = built["problems"] or ["dbt did not say why"]
-                say("\n".join(["`dbt build` failed:", *problems]))
-                return 1
-            say(f"Built in {time.monotonic() - began:.0f} seconds.\n")
-            answers = warehouse.query(*statements(SCHEMA))
+        (counts,) = snowflake.query(ROWS)
+        say("\n  ".join(["Rows per table", *table(("table", "rows"), counts)]) + "\n")
+        say("$ dbt build")
+        warehouse = Snowflake(snowflake, directory)
+        began = time.monotonic()
+        dbt.add(warehouse.name, warehouse.output())
+        built = dbt.run(warehouse.name, "build", variables={"bugspulse_funnel": FUNNEL})
+        if not built["success"]:
+            problems = built["problems"] or ["dbt did not say why"]
+            say("\n".join(["`dbt build` failed:", *problems]))
+            return 1
+        say(f"Built in {time.monotonic() - began:.0f} seconds.\n")
+        answers = warehouse.query(*statements(SCHEMA))
     say(OWN_PROJECT)
-    say(f"The loaded database is a DuckDB file: {databases / DATABASE}.db")
+    say(f"The loaded database is a DuckDB file: {kept / 'databases' / DATABASE}.db")
     report = directory / "report.html"
     report.write_text(page(dict(zip(QUESTIONS, answers, strict=True)), made_up=True), "utf-8")
     say(f"The report, to open in a browser: {report}")
     return 0
 
 
-def check(bugspulse: dict[str, Any], home: Path) -> int:
-    """Run the check on the sandbox; return its exit code."""
-    command = [CHECK, "--config=ENV"]
-    # At the pace of the real API, of which it does not reach the limit.
-    settings = of_the_tap(bugspulse)
-    del settings["TAP_BUGSPULSE_REQUESTS_PER_MINUTE"]
-    env = environment(home, settings)
+def check(tap: dict[str, str], home: Path) -> int:
+    """Run the check on the sandbox, at the pace of the real API; return its exit code."""
+    command, env = [CHECK, "--config=ENV"], environment(home, tap)
     code = subprocess.run(command, cwd=CHECKOUT, env=env, timeout=60, check=False).returncode
     say("")
     return code
-
-
-def of_the_tap(bugspulse: dict[str, Any]) -> dict[str, str]:
-    """Return the tap's settings for the sandbox."""
-    return {
-        "TAP_BUGSPULSE_API_URL": bugspulse["url"],
-        "TAP_BUGSPULSE_API_KEY": bugspulse["api_key"],
-        "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": UNLIMITED,
-    }
 
 
 def say(text: str) -> None:

@@ -19,28 +19,25 @@ import psycopg
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tests.pipeline.children import CHECKOUT, Answering, environment
-from tests.pipeline.connector import emulated_connection
-from tests.pipeline.meltano import DATABASE, NotSetUpError, emulated_account, snowflake_settings
+from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, NotSetUpError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from tests.pipeline.connector import Connector
     from tests.pipeline.marts import Row
+    from tests.pipeline.warehouse import Snowflake as Account
+    from tests.running import Output
 
 TRANSFORM = CHECKOUT / "transform"
 PREFIX = "bugspulse__"
 """What the names of the package's tables begin with."""
 SCHEMA = "marts"
 """Where the tests have dbt put them."""
-
-
 DBT_ENVIRONMENT = {
     "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     "DO_NOT_TRACK": "1",
-    "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",
-}
+} | NO_PLATFORM_DETECTION
 
 
 class Dbt(Answering):
@@ -121,7 +118,7 @@ def loaders() -> dict[str, dict[str, object]]:
 
 def load(
     target: str,
-    messages: Path,
+    output: Output,
     folder: Path,
     settings: Mapping[str, object],
     variables: Mapping[str, str] | None = None,
@@ -135,17 +132,16 @@ def load(
     config = folder / f"{target}.json"
     config.write_text(json.dumps(loaders()[target] | dict(settings)), "utf-8")
     program = CHECKOUT / ".meltano" / "loaders" / target / "venv" / "bin" / target
-    with messages.open() as lines:
-        done = subprocess.run(
-            [program, "--config", config],
-            cwd=folder,
-            env=environment(folder / "home", variables),
-            stdin=lines,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    done = subprocess.run(
+        [program, "--config", config],
+        cwd=folder,
+        env=environment(folder / "home", variables),
+        input="".join(json.dumps(message) + "\n" for message in output.messages),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -157,7 +153,7 @@ class Warehouse(Protocol):
     def output(self) -> dict[str, object]:
         """Return what dbt's profile says of it."""
 
-    def load(self, messages: Path) -> None:
+    def load(self, output: Output) -> None:
         """Load what a run of the tap wrote."""
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
@@ -178,10 +174,10 @@ class DuckDb:
         """Return what dbt's profile says of it."""
         return {"type": "duckdb", "path": str(self.path), "schema": SCHEMA, "threads": 1}
 
-    def load(self, messages: Path) -> None:
+    def load(self, output: Output) -> None:
         """Add the rows to the files."""
         (self.folder / "output").mkdir(parents=True, exist_ok=True)
-        load("target-jsonl", messages, self.folder, {})
+        load("target-jsonl", output, self.folder, {})
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
         """Run statements and return the rows of each."""
@@ -214,11 +210,11 @@ class Postgres:
             "threads": 2,
         }
 
-    def load(self, messages: Path) -> None:
+    def load(self, output: Output) -> None:
         """Merge the rows."""
         url = self.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
         settings = {"sqlalchemy_url": url, "default_target_schema": "bugspulse"}
-        load("target-postgres", messages, self._folder, settings | self.settings)
+        load("target-postgres", output, self._folder, settings | self.settings)
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
         """Run statements and return the rows of each."""
@@ -237,31 +233,26 @@ class Snowflake:
 
     name = "snowflake"
 
-    def __init__(self, port: int, connector: Connector, folder: Path) -> None:
+    def __init__(self, account: Account, folder: Path) -> None:
         """Take a server."""
-        self._port = port
-        self._connector = connector
+        self._account = account
         self._folder = folder
 
     def output(self) -> dict[str, object]:
         """Return what dbt's profile says of it."""
-        connection = emulated_connection(self._port) | {"database": DATABASE, "schema": SCHEMA}
+        connection = self._account.connection | {"database": DATABASE, "schema": SCHEMA}
         return connection | {"type": "snowflake", "threads": 2, "warehouse": "emulated"}
 
-    def load(self, messages: Path) -> None:
+    def load(self, output: Output) -> None:
         """Merge the rows."""
-        settings, others = {}, {}
-        for name, value in snowflake_settings(emulated_account(self._port)).items():
-            short = name.removeprefix("TARGET_SNOWFLAKE_")
-            if short == name:
-                others[name] = value
-            else:
-                settings[short.lower()] = value
-        load("target-snowflake", messages, self._folder, settings, others)
+        prefix, others = "TARGET_SNOWFLAKE_", dict(self._account.settings)
+        own = [name for name in others if name.startswith(prefix)]
+        settings = {name.removeprefix(prefix).lower(): others.pop(name) for name in own}
+        load("target-snowflake", output, self._folder, settings, others)
 
     def query(self, *statements: str) -> list[list[list[Any]]]:
         """Run statements and return the rows of each."""
-        return self._connector.query(self._port, statements)
+        return self._account.query(*statements)
 
 
 def readable(rows: Iterable[Iterable[object]]) -> list[list[Any]]:
