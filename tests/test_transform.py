@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import NOW, with_project
 from tests.documents import blocks, table, text
 from tests.pipeline.children import serving
 from tests.pipeline.marts import FUNNEL, crashes_daily, marts, metrics
@@ -26,10 +27,10 @@ from tests.pipeline.transform import (
     documented,
     tables,
 )
-from tests.pipeline.truth import Rows, held, tap_settings
+from tests.pipeline.truth import Rows, change, held, tap_settings
 from tests.pipeline.warehouse import emptied, emulated
 from tests.running import Output, Row, sync
-from tests.sandbox import Options, Project, Sandbox, generate
+from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.dbt
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Tables = dict[str, dict[tuple[Any, ...], Row]]
 
 
@@ -92,9 +92,9 @@ def build(
     return [answer["results"] for answer in answers]
 
 
-def update(warehouse: Warehouse, table_name: str, change: str) -> None:
+def update(warehouse: Warehouse, table_name: str, values: str) -> None:
     """Change rows of a table of the package."""
-    warehouse.query(f"update {SCHEMA}.bugspulse__{table_name} set {change}")  # noqa: S608 - own names
+    warehouse.query(f"update {SCHEMA}.bugspulse__{table_name} set {values}")  # noqa: S608 - own names
 
 
 A_DAY_EARLIER = "dbt_valid_from = dbt_valid_from - interval '1 day'"
@@ -162,44 +162,33 @@ def assert_metrics(dbt: Dbt, target: str, rows: Rows) -> None:
             ), (target, grain)
 
 
-def change(project: Project) -> None:
-    """Have happen what happens between two runs: late, new, grown, ended and crashed."""
-    sessions = sorted(project.sessions.values(), key=lambda row: str(row["startedAt"]))
-    recent = [row["id"] for row in sessions if row["startedAt"] < project.now.isoformat()][-6:]
-    project.grow(recent[-1])
-    for crashed in recent[-4:-1]:
-        project.crash(crashed)
-    project.end(project.new_session(project.now - timedelta(days=3)))
-    project.new_session(project.now, active=True)
-    project.new_network(project.now - timedelta(days=2))
-    # What is triaged has the same counts as before.
-    (group, *_) = sorted(project.crashes)
-    project.crashes[group]["status"] = "ignored"
-    project.changed("sessions", "crashes")
-
-
+@with_project(seed=1, sessions=300, days=20, until=NOW)
 def test_all_tables_are_true_and_equal_after_each_build(
-    dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
+    sandbox: Sandbox, dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
 ) -> None:
     """What is late or changed arrives, on three databases, as in a full rebuild."""
-    project = generate(seed=1, sessions=300, days=20, until=NOW)
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        first = sync(sandbox, NOW)
-        loads = [held(project)]
-        load(warehouses, first)
-        build(dbt, warehouses, tmp_path, "build")
-        for warehouse in warehouses:
-            assert_true(warehouse, expected(loads))
-            update(warehouse, "crash_history", A_DAY_EARLIER)
-            for name in INCREMENTAL:
-                update(warehouse, name, f"{MARK} where day = '{AN_OLD_DAY}'")
-        old = [marked(warehouse) for warehouse in warehouses]
-        assert all(map(all, old))
+    project, first = sandbox.project, sync(sandbox, NOW)
+    loads = [held(project)]
+    load(warehouses, first)
+    build(dbt, warehouses, tmp_path, "build")
+    for warehouse in warehouses:
+        assert_true(warehouse, expected(loads))
+        update(warehouse, "crash_history", A_DAY_EARLIER)
+        for name in INCREMENTAL:
+            update(warehouse, name, f"{MARK} where day = '{AN_OLD_DAY}'")
+    old = [marked(warehouse) for warehouse in warehouses]
+    assert all(map(all, old))
 
-        change(project)
-        second = sync(sandbox, project.now, state=first.state)
-        loads.append(held(project))
-        load(warehouses, second)
+    change(project)
+    # What is late, what goes on, and what is triaged, with the same counts as before.
+    project.new_session(project.now - timedelta(days=3))
+    project.new_network(project.now - timedelta(days=2))
+    project.new_session(project.now, active=True)
+    project.crashes[min(project.crashes)]["status"] = "ignored"
+    project.changed("crashes")
+    second = sync(sandbox, project.now, state=first.state)
+    loads.append(held(project))
+    load(warehouses, second)
     # That keys are unique is checked below.
     build(dbt, warehouses, tmp_path, *WITHOUT_TESTS)
     truth = expected(loads)
@@ -306,10 +295,11 @@ def odd_rows(schemas: dict[str, Row]) -> Output:
     return output
 
 
-def test_odd_rows_and_missing_tables(dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path) -> None:
+def test_odd_rows_and_missing_tables(
+    sandbox: Sandbox, dbt: Dbt, warehouses: list[Warehouse], tmp_path: Path
+) -> None:
     """Any screen and path is counted, nothing fails for what is null or never came."""
-    with Sandbox(generate(1, 5, 1, NOW), Options(requests_per_minute=None)) as sandbox:
-        run = sync(sandbox, NOW)
+    run = sync(sandbox, NOW)
     schemas = {one["stream"]: one for one in run.messages if one["type"] == "SCHEMA"}
     # A column that somebody has not selected.
     del schemas["sessions"]["schema"]["properties"]["networkType"]
@@ -355,18 +345,15 @@ RUNS = {
 }
 
 
+@with_project(seed=5, sessions=60, days=5, until=NOW, crash_groups=6)
 @pytest.mark.parametrize("target", RUNS)
 def test_one_run_of_meltano_loads_and_builds(
-    target: str, emulated_snowflake: Account, dbt: Dbt, tmp_path: Path
+    target: str, sandbox: Sandbox, emulated_snowflake: Account, dbt: Dbt, tmp_path: Path
 ) -> None:
     """The job loads, then builds; DuckDB needs nothing but its name."""
     meltano = MeltanoProject(tmp_path / "project")
     (meltano.directory / "transform").symlink_to(TRANSFORM)
-    project = generate(5, 60, 5, NOW, crash_groups=6)
-    with (
-        emptied(emulated_snowflake),
-        Sandbox(project, Options(requests_per_minute=None)) as sandbox,
-    ):
+    with emptied(emulated_snowflake):
         warehouse: Warehouse = DuckDb(meltano.directory)
         settings = {"DBT_BUGSPULSE_TARGET": "duckdb", "DBT_BUGSPULSE_SCHEMA": SCHEMA}
         if target == "snowflake":
@@ -377,7 +364,7 @@ def test_one_run_of_meltano_loads_and_builds(
             settings = emulated_snowflake.settings | profiles
         assert meltano.run(*RUNS[target], settings=tap_settings(sandbox) | settings) == 0
 
-        truth = marts(held(project), funnel=())
+        truth = marts(held(sandbox.project), funnel=())
         found = tables(warehouse, [*truth])
     assert found == {name: by_key(name, rows) for name, rows in truth.items()}
     assert found["session_timeline"]
