@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pipeline.meltano import (
-    MeltanoProject,
-    NotLoopbackError,
-    emulated_account,
-    loopback_only,
-    snowflake_settings,
-)
+from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.warehouse import emulated
 
 if TYPE_CHECKING:
@@ -48,37 +42,6 @@ def test_meltano_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     ]
     assert meltano.call(*change, "false", settings={}) == 0
     assert file.read_text() == before
-
-
-@pytest.mark.parametrize(
-    "account",
-    [
-        "myorg-account123",
-        "myorg-account123.snowflakecomputing.com",
-        "",
-        "127.0.0.1",
-        "127.0.0.1:443",
-        "localhost:8080/ANALYTICS?protocol=http&account=fakesnow&passcode=",
-        "127.0.0.1.example.com:8080/ANALYTICS?protocol=http&account=fakesnow&passcode=",
-        "127.0.0.1:8080@example.com/ANALYTICS?protocol=http&account=fakesnow&passcode=",
-        "127.0.0.1:8080/ANALYTICS?protocol=http&account=fakesnow&host=example.com&passcode=",
-        "127.0.0.1:8080/ANALYTICS?protocol=http&account=fakesnow&passcode=&host=example.com",
-        "127.0.0.1:8080/ANALYTICS?protocol=http&account=fakesnow&passcode=\n",
-        "10.0.0.1:8080/ANALYTICS?protocol=http&account=fakesnow&passcode=",
-        "127.0.0.1:٨٠/ANALYTICS?protocol=http&account=fakesnow&passcode=",
-    ],
-)
-def test_an_account_that_is_not_on_loopback_is_refused(account: str) -> None:
-    """No settings are made for an account of any form but the emulated one's."""
-    with pytest.raises(NotLoopbackError, match="refused"):
-        snowflake_settings(account)
-
-
-def test_the_account_of_the_emulated_snowflake_is_taken() -> None:
-    """The account that tests and demo use is one of those that are not refused."""
-    account = emulated_account(40123)
-    assert loopback_only(account) == account
-    assert snowflake_settings(account)["TARGET_SNOWFLAKE_ACCOUNT"] == account
 
 
 def test_the_emulator_merges_staged_rows(tmp_path: Path, connector: Connector) -> None:

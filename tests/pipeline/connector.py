@@ -7,24 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.pipeline.children import Answering, ChildError
-from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, SCHEMA
+from tests.pipeline.meltano import NO_PLATFORM_DETECTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-
-def emulated_connection(port: int) -> dict[str, object]:
-    """Return the arguments that take Snowflake's connector to the emulated Snowflake."""
-    return {
-        "user": "emulated",
-        "password": "emulated",
-        "account": "fakesnow",
-        "host": "127.0.0.1",
-        "port": port,
-        "protocol": "http",
-        "database": DATABASE,
-        "schema": SCHEMA,
-    }
 
 
 class Connector(Answering):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
 from tests.pipeline.connector import Connector
 from tests.pipeline.marts import FUNNEL
-from tests.pipeline.meltano import DATABASE, MeltanoProject, NotLoopbackError, NotSetUpError
+from tests.pipeline.meltano import DATABASE, MeltanoProject, NotSetUpError
 from tests.pipeline.page import QUESTIONS, page, statements
 from tests.pipeline.report import table
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data += ["--until", options.until]
     try:
         return demo(CHECKOUT / ".demo", data)
-    except (ChildError, NotLoopbackError, NotSetUpError) as error:
+    except (ChildError, NotSetUpError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from typing import IO, TYPE_CHECKING, Any
@@ -41,48 +40,10 @@ IMPORTED = (
     "anyio._backends._asyncio",
     "pygments.styles.default",
 )
-ACCOUNT = re.compile(r"127\.0\.0\.1:[0-9]{1,5}/[A-Z]+\?protocol=http&account=fakesnow&passcode=")
-
-
-class NotLoopbackError(Exception):
-    """An account is not the emulated Snowflake of this machine."""
 
 
 class NotSetUpError(Exception):
     """Meltano or its plugins are not installed in the checkout."""
-
-
-def emulated_account(port: int) -> str:
-    """Return the `account` setting that takes target-snowflake to the emulated Snowflake.
-
-    snowflake-sqlalchemy builds `snowflake://user:password@ACCOUNT/DATABASE?…` from it, so
-    an account that is a host, a database and parameters reaches any server; with
-    `SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS` its parameters are heard.
-    """
-    return f"127.0.0.1:{port}/{DATABASE}?protocol=http&account=fakesnow&passcode="
-
-
-def loopback_only(account: str) -> str:
-    """Return an account of the emulated Snowflake on this machine; refuse any other.
-
-    Raises:
-        NotLoopbackError: The account has any other form, so it could be a real one.
-    """
-    if not ACCOUNT.fullmatch(account):
-        msg = f"refused: the Snowflake account {account!r} is not the emulated one"
-        raise NotLoopbackError(msg)
-    return account
-
-
-def snowflake_settings(account: str) -> dict[str, str]:
-    """Return target-snowflake's environment variables for the emulated Snowflake."""
-    return {
-        "TARGET_SNOWFLAKE_ACCOUNT": loopback_only(account),
-        "TARGET_SNOWFLAKE_DATABASE": DATABASE,
-        "TARGET_SNOWFLAKE_USER": "emulated",
-        "TARGET_SNOWFLAKE_PASSWORD": "emulated",
-        "SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS": "1",
-    } | NO_PLATFORM_DETECTION
 
 
 def meltano_kind(meltano: Path) -> Kind:

@@ -8,8 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.pipeline.children import serving
-from tests.pipeline.connector import emulated_connection
-from tests.pipeline.meltano import SCHEMA, emulated_account, snowflake_settings
+from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,17 +92,25 @@ def plain(name: str, value: object) -> object:
 
 @contextlib.contextmanager
 def emulated(directory: Path, connector: Connector) -> Iterator[Snowflake]:
-    """Serve an emulated Snowflake that keeps its files in a directory."""
+    """Serve an emulated Snowflake that keeps its files in a directory.
+
+    Nothing but its port goes into the settings, so that they never name a real account.
+    """
     sql_log, home = directory / "statements.jsonl", directory / "home"
     kept = ("--database-dir", str(directory / "databases"), "--sql-log", str(sql_log))
     with serving("tests.pipeline.snowflake", *kept, home=home) as server:
-        yield Snowflake(
-            SCHEMA,
-            snowflake_settings(emulated_account(server["port"])),
-            emulated_connection(server["port"]),
-            connector,
-            sql_log,
-        )
+        user = {"user": "emulated", "password": "emulated", "database": DATABASE}
+        place = {"host": "127.0.0.1", "port": server["port"], "protocol": "http"}
+        connection = user | place | {"account": "fakesnow", "schema": SCHEMA}
+        # snowflake-sqlalchemy builds `snowflake://user:password@ACCOUNT/DATABASE?…` from it,
+        # so an account that is a host, a database and parameters reaches any server; with
+        # the legacy setting its parameters are heard.
+        parameters = "protocol=http&account=fakesnow&passcode="
+        settings = {f"TARGET_SNOWFLAKE_{name.upper()}": text for name, text in user.items()} | {
+            "TARGET_SNOWFLAKE_ACCOUNT": f"127.0.0.1:{server['port']}/{DATABASE}?{parameters}",
+            "SNOWFLAKE_SQLALCHEMY_LEGACY_URL_PARAMS": "1",
+        }
+        yield Snowflake(SCHEMA, settings | NO_PLATFORM_DETECTION, connection, connector, sql_log)
 
 
 @contextlib.contextmanager
