@@ -13,6 +13,7 @@ import pytest
 from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, held, tap_settings
+from tests.pipeline.warehouse import TIMES
 from tests.sandbox import Options, Sandbox, generate
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pipeline
 
 LATEST = CHECKOUT / "examples" / "duckdb" / "latest.sql"
-TIMES = {"startedAt", "endedAt", "firstSeenAt", "lastSeenAt", "timestamp"}
 NUMBERS = {"eventCount", "duration", "occurrenceCount", "affectedDevices"}
 NUMBERS |= {"sequenceNumber", "statusCode"}
 EXTRA = {"experiment": {"arm": "ü", "share": 0.5}}
@@ -100,7 +100,7 @@ def plain(name: str, text: str) -> object:
         return None
     if name in {"data", "_extra"}:
         return json.loads(text)
-    if name in TIMES:
+    if any(column.endswith(f".{name}") for column in TIMES):
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
     if text in {"True", "False"}:

@@ -22,6 +22,7 @@ from tests.documents import block_with
 from tests.pipeline.children import serving
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import KEYS, Rows, assert_same, change, events_asked, held, tap_settings
+from tests.pipeline.warehouse import OBJECTS, TIMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -196,18 +197,8 @@ def assert_types(postgres: Postgres) -> None:
     )
     types = {row["name"]: row["data_type"] for row in columns}
     own = {name: kind for name, kind in types.items() if f".{METADATA}" not in name}
-    assert {name for name, kind in own.items() if kind == "jsonb"} == {
-        "events.data",
-        *(f"{stream}._extra" for stream in KEYS),
-    }
-    assert {name for name, kind in own.items() if kind.startswith("timestamp")} == {
-        "sessions.startedAt",
-        "sessions.endedAt",
-        "crashes.firstSeenAt",
-        "crashes.lastSeenAt",
-        "events.timestamp",
-        "network.timestamp",
-    }
+    for kind, names in (("jsonb", OBJECTS), ("timestamp without time zone", TIMES)):
+        assert {name for name in own if own[name] == kind} == names
     assert own["sessions.eventCount"] == "bigint"
     assert own["sessions.hasCrash"] == "boolean"
     # Who queries it needs not guess what a column is.

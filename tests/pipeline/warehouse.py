@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.pipeline.children import serving
 from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, SCHEMA
+from tests.running import PRIMARY_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from tests.pipeline.truth import Rows
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
-OBJECTS = {"data", "_extra"}
+OBJECTS = {"events.data", *(f"{stream}._extra" for stream in PRIMARY_KEYS)}
+TIMES = {
+    *("sessions.startedAt", "sessions.endedAt", "crashes.firstSeenAt", "crashes.lastSeenAt"),
+    *("events.timestamp", "network.timestamp"),
+}
+"""The columns that are neither texts nor numbers nor truth values."""
 
 
 class Snowflake(NamedTuple):
@@ -83,7 +89,7 @@ def column(field: str) -> str:
 
 def plain(name: str, value: object) -> object:
     """Return a value of Snowflake as the API has it."""
-    if name in OBJECTS and isinstance(value, str):
+    if name in {"data", "_extra"} and isinstance(value, str):
         return json.loads(value)
     if isinstance(value, str) and INSTANT.fullmatch(value):
         return value + "Z"
