@@ -69,12 +69,6 @@ def test_the_pages_of_docs_stay_short() -> None:
     assert sum(len(text(one).splitlines()) for one in pages) <= 1290
 
 
-def test_no_page_names_a_library_that_is_gone() -> None:
-    """Pace and retries are the tap's own: no document names what once kept them."""
-    gone = re.compile("requests.?ratelimiter|backoff library", re.IGNORECASE)
-    assert [one for one in DOCUMENTS if gone.search(text(one))] == []
-
-
 def test_a_day_of_calls_has_the_values_that_the_page_names(sandbox: Sandbox, now: datetime) -> None:
     """`days` of a state has four values, the last of them the start_date."""
     (row,) = (row for row in table("docs/replication.md", "The state") if row[0] == "`days`")

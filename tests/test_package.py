@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tarfile
 import typing as t
@@ -111,13 +110,6 @@ def test_the_version_has_one_place(wheel: Path, tap: Path, tmp_path: Path) -> No
     assert [name for name, text in package.items() if version in text] == []
     said = succeed(tap, "--version", cwd=tmp_path, env=environment(tmp_path / "home"))
     assert said.startswith(f"tap-bugspulse v{version},")
-
-
-def test_the_installed_wheel_discovers(tap: Path, tmp_path: Path) -> None:
-    """Away from the checkout, without any setting, it prints the catalog we know."""
-    said = succeed(tap, "--discover", cwd=tmp_path, env=environment(tmp_path / "home"))
-    snapshot = CHECKOUT / "tests" / "snapshots" / "catalog.json"
-    assert json.loads(said) == json.loads(snapshot.read_text())
 
 
 def test_the_installed_wheel_loads_everything(tap: Path, sandbox: Sandbox, tmp_path: Path) -> None:
