@@ -16,7 +16,7 @@ import pytest
 from singer_sdk.exceptions import FatalAPIError
 
 from tap_bugspulse.check import LOST, Check, page, report
-from tests.conftest import NOW, tiered
+from tests.conftest import NOW, tiered, with_project
 from tests.pipeline.children import environment
 from tests.running import PRIMARY_KEYS, expected, sync, tap_class
 from tests.sandbox import Options, Sandbox
@@ -45,11 +45,6 @@ def found_in(
     assert len(sandbox.requests) == found["requests"]
     assert provokes or found["requests"] <= 40
     return found
-
-
-def serving(**project: float) -> pytest.MarkDecorator:
-    """Have the sandbox serve a project of another size."""
-    return pytest.mark.parametrize("sandbox", [project], indirect=True, ids=[f"{project}"])
 
 
 def truth(options: Mapping[str, t.Any]) -> dict[str, str]:
@@ -225,7 +220,7 @@ def test_a_user_learns_what_there_is_and_what_it_costs(sandbox: Sandbox) -> None
 
 
 @long
-@serving(sessions=4000)
+@with_project(sessions=4000)
 def test_settings_follow_from_what_there_is(sandbox: Sandbox) -> None:
     """A first load that takes hours is given a time limit."""
     found, slow = found_in(sandbox), found_in(sandbox, requests_per_minute=60)
@@ -369,7 +364,7 @@ def test_a_start_date_makes_a_load_shorter(sandbox: Sandbox) -> None:
 
 
 @long
-@serving(sessions=3000, days=8)
+@with_project(sessions=3000, days=8)
 @pytest.mark.parametrize("order", ["newest", "arbitrary"])
 def test_a_busy_project_is_checked_within_the_same_requests(sandbox: Sandbox, order: str) -> None:
     """With hundreds of sessions a day, the requests suffice, and what dates mean is found."""
@@ -383,7 +378,7 @@ def test_a_busy_project_is_checked_within_the_same_requests(sandbox: Sandbox, or
 
 
 @long
-@serving(sessions=5000, days=2)
+@with_project(sessions=5000, days=2)
 def test_thousands_of_sessions_a_day_leave_dates_open(sandbox: Sandbox) -> None:
     """Where some days would take too many requests, the reason stands in their place."""
     found = found_in(sandbox)

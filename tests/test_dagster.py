@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.pipeline.children import CHECKOUT, answer_of, environment, pipe
+from tests.pipeline.children import CHECKOUT, answer_of, pipe, start
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import emptied
@@ -41,24 +41,16 @@ def ticking(
     assert python.exists(), "Dagster is not set up: sh scripts/setup.sh dagster"
     home.mkdir()
     shutil.copyfile(EXAMPLE / "dagster.yaml", home / "dagster.yaml")
-    env = environment(meltano.home, settings) | {
+    own = {
         "DAGSTER_HOME": str(home),
         "MELTANO_PROJECT_ROOT": str(meltano.directory),
         "MELTANO_AUTO_INSTALL": "false",
+        "PATH": f"{meltano.meltano.parent}:{os.environ['PATH']}",
     }
-    env["PATH"] = f"{meltano.meltano.parent}:{env['PATH']}"
+    command = [str(python), "-m", "tests.pipeline.ticks"]
     with (
-        log.open("w") as stderr,
-        subprocess.Popen(
-            [python, "-m", "tests.pipeline.ticks"],
-            cwd=CHECKOUT,
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        ) as process,
+        log.open("w") as errors,
+        start(command, meltano.home, {**settings, **own}, errors) as process,
     ):
         try:
             yield Dagster(process, log)

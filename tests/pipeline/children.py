@@ -73,11 +73,15 @@ def serving(
 
 
 def start(
-    command: Sequence[str], home: Path, settings: Mapping[str, str] | None = None
+    command: Sequence[str],
+    home: Path,
+    settings: Mapping[str, str] | None = None,
+    errors: IO[str] | None = None,
 ) -> subprocess.Popen[str]:
     """Start a child in the checkout, with pipes for its input and output.
 
-    Ctrl-C reaches a whole group, and it has its own: it is stopped by closing its input.
+    What it writes to standard error goes to `errors`, or to the terminal. Ctrl-C reaches a
+    whole group, and it has its own: it is stopped by closing its input.
     """
     return subprocess.Popen(
         command,
@@ -85,6 +89,7 @@ def start(
         env=environment(home, settings),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
         start_new_session=True,
     )
