@@ -215,12 +215,7 @@ def main() -> None:
     project = make_up(given.sessions, given.events, given.network, given.days_silent)
     options = Options(requests_per_minute=given.requests_per_minute, counting=given.counting)
     server = Server(project, given.latency, options)
-    rows = {
-        "sessions": len(project.sessions),
-        "crashes": len(project.crashes),
-        "network": len(project.network),
-        "events": sum(map(len, project.events.values())),
-    }
+    rows = project.counts
     del project
     gc.freeze()  # nothing of this is garbage, and looking through it takes time
     asyncio.run(serve(server, {"rows": rows}))

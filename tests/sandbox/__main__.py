@@ -135,16 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"--port {arguments.port}: {error.strerror}")
     with sandbox:
-        ready = {
-            "ready": True,
-            "url": sandbox.url,
-            "api_key": sandbox.api_key,
-            "sessions": len(project.sessions),
-            "crashes": len(project.crashes),
-            "network": len(project.network),
-            "events": sum(map(len, project.events.values())),
-        }
-        print(json.dumps(ready), flush=True)
+        ready = {"ready": True, "url": sandbox.url, "api_key": sandbox.api_key}
+        print(json.dumps(ready | project.counts), flush=True)
         if arguments.until_stdin_closes:
             Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
         stop.wait()

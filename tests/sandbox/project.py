@@ -63,6 +63,12 @@ class Project:
         """Be a copy that shares nothing and goes on, with the same chances, by itself."""
         vars(self).update(state, lock=RLock())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows there are, by endpoint."""
+        counts = {name: len(self.table(name)) for name in TIME_FIELDS}
+        return counts | {"events": sum(map(len, self.events.values()))}
+
     def table(self, name: str) -> dict[str, Row]:
         """The rows of `sessions`, `crashes` or `network` by id."""
         return {"sessions": self.sessions, "crashes": self.crashes, "network": self.network}[name]
