@@ -105,7 +105,7 @@ class Fork:
         return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it has ended and give its exit code, negative for a signal.
+        """Wait until it has ended and return its exit code, negative for a signal.
 
         Raises:
             subprocess.TimeoutExpired: If it goes on for longer than these seconds.
@@ -162,7 +162,7 @@ def start(
 def run(
     module: str, *arguments: str, env: Mapping[str, str], fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m MODULE ARGUMENT…`` to its end, see `start`, and give what it wrote.
+    """Run ``python -m MODULE ARGUMENT…`` to its end, see `start`, and return what it wrote.
 
     Raises:
         subprocess.TimeoutExpired: If it goes on for a minute; it is then killed.
@@ -253,7 +253,7 @@ def serve() -> dict[str, t.Any] | None:
 
 
 def attend(pid: int, told: int) -> t.NoReturn:
-    """Tell of a fork and of its end; end it, and its group, when nobody may ask any more."""
+    """Write a fork's pid and its end; end it, and its group, when nobody may ask any more."""
     # Whichever of the two comes to it first.
     with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpgid(pid, pid)

@@ -59,7 +59,7 @@ def stub(checkout: Path) -> Path:
 
 
 def demo_command(*arguments: str) -> list[str]:
-    """Say the command that `make demo` ends with, for a small project."""
+    """Return the command that `make demo` ends with, for a small project."""
     data = ["--sessions", str(SESSIONS), "--days", str(DAYS)]
     return [sys.executable, "-m", "tests.pipeline.demo", *data, *arguments]
 
@@ -78,7 +78,7 @@ def assert_closed(settings: dict[str, str]) -> None:
 
 
 def hostile(trap: str, home: Path) -> dict[str, str]:
-    """Say the settings of somebody who has a real account of everything."""
+    """Return the settings of somebody who has a real account of everything."""
     return {
         "TARGET_SNOWFLAKE_ACCOUNT": f"{trap}/REAL?protocol=http&account=real&passcode=",
         "TARGET_SNOWFLAKE_USER": "real",

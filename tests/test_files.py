@@ -68,7 +68,7 @@ def test_files_hold_every_row_and_a_second_run_adds_what_changed(
 
 
 def truth(rows: Rows) -> Rows:
-    """Say what the tap makes of the field that is not in the reference."""
+    """Return rows with what the tap makes of the field that is not in the reference."""
     for row in rows["sessions"]:
         if "experiment" in row:
             row["_extra"] = {"experiment": row.pop("experiment")}
@@ -95,7 +95,7 @@ def csv_rows(output: Path) -> Rows:
 
 
 def plain(name: str, text: str) -> object:
-    """Say a text of a CSV file as the API has it."""
+    """Return a text of a CSV file as the API has it."""
     if not text:
         return None
     if name in {"data", "_extra"}:
@@ -139,7 +139,7 @@ def by_duckdb() -> Rows:
 
 
 def of_duckdb(name: str, value: object) -> object:
-    """Say a value of a column as the API has it."""
+    """Return a value of a column as the API has it."""
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds") + "Z"
     return json.loads(value) if name in {"data", "_extra"} and isinstance(value, str) else value

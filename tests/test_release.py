@@ -36,7 +36,7 @@ PINNED = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 def run(
     *command: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and give what it said."""
+    """Run a command to its end and return what it said."""
     return subprocess.run(
         command,
         cwd=cwd,
@@ -50,7 +50,7 @@ def run(
 
 
 def succeed(*command: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None) -> str:
-    """Run a command that must end with 0 and give what it printed."""
+    """Run a command that must end with 0 and return what it printed."""
     done = run(*command, cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -81,7 +81,7 @@ def snowflake(
 
 
 def account(variables: Mapping[str, str], schema: str) -> tuple[dict[str, str], dict[str, object]]:
-    """Say the settings of target-snowflake and the connector's arguments for an account.
+    """Return the settings of target-snowflake and the connector's arguments for an account.
 
     `scripts/test_snowflake.sh` has checked that the variables which must be there are.
     """
@@ -154,7 +154,7 @@ def assert_snapshot(sent: str) -> None:
 
 
 def normal(statements: Iterable[str]) -> str:
-    """Say what the target sent, the same for each run: by table, each statement once.
+    """Return what the target sent, the same for each run: by table, each statement once.
 
     Four threads load four tables, so the order is fixed within a table only. The ends of
     transactions are left out.

@@ -18,7 +18,7 @@ import snowflake.connector
 
 
 def plain(value: object) -> object:
-    """Say a value that JSON has no form for: times as ISO 8601, decimals as numbers."""
+    """Return what JSON has no form for in another one: times as ISO 8601, decimals as numbers."""
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")
     if isinstance(value, Decimal):
@@ -27,7 +27,7 @@ def plain(value: object) -> object:
 
 
 def rows(asked: dict[str, Any]) -> list[Any]:
-    """Run statements and give the rows of each.
+    """Run statements and return the rows of each.
 
     Raises:
         snowflake.connector.Error: A statement failed, or there is no connection.

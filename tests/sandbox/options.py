@@ -178,7 +178,7 @@ class Options:
     hold: Callable[[Request], None] | None = None
     """Called before each answer is built; may keep it back while others are built."""
     envelope: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Given each JSON envelope before it is sent; gives the one to send."""
+    """Given each JSON envelope before it is sent; returns the one to send."""
     body: Callable[[bytes], bytes] | None = None
     """Given the bytes of each listing before they are sent; returns those to send."""
 

@@ -553,7 +553,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-        """Say nothing: `Sandbox.requests` and its `log` are the log."""
+        """Say nothing: `Sandbox.requests` is the log."""
 
 
 def _reordered(rows: list[Row], table: str, page: int, limit: int) -> list[Row]:
