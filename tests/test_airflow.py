@@ -14,13 +14,14 @@ from tests.pipeline.children import CHECKOUT, environment, run_group
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import assert_same, held
 from tests.pipeline.warehouse import emulated
-from tests.test_schedules import PROJECTS, first_only, sandbox_of
+from tests.test_schedules import PROJECTS, sandbox_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tests.pipeline.connector import Connector
+    from tests.sandbox import Request
 
 AIRFLOW = CHECKOUT / ".venv-airflow" / "bin" / "airflow"
 SECONDS = 300
@@ -81,6 +82,17 @@ def test_airflow_loads_each_project_by_a_task_of_its_own(
         assert_same(snowflake.rows(expected), expected)
     # Airflow hides passwords of connections where they are printed.
     assert not any(sandbox.api_key in output for sandbox in sandboxes.values())
+
+
+def first_only(together: threading.Barrier) -> Callable[[Request], None]:
+    """Return what has the first request of a sandbox wait for those of the others."""
+    first = threading.Lock()
+
+    def wait(_: Request) -> None:
+        if first.acquire(blocking=False):
+            together.wait(SECONDS)
+
+    return wait
 
 
 def airflow(folder: Path, env: Mapping[str, str], *commands: tuple[str, ...]) -> str:

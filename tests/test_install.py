@@ -20,8 +20,8 @@ import yaml  # type: ignore[import-untyped] # it has no types
 from tests.documents import block_with
 from tests.pipeline.children import CHECKOUT, environment
 from tests.pipeline.truth import assert_same, held, tap_settings
+from tests.test_files import json_lines
 from tests.test_release import PROJECT, succeed
-from tests.test_schedules import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +144,7 @@ def test_meltano_adds_it_from_its_definition(
     }
     run = ("meltano", "run", "tap-bugspulse", "target-jsonl")
     succeed(*run, env=env | settings, cwd=project)
-    assert_same(lines(project / "output"), held(sandbox.project))
+    assert_same(json_lines(project / "output"), held(sandbox.project))
     installed = project / ".meltano" / "extractors" / "tap-bugspulse" / "venv"
     (origin,) = installed.rglob("tap_bugspulse-*.dist-info/direct_url.json")
     assert json.loads(origin.read_text())["url"] == repository

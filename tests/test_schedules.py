@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
 import re
 import shutil
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +14,16 @@ import yaml  # type: ignore[import-untyped] # it has no types
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.pipeline.children import CHECKOUT, run_group
+from tests.pipeline.children import CHECKOUT
 from tests.pipeline.meltano import MeltanoProject
-from tests.pipeline.truth import Rows, assert_same, change, events_asked, held, tap_settings
+from tests.pipeline.truth import assert_same, change, events_asked, held, tap_settings
 from tests.pipeline.warehouse import Snowflake, emptied
 from tests.sandbox import Options, Sandbox, generate
 from tests.test_release import run, succeed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from tests.sandbox import Request
 
 pytestmark = pytest.mark.sources
 
@@ -35,7 +31,6 @@ EXAMPLES = CHECKOUT / "examples"
 PROJECTS = EXAMPLES / "several-projects" / "projects.meltano.yml"
 CRONTAB = EXAMPLES / "cron" / "bugspulse.crontab"
 WORKFLOW = EXAMPLES / "github-actions" / "load.yml"
-SECONDS = 120
 NOW = datetime.now(UTC)
 
 
@@ -106,54 +101,6 @@ def test_several_projects_share_one_set_of_tables(snowflake: Snowflake, tmp_path
         other = held(courier.project, "courier")
         both = {name: rows + other[name] for name, rows in held(shop.project, "shop").items()}
         assert_same(snowflake.rows(both), both)
-
-
-@pytest.mark.pipeline
-def test_projects_may_load_at_the_same_time(tmp_path: Path) -> None:
-    """Two runs that start together load all rows, each of its own project."""
-    meltano = MeltanoProject(tmp_path / "project", include=PROJECTS)
-    # Two first commands would both make the tables of Meltano's database, see schedule.md.
-    assert meltano.call("state", "list", settings={}) == 0
-    names = ("shop", "courier")
-    # No run has its rows before the other has been started and asks for its own.
-    together = threading.Barrier(len(names))
-    with contextlib.ExitStack() as stack:
-        servers = [sandbox_of(name, seed) for seed, name in enumerate(names)]
-        sandboxes = [stack.enter_context(one) for one in servers]
-        runs = []
-        for name, sandbox in zip(names, sandboxes, strict=True):
-            sandbox.options.hold = first_only(together)
-            (tmp_path / name).mkdir()
-            settings = {
-                f"TAP_BUGSPULSE__{name.upper()}_API_URL": sandbox.url,
-                f"TAP_BUGSPULSE__{name.upper()}_API_KEY": sandbox.api_key,
-                "TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000",
-                "TARGET_JSONL_DESTINATION_PATH": str(tmp_path / name),
-            }
-            plugins = (f"tap-bugspulse--{name}", "target-jsonl")
-            runs.append(meltano.start("run", *plugins, settings=settings))
-        assert [run_group(one, "meltano", seconds=SECONDS) for one in runs] == [0, 0]
-        for name, sandbox in zip(names, sandboxes, strict=True):
-            assert_same(lines(tmp_path / name), held(sandbox.project, name))
-
-
-def first_only(together: threading.Barrier) -> Callable[[Request], None]:
-    """Return what has the first request of a sandbox wait for those of the others."""
-    first = threading.Lock()
-
-    def wait(_: Request) -> None:
-        if first.acquire(blocking=False):
-            together.wait(SECONDS)
-
-    return wait
-
-
-def lines(folder: Path) -> Rows:
-    """Read the files of target-jsonl."""
-    return {
-        path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for path in folder.glob("*.jsonl")
-    }
 
 
 def installed(meltano: MeltanoProject) -> None:
