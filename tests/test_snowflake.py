@@ -91,19 +91,10 @@ def account(variables: Mapping[str, str], schema: str) -> tuple[dict[str, str], 
     if path := settings.get(f"{prefix}PRIVATE_KEY_PATH"):
         # The home directory is another one where it is read.
         settings[f"{prefix}PRIVATE_KEY_PATH"] = str(Path(path).expanduser().resolve())
-    arguments = {
-        "ACCOUNT": "account",
-        "USER": "user",
-        "PASSWORD": "password",
-        "PRIVATE_KEY_PATH": "private_key_file",
-        "PRIVATE_KEY_PASSPHRASE": "private_key_file_pwd",
-        "ROLE": "role",
-        "WAREHOUSE": "warehouse",
-        "DATABASE": "database",
-    }
+    key = {"PRIVATE_KEY_PATH": "private_key_file", "PRIVATE_KEY_PASSPHRASE": "private_key_file_pwd"}
     connection: dict[str, object] = {
-        argument: settings[prefix + name]
-        for name, argument in arguments.items()
+        key.get(name, name.lower()): settings[prefix + name]
+        for name in ("ACCOUNT", "USER", "PASSWORD", "ROLE", "WAREHOUSE", "DATABASE", *key)
         if prefix + name in settings
     }
     return settings, connection | {"schema": schema}

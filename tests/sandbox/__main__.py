@@ -75,22 +75,13 @@ def _how(kind: Any) -> dict[str, Any]:
         if get_origin(kind) is dict:
             how |= {"metavar": "KIND=PROBABILITY", "type": _fault}
     elif kind == datetime | None:
-        how |= {"metavar": "ISO8601", "type": _until, "default": "now"}
+        now = datetime.now(UTC).replace(microsecond=0)
+        how |= {"metavar": "ISO8601", "type": datetime.fromisoformat, "default": now}
     elif kind in {int, float, str}:
         how |= {"type": kind, "metavar": kind.__name__.upper()}
     else:
         how |= {"type": _number_or_none, "metavar": "INT|none"}
     return how
-
-
-def _until(text: str) -> datetime:
-    if text == "now":
-        return datetime.now(UTC).replace(microsecond=0)
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        msg = f"{text} is no ISO 8601 date or date-time"
-        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _fault(text: str) -> tuple[str, float]:
