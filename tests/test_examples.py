@@ -1,6 +1,7 @@
 """The examples that no test runs: that they are well formed, and fit the project.
 
-Those that are run are in test_schedules.py, test_airflow.py and test_dagster.py.
+Those that are run are in test_schedules.py, test_snowflake.py, test_airflow.py, test_dagster.py
+and test_dashboard.py.
 """
 
 from __future__ import annotations
@@ -24,16 +25,6 @@ PROJECT = yaml.safe_load((CHECKOUT / "meltano.yml").read_text("utf-8"))
 JOBS = {job["name"]: job["tasks"] for job in PROJECT["jobs"]}
 DOCKERFILE = (KUBERNETES / "Dockerfile").read_text("utf-8")
 LIMIT = re.compile(r"TAP_BUGSPULSE_MAX_RUNTIME_MINUTES\W+(?:value: \")?(\d+)")
-
-
-def test_the_job_that_masks_runs_the_extractor_that_masks() -> None:
-    """Its one task is the extractor of the file, into a target of the project."""
-    masked = yaml.safe_load((EXAMPLES / "masking" / "masked.meltano.yml").read_text("utf-8"))
-    (extractor,), (own,) = masked["plugins"]["extractors"], masked["jobs"]
-    assert own["name"] not in JOBS
-    ((name, target),) = (task.split() for task in own["tasks"])
-    assert name == extractor["name"]
-    assert target in {one["name"] for one in PROJECT["plugins"]["loaders"]}
 
 
 def instructions(name: str) -> list[str]:

@@ -9,7 +9,6 @@ network address. Started by root it makes a system user, since PostgreSQL refuse
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -18,11 +17,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Serve until standard input closes."""
-    parser = argparse.ArgumentParser(prog="python -m tests.pipeline.postgres")
-    # The only way there is; it makes the command line that of the other servers.
-    parser.add_argument("--until-stdin-closes", action="store_true")
-    parser.parse_args()
+    """Serve until standard input closes, which the other servers do if they are told to."""
     # A socket's path may have 107 characters, so the directory is not the test's own.
     with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
         # The package keeps a lock there, and looks where when it is imported.
