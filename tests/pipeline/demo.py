@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
 from tests.pipeline.connector import Connector
 from tests.pipeline.marts import FUNNEL
-from tests.pipeline.meltano import DATABASE, MeltanoProject, NotSetUpError
+from tests.pipeline.meltano import MeltanoProject, NotSetUpError
 from tests.pipeline.page import QUESTIONS, page, statements
 from tests.pipeline.report import table
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
-from tests.pipeline.warehouse import emulated
+from tests.pipeline.warehouse import DATABASE, emulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,15 +16,9 @@ if TYPE_CHECKING:
 
     from tests.forks import Process
 
-DATABASE = "ANALYTICS"
-SCHEMA = "BUGSPULSE"
-"""Where the tables are, in the emulated Snowflake; the schema comes from meltano.yml."""
-
 # Else the connector asks the metadata servers of three clouds where it runs.
 NO_PLATFORM_DETECTION = {"SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true"}
 PLUGINS = ("extractors", "loaders")
-UTILITIES = "utilities"
-"""Plugins that only some set up: dbt."""
 OWN = {
     # Plugins are those of the checkout, `make setup` alone installs them.
     "MELTANO_AUTO_INSTALL": "false",
@@ -86,10 +80,10 @@ class MeltanoProject:
             shutil.copyfile(include, directory / include.name)
             with (directory / "meltano.yml").open("a") as file:
                 file.write(f"include_paths:\n- {include.name}\n")
-        utilities = CHECKOUT / ".meltano" / UTILITIES
-        for plugins in (*installed, *([utilities] if utilities.exists() else [])):
+        # Only some set up dbt.
+        for plugins in (*installed, CHECKOUT / ".meltano" / "utilities"):
             link = directory / ".meltano" / plugins.name
-            if not link.is_symlink():
+            if plugins.exists() and not link.is_symlink():
                 link.symlink_to(plugins)
 
     def run(self, *blocks: str, settings: Mapping[str, str], **options: Any) -> int:

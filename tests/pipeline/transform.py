@@ -19,7 +19,7 @@ import psycopg
 import yaml  # type: ignore[import-untyped] # it has no types
 
 from tests.pipeline.children import CHECKOUT, Answering, environment
-from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, NotSetUpError
+from tests.pipeline.meltano import NO_PLATFORM_DETECTION, NotSetUpError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -240,8 +240,8 @@ class Snowflake:
 
     def output(self) -> dict[str, object]:
         """Return what dbt's profile says of it."""
-        connection = self._account.connection | {"database": DATABASE, "schema": SCHEMA}
-        return connection | {"type": "snowflake", "threads": 2, "warehouse": "emulated"}
+        own = {"type": "snowflake", "schema": SCHEMA, "threads": 2, "warehouse": "emulated"}
+        return self._account.connection | own
 
     def load(self, output: Output) -> None:
         """Merge the rows."""

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.pipeline.children import serving
-from tests.pipeline.meltano import DATABASE, NO_PLATFORM_DETECTION, SCHEMA
+from tests.pipeline.meltano import NO_PLATFORM_DETECTION
 from tests.running import PRIMARY_KEYS
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.pipeline.connector import Connector
     from tests.pipeline.truth import Rows
 
+DATABASE, SCHEMA = "ANALYTICS", "BUGSPULSE"
+"""Where the tables are, in the emulated Snowflake; the schema comes from meltano.yml."""
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}")
 OBJECTS = {"events.data", *(f"{stream}._extra" for stream in PRIMARY_KEYS)}
 TIMES = {
