@@ -49,13 +49,11 @@ def allowed() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serving(
-    module: str, *arguments: str, home: Path, seconds: float = 60
-) -> Iterator[dict[str, Any]]:
+def serving(module: str, *arguments: str, home: Path) -> Iterator[dict[str, Any]]:
     """Run a server of the checkout while the block runs, and yield what it printed.
 
     `module` takes `--until-stdin-closes`, so it ends also when this process is killed, and
-    prints a line of JSON when it is ready, within so many seconds.
+    prints a line of JSON when it is ready, within a minute.
 
     Raises:
         ChildError: It ended, or printed nothing in time.
@@ -63,9 +61,9 @@ def serving(
     command = [sys.executable, "-m", module, *arguments, "--until-stdin-closes"]
     with start(command, home) as child:
         try:
-            ready = answer_of(child, seconds)
+            ready = answer_of(child, 60)
             if ready is None:
-                msg = f"{module} did not start within {seconds:g} seconds"
+                msg = f"{module} did not start within a minute"
                 raise ChildError(msg)
             yield ready
         finally:

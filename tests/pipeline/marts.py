@@ -123,9 +123,9 @@ def marts(rows: Rows, funnel: Sequence[str] = FUNNEL) -> Marts:
     return {name: list(some) for name, some in found.items()}
 
 
-def by_session(rows: Iterable[Row], key: str = "sessionId") -> dict[tuple[str, str], list[Row]]:
+def by_session(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     """Return rows by the session they belong to."""
-    return grouped(rows, lambda row: (project_of(row), row[key]))
+    return grouped(rows, lambda row: (project_of(row), row["sessionId"]))
 
 
 def events_of(rows: Rows) -> dict[tuple[str, str], list[Row]]:

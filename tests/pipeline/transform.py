@@ -34,6 +34,7 @@ PREFIX = "bugspulse__"
 """What the names of the package's tables begin with."""
 SCHEMA = "marts"
 """Where the tests have dbt put them."""
+SECONDS = 120
 DBT_ENVIRONMENT = {
     "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     "DO_NOT_TRACK": "1",
@@ -73,7 +74,6 @@ class Dbt(Answering):
         *arguments: str,
         variables: Mapping[str, object],
         project: Path = TRANSFORM,
-        seconds: float = 120,
     ) -> dict[str, Any]:
         """Run one command of dbt on a database.
 
@@ -87,9 +87,9 @@ class Dbt(Answering):
         ]
         if arguments[0] != "deps":
             command += ["--target-path", self._folder / f"target-{target}"]
-        return self.answer([str(part) for part in command], seconds)
+        return self.answer([str(part) for part in command], SECONDS)
 
-    def query(self, target: str, *queries: Sequence[str], seconds: float = 120) -> Any:
+    def query(self, target: str, *queries: Sequence[str]) -> Any:
         """Have MetricFlow answer queries in a database that `run` has built.
 
         `queries` are the options of `mf query` for each. Return the rows of each, as text.
@@ -101,7 +101,7 @@ class Dbt(Answering):
             (folder / "target").symlink_to(self._folder / f"target-{target}")
         # The only way to name the database.
         self._write_profile(folder, target)
-        return self.answer({"folder": str(folder), "queries": queries}, seconds)["rows"]
+        return self.answer({"folder": str(folder), "queries": queries}, SECONDS)["rows"]
 
     def _write_profile(self, folder: Path, target: str) -> None:
         profile = {"bugspulse": {"target": target, "outputs": self._outputs}}
@@ -139,7 +139,7 @@ def load(
         input="".join(json.dumps(message) + "\n" for message in output.messages),
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

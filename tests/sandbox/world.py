@@ -186,9 +186,9 @@ class World:
         self._people = [self._person() for _ in range(self.people)]
         self.pool = self._crash_pool()
 
-    def name(self, prefix: str, length: int = 8) -> str:
+    def name(self, prefix: str) -> str:
         """A fresh id such as `usr_k3v9x0aa`."""
-        return f"{prefix}_{''.join(self.rng.choices(BASE36, k=length))}"
+        return f"{prefix}_{''.join(self.rng.choices(BASE36, k=8))}"
 
     def session(
         self,
