@@ -9,7 +9,7 @@ COVERED = $(addprefix tests/test_,$(addsuffix .py,changes concurrency corporate 
 	errors http lanes layers numbers odd_runs pages replication resume sdk sequences settings tap))
 
 help:
-	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, write a report'
+	@echo 'make demo    load a made-up BugsPulse project into an emulated Snowflake, print a report'
 	@echo 'make test    run the quick tests and one load by Meltano; a good minute'
 	@echo 'make test-all  run these, all loads, what takes long, Airflow, Dagster, dbt and Streamlit, which it installs'
 	@echo 'make test-slow  run the tests that wait for real minutes'

@@ -7,10 +7,12 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -109,11 +111,17 @@ def hostile(trap: str, home: Path) -> dict[str, str]:
     }
 
 
+def section(output: str, title: str) -> list[list[str]]:
+    """Return the rows of one table of the report, without its headings."""
+    lines = output.partition(title)[2].split("\n\n")[0].splitlines()[2:]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
 @pytest.mark.pipeline
 def test_the_demo_loads_the_sandbox_and_touches_nothing_real(
     checkout: Path, tmp_path: Path
 ) -> None:
-    """Tables and report have the sandbox's data, whatever real accounts are set up around it."""
+    """The report shows the sandbox's data, whatever real accounts are set up around it."""
     home = tmp_path / "home"
     (home / ".snowflake").mkdir(parents=True)
     until = datetime.now(UTC).replace(microsecond=0).isoformat()
@@ -147,9 +155,7 @@ def test_the_demo_loads_the_sandbox_and_touches_nothing_real(
     assert f"{database}\n" in rest
     assert rest.splitlines()[-1] == f"The report, to open in a browser: {report}"
     project = generate(1, SESSIONS, DAYS, datetime.fromisoformat(until))
-    loaded = rest.partition("Rows per table\n")[2].split("\n\n")[0].splitlines()[1:]
-    found = dict(map(str.split, loaded))
-    assert found == {name: str(count) for name, count in project.counts.items()}
+    assert_report(rest, project)
     assert_page(report.read_text("utf-8"), project)
 
 
@@ -163,6 +169,54 @@ def assert_page(html: str, project: Project) -> None:
     for part in ("version", "crash", "endpoint", "step"):
         assert f'class="row" data-{part}="' in html
     assert '<ol class="moments"><li>' in html
+
+
+def assert_report(report: str, project: Project) -> None:
+    """Compare the tables of a report with what the sandbox holds, computed directly."""
+    sessions = list(project.sessions.values())
+    assert section(report, "Rows per table") == [
+        ["sessions", str(len(sessions))],
+        ["crashes", str(len(project.crashes))],
+        ["events", str(sum(map(len, project.events.values())))],
+        ["network", str(len(project.network))],
+    ]
+
+    versions: dict[str, list[bool]] = defaultdict(list)
+    for row in sessions:
+        versions[row["appVersion"]].append(row["hasCrash"])
+    assert [
+        [version, int(total), int(crashed), float(rate)]
+        for version, total, crashed, rate in section(report, "Crash-free sessions by app version")
+    ] == [
+        [version, len(crashed), sum(crashed), round(100 * (1 - sum(crashed) / len(crashed)), 2)]
+        for version, crashed in sorted(versions.items())
+    ]
+
+    calls: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for call in project.network.values():
+        endpoint = re.sub(r"/\d+", "/:id", call["url"].partition("?")[0])
+        calls[call["method"], endpoint].append(call["duration"])
+    slowest = section(report, "Slowest endpoints")
+    for method, endpoint, count, _, _, longest, *_ in slowest:
+        of_it = calls[method, endpoint]
+        assert (int(count), int(longest)) == (len(of_it), max(of_it))
+    medians = sorted(statistics.median(some) for some in calls.values() if len(some) >= 5)
+    assert [int(row[4]) for row in slowest] == pytest.approx(medians[:-6:-1], abs=0.5)
+
+    def most(crash: dict[str, Any]) -> tuple[object, ...]:
+        return -crash["affectedDevices"], -crash["occurrenceCount"], crash["id"]
+
+    assert [(row[0], int(row[-2]), int(row[-1])) for row in section(report, "Top crashes")] == [
+        (crash["message"], crash["occurrenceCount"], crash["affectedDevices"])
+        for crash in sorted(project.crashes.values(), key=most)[:5]
+    ]
+
+    named = [row for row in sessions if row["hasCrash"] and row["userId"]]
+    last = max(named, key=lambda row: str(row["startedAt"]))
+    assert [row[:3] for row in section(report, "One user's journey")] == [
+        [last["userId"], event["timestamp"].removesuffix("Z"), event["type"]]
+        for event in project.events[last["id"]][-12:]
+    ]
 
 
 @pytest.mark.pipeline

@@ -19,8 +19,9 @@ from tests.pipeline.children import CHECKOUT, ChildError, environment, serving
 from tests.pipeline.connector import Connector
 from tests.pipeline.marts import FUNNEL
 from tests.pipeline.meltano import MeltanoProject, NotSetUpError
-from tests.pipeline.page import QUESTIONS, page, statements
-from tests.pipeline.report import table
+from tests.pipeline.page import QUESTIONS as OF_THE_PAGE
+from tests.pipeline.page import page, statements
+from tests.pipeline.report import QUESTIONS, show
 from tests.pipeline.transform import SCHEMA, Dbt, Snowflake
 from tests.pipeline.warehouse import DATABASE, emulated
 
@@ -49,19 +50,13 @@ sandbox of this demo has no limit.
 """
 # More than the sandbox can answer, so that nothing waits.
 UNLIMITED = {"TAP_BUGSPULSE_REQUESTS_PER_MINUTE": "60000"}
-ROWS = """
-    select 'sessions', count(*) from sessions
-    union all select 'crashes', count(*) from crashes
-    union all select 'events', count(*) from events
-    union all select 'network', count(*) from network
-"""
 CHECK = str(Path(sys.executable).with_name("tap-bugspulse-check"))
 SIGTERM_EXIT = 128 + signal.SIGTERM
 SIGINT_EXIT = 128 + signal.SIGINT
 
 
 def demo(directory: Path, data: Sequence[str]) -> int:
-    """Run the demo, print how many rows the tables have, and write the report.
+    """Run the demo, print what it asks of the tables, and write the report.
 
     It keeps its files in `directory`, those of an earlier demo are removed; `data` are options
     of the sandbox. Return the exit code of `meltano run`; 1 where the tables were not built.
@@ -102,8 +97,7 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             say(f"\n`meltano run` failed with exit code {code}; what it said is above.")
             return code
         say(f"Loaded in {time.monotonic() - began:.0f} seconds.\n")
-        (counts,) = snowflake.query(ROWS)
-        say("\n  ".join(["Rows per table", *table(("table", "rows"), counts)]) + "\n")
+        answers = snowflake.query(*(question.sql for question in QUESTIONS))
         say("$ dbt build")
         warehouse = Snowflake(snowflake, directory)
         began = time.monotonic()
@@ -114,11 +108,13 @@ def demo(directory: Path, data: Sequence[str]) -> int:
             say("\n".join(["`dbt build` failed:", *problems]))
             return 1
         say(f"Built in {time.monotonic() - began:.0f} seconds.\n")
-        answers = warehouse.query(*statements(SCHEMA))
+        tables = warehouse.query(*statements(SCHEMA))
+    for question, rows in zip(QUESTIONS, answers, strict=True):
+        say(show(question, rows) + "\n")
     say(OWN_PROJECT)
     say(f"The loaded database is a DuckDB file: {kept / 'databases' / DATABASE}.db")
     report = directory / "report.html"
-    report.write_text(page(dict(zip(QUESTIONS, answers, strict=True)), made_up=True), "utf-8")
+    report.write_text(page(dict(zip(OF_THE_PAGE, tables, strict=True)), made_up=True), "utf-8")
     say(f"The report, to open in a browser: {report}")
     return 0
 
