@@ -1,8 +1,8 @@
 """What is complete and what to read next: plain data in, plain data out.
 
-Instants are aware datetimes in UTC, days are UTC dates. The API does not say which time zone its
-dates mean: what is asked for reaches a day further than what is requested, and a bookmark stays a
-day inside what was asked for.
+Instants are aware datetimes in UTC, days are UTC dates. The API does not say in which time zone its
+dates are. So a query reaches a day beyond the time that is requested, at both ends, and a bookmark
+stays a day inside the days that were queried.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import msgspec
 from singer_sdk.exceptions import ConfigurationError
 
 DAY = timedelta(days=1)
-BEGINNING = "beginning"  # how a state writes a range without a lower bound
-FIRST_GUESS = 10  # days of a window where nothing is known of their rows
-EPOCH = date(1970, 1, 1)  # where clocks begin that were never set
+BEGINNING = "beginning"  # in a state, the start of a range without a lower bound
+FIRST_WINDOW_DAYS = 10  # while nothing is known about the rows of a day
+EPOCH = date(1970, 1, 1)  # what a device clock shows that was never set
 JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
-# An instant outside of these comes from a clock that was never set.
-FIRST, AFTER = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
-MAX_AHEAD = 1000  # sessions in the future of the run that are remembered
-KEY, FINGERPRINT = 8, 12  # bytes for a session's id, and for all that is known of it
-LONG_AGO = datetime.min.replace(tzinfo=UTC)  # no bound, and
-FAR_AWAY = datetime.max.replace(tzinfo=UTC)
+# Instants outside of these come from device clocks that are wrong.
+EARLIEST, TOO_LATE = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
+MAX_AHEAD = 1000  # sessions with a date in the future whose fingerprints are kept
+KEY_BYTES, FINGERPRINT_BYTES, ENTRY_BYTES = 8, 4, 12  # hash of a session's id, of its row; both
+LONG_AGO = datetime.min.replace(tzinfo=UTC)  # no lower bound
+FAR_AWAY = datetime.max.replace(tzinfo=UTC)  # no upper bound
 Instant = t.Annotated[datetime, msgspec.Meta(tz=True)]
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def parse_instant(text: t.Any) -> datetime | None:
-    """Return a date or date-time as an aware instant in UTC, None if it is neither."""
+    """Return a date or date-time as an aware instant in UTC, None if it is not a plausible one."""
     try:
         instant = datetime.fromisoformat(text)
         instant = (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):  # the first of what is no text
+    except (TypeError, ValueError, OverflowError):  # the first if it is not a text
         return None
-    return instant if FIRST <= instant < AFTER else None
+    return instant if EARLIEST <= instant < TOO_LATE else None
 
 
 def format_instant(instant: datetime) -> str:
@@ -60,25 +60,25 @@ class Span:
     end: datetime = FAR_AWAY
 
     def holds(self, instant: datetime | None) -> bool:
-        """Return whether an instant lies in the span; an unknown one does."""
+        """Return whether an instant lies in the span; True if it is unknown."""
         return instant is None or self.start <= instant < self.end
 
     def joined(self, other: Span) -> Span:
-        """Return both as one where they touch or overlap, else the one that is newer."""
+        """Return both as one span if they touch or overlap, else the newer one."""
         first, last = sorted((self, other), key=lambda one: one.start)
         if last.start > first.end:
             return max(self, other, key=lambda one: one.end)
         return Span(first.start, max(first.end, last.end))
 
     def write(self, key: str) -> dict[str, str]:
-        """Return what is complete as keys of a bookmark, its end under ``key``."""
-        begins = format_instant(self.start) if self.start > LONG_AGO else BEGINNING
-        return {key: format_instant(self.end), "complete_from": begins}
+        """Return a complete range as keys of a bookmark, its end under ``key``."""
+        start = format_instant(self.start) if self.start > LONG_AGO else BEGINNING
+        return {key: format_instant(self.end), "complete_from": start}
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Whole days asked for in one listing, ``[start, end)``; min and max are no bounds."""
+    """The whole days of one listing, ``[start, end)``; date.min and date.max mean no bound."""
 
     start: date = date.min
     end: date = date.max
@@ -88,18 +88,18 @@ class Window:
 
     @classmethod
     def around(cls, span: Span, now: datetime) -> Window:
-        """Return the days to ask for so that a span is complete in every time zone."""
+        """Return the days to query for all rows of a span, in whichever time zone they are."""
         start = span.start.date() - DAY if span.start > LONG_AGO else date.min
         last = (span.end - datetime.resolution).date()
         return cls(start, last + 2 * DAY if span.end <= now else date.max)
 
     def wider(self) -> Window:
-        """Return the window with another day at each of its bounds."""
+        """Return the window with one more day at each end."""
         start, end = max(self.start, date.min + DAY), min(self.end, date.max - DAY)
         return Window(start - DAY, end + DAY)
 
     def query(self) -> dict[str, str]:
-        """Return the query parameters that ask for the window's rows."""
+        """Return the query parameters for the rows of the window."""
         bounds = {"from": self.start, "to": self.end}
         return {name: f"{day}" for name, day in bounds.items() if date.min < day < date.max}
 
@@ -110,15 +110,15 @@ class Window:
     def day_of(self, instant: datetime | None, today: date) -> date:
         """Return the day a row is filed under: its own, or the window's last.
 
-        A row may lie outside of its window, by a day in another time zone; or by more, where the
-        dates filter on another of its instants.
+        A row may lie outside its window: by a day because of the time zone, or by more if the API
+        filters on another of its instants.
         """
         if instant is not None and self.wider().holds(day := instant.date()):
             return day
         return self.end - DAY if self.end < date.max else max(today, self.start)
 
     def size(self, today: date) -> int:
-        """Return the number of days up to ``today``, from 1970 on where there is no start."""
+        """Return the number of days up to ``today``, at least 1; without a start, from 1970 on."""
         start = self.start if self.start > date.min else EPOCH
         return max(1, (min(self.end, today + DAY) - start).days)
 
@@ -127,20 +127,20 @@ NOTHING = Window(date.min, date.min)
 
 
 class StateError(ConfigurationError):
-    """A state holds something that cannot be read; the message names it."""
+    """A state holds something that cannot be read; the message says where."""
 
-    def __init__(self, key: str, whose: str, why: object) -> None:
+    def __init__(self, key: str, stream: str, why: object) -> None:
         super().__init__(
-            f"the state cannot be read: {key} of {whose}: {str(why)[:100]}. Correct it (or the "
+            f"the state cannot be read: {key} of {stream}: {str(why)[:100]}. Correct it (or the "
             "clock), restore an earlier state, or run without a state to load everything again"
         )
 
 
 class DayReading(msgspec.Struct, array_like=True, frozen=True):
-    """What the last reading of a day of network calls found.
+    """What the tap found when it last read a day of network calls.
 
-    ``total`` is the API's own, -1 where it says nothing of what was loaded; ``rows`` of them
-    were loaded and not in the future, from ``start`` to ``last``.
+    ``total`` is the API's count, -1 if it says nothing about what was loaded. ``rows`` calls were
+    loaded that were not in the future: from ``start``, the start_date then, to ``last``.
     """
 
     total: int
@@ -149,16 +149,16 @@ class DayReading(msgspec.Struct, array_like=True, frozen=True):
     start: Instant = LONG_AGO
 
     def holds(self, instant: datetime | None) -> bool:
-        """Return whether a row was counted, if it was there; one of an unknown instant was."""
+        """Return whether ``rows`` counts a call of this instant, if the call was there then."""
         return instant is None or self.start <= instant <= self.last
 
 
 class Bookmark(msgspec.Struct, omit_defaults=True):
-    """A bookmark of a state: the SDK's two keys, and the tap's own.
+    """A bookmark of a state: two keys of the SDK, and the tap's own.
 
-    ``complete`` has a range for each ``events_for``. A session is in ``fingerprints`` by the
-    day it is filed under, a day of network calls in ``days``. ``set_aside`` has sessions whose
-    events failed and why, ``short`` how many events came of others, and how many their row says.
+    ``complete`` has a range for each ``events_for``, ``fingerprints`` the sessions of each day,
+    ``days`` the network calls of each day. ``set_aside`` names sessions whose events failed, and
+    why; ``short`` those with too few events: how many came, and how many the session's row counts.
     """
 
     replication_key: str | None = None
@@ -173,75 +173,75 @@ class Bookmark(msgspec.Struct, omit_defaults=True):
     project: str | None = None
 
     @classmethod
-    def read(cls, written: t.Any, whose: str = "") -> Bookmark:
-        """Return a bookmark without what is null, or raise StateError if it cannot be read."""
+    def read(cls, written: t.Any, stream: str = "") -> Bookmark:
+        """Return a bookmark without its nulls, or raise StateError if it cannot be read."""
         try:
             found = msgspec.convert(_without_nulls(written) or {}, cls)
         except ValueError as error:
-            raise StateError("bookmark", whose, error) from None
-        for day, text in found.fingerprints.items():
-            if len(text) % FINGERPRINT:
-                raise StateError("fingerprints", whose, f"{day} has {len(text)} bytes")
+            raise StateError("bookmark", stream, error) from None
+        for day, entries in found.fingerprints.items():
+            if len(entries) % ENTRY_BYTES:
+                raise StateError("fingerprints", stream, f"{day} has {len(entries)} bytes")
         return found
 
-    def range(self, whose: str = "", now: datetime | None = None) -> Span | None:
-        """Return what is complete up to ``now``, None if nothing is, or raise StateError."""
+    def range(self, stream: str = "", now: datetime | None = None) -> Span | None:
+        """Return the complete range up to ``now``, None if there is none, or raise StateError."""
         key = "complete_to" if self.complete_to else "replication_key_value"
         if not (end := getattr(self, key)):
             return None
         to, start = parse_instant(end), parse_instant(self.complete_from)
         if to is None:
-            raise StateError(key, whose, repr(end))
+            raise StateError(key, stream, repr(end))
         if now and to > now + DAY:
             clock = f"{end}, but by the clock of this machine it is {format_instant(now)}"
-            raise StateError(key, whose, clock)
+            raise StateError(key, stream, clock)
         if self.complete_from != BEGINNING and (start is None or start > to):
-            raise StateError("complete_from", whose, repr(self.complete_from))
+            raise StateError("complete_from", stream, repr(self.complete_from))
         return Span(start or LONG_AGO, min(to, now or to))
 
 
-def _without_nulls(written: t.Any) -> t.Any:
-    if not isinstance(written, dict):
-        return written
-    return {key: _without_nulls(one) for key, one in written.items() if one is not None}
+def _without_nulls(value: t.Any) -> t.Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nulls(one) for key, one in value.items() if one is not None}
 
 
-def fingerprint(value: object) -> bytes:
-    """Return four bytes that tell a value, anything JSON can write, from others."""
-    return blake2b(_encode(value), digest_size=FINGERPRINT - KEY).digest()
+def fingerprint_of(value: object) -> bytes:
+    """Return a short hash of a value, which may be anything that JSON can write."""
+    return blake2b(_encode(value), digest_size=FINGERPRINT_BYTES).digest()
 
 
 def _key(session: str) -> bytes:
-    return blake2b(session.encode(), digest_size=KEY).digest()
+    return blake2b(session.encode(), digest_size=KEY_BYTES).digest()
 
 
 class Ledger:
-    """A fingerprint for each session that may still change, and the day it is filed under."""
+    """The fingerprints of sessions that may still change, each with the day it is filed under."""
 
     def __init__(self, days: t.Mapping[date, bytes] | None = None) -> None:
         self._entries = {
-            text[i : i + KEY]: (day, text[i + KEY : i + FINGERPRINT])
-            for day, text in (days or {}).items()
-            for i in range(0, len(text), FINGERPRINT)
+            packed[i : i + KEY_BYTES]: (day, packed[i + KEY_BYTES : i + ENTRY_BYTES])
+            for day, packed in (days or {}).items()
+            for i in range(0, len(packed), ENTRY_BYTES)
         }
 
     def get(self, session: str) -> bytes | None:
-        """Return the fingerprint of a session."""
+        """Return the fingerprint of a session, None if it has none."""
         return self._entries.get(_key(session), (None, None))[1]
 
-    def put(self, session: str, day: date, mark: bytes) -> None:
-        """Note the fingerprint of a session filed under a day, and under no other."""
-        self._entries[_key(session)] = (day, mark)
+    def put(self, session: str, day: date, fingerprint: bytes) -> None:
+        """Set the fingerprint of a session and the one day that it is filed under."""
+        self._entries[_key(session)] = (day, fingerprint)
 
     def pack(self) -> dict[date, bytearray]:
-        """Return the ledger for a bookmark."""
+        """Return the entries of each day, as a bookmark holds them."""
         days: dict[date, bytearray] = {}
-        for key, (day, mark) in self._entries.items():
-            days.setdefault(day, bytearray()).extend(key + mark)
+        for key, (day, fingerprint) in self._entries.items():
+            days.setdefault(day, bytearray()).extend(key + fingerprint)
         return dict(sorted(days.items()))
 
     def prune(self, keep: t.Callable[[date], bool], today: date) -> int:
-        """Forget the days that are not to be kept; return how much of the future, too."""
+        """Drop days not to keep, and future sessions over MAX_AHEAD; return how many of those."""
         self._entries = {key: one for key, one in self._entries.items() if keep(one[0])}
         ahead = sorted((day, key) for key, (day, _) in self._entries.items() if day > today + DAY)
         for _, key in ahead[MAX_AHEAD:]:
@@ -253,31 +253,31 @@ class Ledger:
 class Plan:
     """What a run reads: ``forward`` oldest first, then ``history`` newest first.
 
-    ``known`` is what the state says is complete, ``complete`` what is while the run reads. That
-    ends at ``target`` in the end; the forward part reads all that it lacks from ``begins`` on.
+    ``known`` is the complete range of the state. ``complete`` grows from it while the run reads,
+    up to ``target``: after the forward part, nothing from ``no_gap_from`` to there is missing.
     """
 
     forward: Window
     history: Window
     known: Span | None
     requested: Span
-    begins: datetime
+    no_gap_from: datetime
     target: datetime
     complete: Span | None
     moves_bookmark: bool = True
 
     def was_read(self, instant: datetime | None) -> bool:
-        """Return whether a row met in history lies where history overlaps what is known.
+        """Return whether a row of history was read before: where history overlaps ``known``.
 
-        Only there: one further inside may be filed under an earlier day, by another of its
-        instants, and was then never read.
+        Not further inside: the API may file a row there under an earlier day, by another of its
+        instants, and then no run has read it yet.
         """
         if not (instant and self.known):
             return False
         return self.known.holds(instant) and instant < midnight(self.history.end + 2 * DAY)
 
     def is_before_lookback(self, instant: datetime | None) -> bool:
-        """Return whether an instant is complete and lies before what is read again."""
+        """Return whether an instant lies in ``known``, before the days that are read again."""
         if not (instant and self.known):
             return False
         return self.known.start <= instant < midnight(self.forward.start)
@@ -285,8 +285,8 @@ class Plan:
     def forward_done(self, window: Window) -> None:
         """Move the end of the range over a completed window."""
         to = min(self.target, midnight(window.end - DAY))
-        if to >= self.begins:
-            read = Span(self.begins, to)
+        if to >= self.no_gap_from:
+            read = Span(self.no_gap_from, to)
             self.complete = self.complete.joined(read) if self.complete else read
 
     def history_done(self, window: Window) -> None:
@@ -298,49 +298,49 @@ class Plan:
 
 
 def make_plan(known: Span | None, requested: Span, lookback: timedelta, now: datetime) -> Plan:
-    """Return what a run that starts ``now`` reads: requested less known, plus lookback."""
+    """Return what a run at ``now`` reads: all that is requested and not known, and the lookback."""
     start, target = requested.start, min(now, requested.end - JUST_BEFORE)
     if known is None or start > known.end:
-        known, edge = None, max(start, midnight(target.date()) - lookback)
-        begins = edge
+        known, forward_from = None, max(start, midnight(target.date()) - lookback)
+        no_gap_from = forward_from
     elif requested.end < known.start:
         whole = Window.around(requested, now)
         return Plan(NOTHING, whole, known, requested, start, target, known, moves_bookmark=False)
     else:
-        edge = max(start, known.end - lookback)
-        begins = min(edge, known.start)
+        forward_from = max(start, known.end - lookback)
+        no_gap_from = min(forward_from, known.start)
         if start > max(known.start, target - lookback):
-            # What start_date keeps from being read again is for the lookback of the next run.
+            # start_date cuts off some of the lookback. The end stays, so the next run reads that.
             target = known.end
     forward = history = NOTHING
-    if requested.end > edge:
-        forward = Window.around(Span(edge, requested.end), now)
-    if start < begins:
-        history = Window.around(Span(start, begins), now)
-        if forward:  # from where it begins on, all is read
+    if requested.end > forward_from:
+        forward = Window.around(Span(forward_from, requested.end), now)
+    if start < no_gap_from:
+        history = Window.around(Span(start, no_gap_from), now)
+        if forward:  # it reads all rows from its start on
             history = replace(history, end=min(history.end, forward.start))
-        begins = begins if history else start
-    return Plan(forward, history, known, requested, begins, target, known)
+        no_gap_from = no_gap_from if history else start
+    return Plan(forward, history, known, requested, no_gap_from, target, known)
 
 
 class Cutter:
-    """Cuts days into windows of fewer than ``limit`` rows by the API's own totals.
+    """Cuts days into windows of fewer than ``limit`` rows, by the API's own totals.
 
-    Ask for the first page of what :meth:`propose` returns, and call :meth:`fits` with its total.
-    A single day is read however many rows it has.
+    Request the first page of the window that :meth:`propose` returns, then call :meth:`fits` with
+    its total. A window of a single day always fits.
     """
 
     def __init__(
         self, days: Window, limit: int, today: date, *, newest_first: bool, per_day: float = 0.0
     ) -> None:
         self.rest = days
-        self.rows_left = 0  # in ``rest``, once it was found too large
+        self.rows_left = 0  # in ``rest``, once that has turned out too large
         self._limit, self._today, self._newest_first = limit, today, newest_first
-        self._per_day = per_day  # rows, the latest windows above all; 0 is not known
-        self._days = self._days_of_a_window() if per_day else FIRST_GUESS
+        self._per_day = per_day  # rows, mostly of the latest windows; 0: unknown
+        self._days = self._days_of_a_window() if per_day else FIRST_WINDOW_DAYS
 
     def propose(self) -> Window:
-        """Return the next window to ask for, an empty one when nothing is left."""
+        """Return the next window to request, an empty one when no day is left."""
         rest = self.rest
         if not rest or self.rows_left < self._limit or self._days >= rest.size(self._today):
             return rest
@@ -350,10 +350,10 @@ class Cutter:
         return Window(rest.start, rest.start + step)
 
     def fits(self, rows: int) -> bool:
-        """Return whether the proposed window is to be read; if not, propose a smaller one next."""
+        """Return whether to read the proposed window; if not, a smaller one is proposed next."""
         rest, window = self.rest, self.propose()
         size = window.size(self._today)
-        if window.start > date.min:  # the years since 1970 tell nothing of how dense rows are
+        if window.start > date.min:  # the years since 1970 say nothing about rows per day
             per_day = max(1, rows) / size
             self._per_day = (self._per_day + per_day) / 2 if self._per_day else per_day
             self._days = self._days_of_a_window()
@@ -368,11 +368,11 @@ class Cutter:
         return True
 
     def _days_of_a_window(self) -> int:
-        """Return days that hold less than a window's rows, those that fill their pages best."""
-        per_page = self._per_day * 10 / self._limit  # pages that a day fills
-        most = max(1, min(4000, int(9 / per_page)))
+        """Return the number of days below the limit whose pages will be the fullest."""
+        pages_per_day = self._per_day * 10 / self._limit  # the limit is that of ten pages
+        most = max(1, min(4000, int(9 / pages_per_day)))
         return max(
             range(math.ceil(0.7 * most), most + 1),
-            # Some rows more than are expected may come.
-            key=lambda days: days * per_page / math.ceil(days * per_page * 1.02 + 0.02),
+            # A few more rows may come than expected.
+            key=lambda days: days * pages_per_day / math.ceil(days * pages_per_day * 1.02 + 0.02),
         )

@@ -13,7 +13,7 @@ from typing_extensions import override
 from tap_bugspulse import replication
 from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.pages import Reading, Row, page_of
-from tap_bugspulse.replication import DAY, DayReading, Ledger, Window, fingerprint, midnight
+from tap_bugspulse.replication import DAY, DayReading, Ledger, Window, fingerprint_of, midnight
 from tap_bugspulse.run import Run
 from tap_bugspulse.windows import Cut, RowsAndIds, Sync, WindowedStream
 
@@ -200,7 +200,7 @@ class Sessions(WindowedStream):
                 self.due[row.id] = due
             known = mark = None
             if day >= kept_from and sync.plan.moves_bookmark:
-                known, mark = sync.ledger.get(row.id), fingerprint(row)
+                known, mark = sync.ledger.get(row.id), fingerprint_of(row)
             if known != mark if known else not self.was_emitted(row, instant, sync):
                 news.append(row)
                 if mark:
@@ -211,7 +211,7 @@ class Sessions(WindowedStream):
         """Return what decides about a session's events, None where they are not due."""
         if not is_wanted(row, self.run.settings.events_for):
             return None
-        mark = fingerprint([row.eventCount, row.status, row.endedAt, row.hasCrash])
+        mark = fingerprint_of([row.eventCount, row.status, row.endedAt, row.hasCrash])
         if self.fetched.get(row.id) == mark or not (
             self.is_plain or self.stream_maps[0].get_filter_result(msgspec.structs.asdict(row))
         ):
