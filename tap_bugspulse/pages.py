@@ -1,4 +1,4 @@
-"""A page of the API: its envelope, its rows as structs, and what fits a column."""
+"""A page of the API: its envelope, its rows as structs, and values that do not fit a column."""
 
 import json
 import math
@@ -17,9 +17,9 @@ from typing_extensions import override
 
 from tap_bugspulse.replication import format_instant, parse_instant
 
-EXTRA = "_extra"  # the column that keeps what has no column
+EXTRA = "_extra"  # the column for values that fit no other
 PROJECT = "project"
-NUMBERS = ("total", "pages", "limit")  # of the envelope
+COUNTS = ("total", "pages", "limit")  # of the envelope
 MAX_DEPTH = 100  # levels of JSON, those of the envelope included
 
 Row = t.Any  # a struct of the columns' types, made from a schema file
@@ -27,10 +27,10 @@ Value = t.Any  # whatever the API sends
 
 
 class Page(msgspec.Struct):
-    """One page of a listing; its rows have a key each, ``without_key`` counts the others.
+    """One page of a listing; rows that have no key are only counted, in ``without_key``.
 
     ``total``, ``pages`` and ``limit`` are None where the envelope does not have them. ``misfits``
-    counts values that did not fit their column, ``unknown`` has the names that have none.
+    counts values that did not fit their column, by column; ``unknown`` names fields without one.
     """
 
     rows: list[Row]
@@ -43,93 +43,92 @@ class Page(msgspec.Struct):
 
     @property
     def rows_in_all(self) -> int:
-        """Number of rows of the listing, a guess where the API does not count them."""
+        """Number of rows of the whole listing, a guess if the API does not count them."""
         return (self.pages or 1) * len(self.rows) if self.total is None else self.total
 
 
 def page_of(response: requests.Response) -> Page:
-    """Return the page of a response that is valid, decoded when it came."""
+    """Return the page that ``validate_response`` has decoded from a response."""
     return t.cast("Page", vars(response)["page"])
 
 
 class Reading(PageNumberPaginator):
-    """One reading of all pages of a listing: whether it goes on, and what it has brought.
+    """One reading of all pages of a listing: whether there are more, and which rows have come.
 
-    It goes on until all rows have come that the API counts, or a page has none. ``pages`` and
-    ``limit`` of the envelope may be those of another page size, and the page number may be any:
-    ``pages`` count only where there is no ``total``, or none of the listing.
+    It ends when as many rows have come as the API counts, or a page is empty. The envelope's page
+    number is not used, and ``pages`` and ``limit`` may be those of another page size: ``pages``
+    decides only if there is no ``total``, or ``total`` counts the rows of one page.
     """
 
     def __init__(self, ids: t.Iterable[str] = ()) -> None:
         super().__init__(start_value=1)
-        self.ids = {*ids}  # those of earlier readings that count, too
+        self.ids = {*ids}  # first those of an earlier reading that this one completes
         self.last_page = 1  # as far as is known
-        self.total = 0  # as the first page had it
+        self.total = 0  # of the first page
         self.pages = 0  # that had rows
-        self.drifted = False  # a row that was there all the time may have been missed
-        self._page_ids: list[str] = []  # of the last page
+        self.drifted = False  # a row may have moved to a page that was read before
+        self._page_ids: list[str] = []  # of the page before
         self._without_key = self._arrived = self._highest_total = 0
 
     @override
     def has_more(self, response: requests.Response) -> bool:
         page = page_of(response)
-        ids, before = [row.id for row in page.rows], self._page_ids
-        here = len(ids) + page.without_key
-        self.pages += here > 0
+        ids = [row.id for row in page.rows]
+        size = len(ids) + page.without_key
+        self.pages += size > 0
         if self.current_value == 1:
             self.total = self._highest_total = page.total or 0
-        elif ids and ids == before:
-            self.total = max(self.total, self.rows + 1)  # it stands for one not seen
+        elif ids and ids == self._page_ids:  # the same page again, in place of one not seen
+            self.total = max(self.total, self.rows + 1)
             return False
-        # On a later page, as many as it has itself is the number of no listing.
-        elif page.total and page.total != here:
+        elif page.total and page.total != size:  # else it may count the rows of this page
             self.drifted = self.drifted or page.total < self._highest_total
             self._highest_total = max(self._highest_total, page.total)
         self._page_ids = ids
         self.ids.update(ids)
         self._without_key += page.without_key
-        self._arrived += here
-        # ``total`` may be missing, or that of the page alone.
-        if page.total is None or page.total == here >= (page.limit or 0):
+        self._arrived += size
+        # ``total`` may be missing, or count the rows of this page.
+        if page.total is None or page.total == size >= (page.limit or 0):
             self.last_page = page.pages or 1
-        elif here:
-            self.last_page = self.current_value + math.ceil((page.total - self._arrived) / here)
-        return here > 0 and self.current_value < self.last_page
+        elif size:
+            self.last_page = self.current_value + math.ceil((page.total - self._arrived) / size)
+        return size > 0 and self.current_value < self.last_page
 
     @property
     def rows(self) -> int:
-        """Number of distinct rows that arrived."""
+        """Number of different rows that have come."""
         return len(self.ids) + self._without_key
 
     @property
     def is_complete(self) -> bool:
-        """Whether no row that was there all the time can have been missed."""
+        """Whether all rows that the API counted have come, as far as can be seen."""
         return not self.drifted and self.rows >= self.total
 
 
 def has_lost_rows(first: Page, again: Page) -> bool:
-    """Return whether rows of a first page, now ``again``, are gone: others moved up.
+    """Return whether rows have left the first page, so that rows of later pages moved up.
 
-    As many may have come, and then no total shows it. Those push the last ones off the page
-    and leave the others in order.
+    ``again`` is the first page now. If as many rows were added, no total shows it. Added rows alone
+    push the last ones off the page, and leave the others in order.
     """
     before, now = ([row.id for row in page.rows] for page in (first, again))
     stayed = [one for one in now if one in before]
     return now[-1:] != stayed[-1:] or stayed != before[: len(stayed)]
 
 
-# An instant in UTC as the API writes it, of a year that clocks are set to. What is not of this
-# form, such as a leap day, is looked at more closely. What is most frequent stands first.
+# An instant in UTC as the API writes it, of a plausible year. Values of any other form, and leap
+# days, are parsed instead. The most frequent alternatives come first, which is faster.
 _DAY = r"(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?"
 _AS_WRITTEN = Meta(pattern=rf"(?a)^(?:20|19|[2-8]\d)\d\d-(?:{_DAY})T{_TIME}Z\Z")
-_INT64 = t.Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None  # no database holds others
+_INT64 = t.Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None  # as databases have it
 _COUNT = t.Annotated[int, Meta(ge=0, le=2**63 - 1)] | None
-_OURS = t.Annotated[str, Meta(pattern="(?!)")]  # which nothing that the API sends can match
+_OURS = t.Annotated[str, Meta(pattern="(?!)")]  # a column of the tap: no value of the API fits
 
 
 def _instant(value: Value) -> str | None:
-    """Return an instant as the API writes it, None where it is not of RFC 3339's form."""
+    """Return an instant as the API writes it, None if the value is not one of RFC 3339."""
     with suppress(msgspec.ValidationError):
         instant = parse_instant(msgspec.convert(value, datetime).isoformat())
         if instant and value[10] == "T" and value[-1] == "Z":
@@ -139,13 +138,13 @@ def _instant(value: Value) -> str | None:
 
 
 def _number(value: Value, kind: t.Any) -> Value:
-    """Return a whole number, which may be written as a fraction or as text."""
+    """Return a whole number, also from ``5.0`` or from a text; None if the value is not one."""
     with suppress(msgspec.ValidationError):
         return msgspec.convert(value, kind, strict=False)
     return None
 
 
-# The type of a column, by its format or type, and what makes a value fit it, or None.
+# For each kind of column: its type, and how to convert another value to it (None: cannot).
 _KINDS: dict[str, tuple[t.Any, t.Callable[[Value], Value]]] = {
     "id": (str | None, lambda v: str(v) if type(v) in {str, int} else None),
     "string": (str | None, lambda v: v if isinstance(v, str) else None),
@@ -160,21 +159,21 @@ class Table:
     """The columns of a stream, and the structs that its rows are decoded into."""
 
     def __init__(self, name: str, properties: dict[str, t.Any], project: str | None = None) -> None:
-        ours = {EXTRA: None, PROJECT: project}  # and what is in them
+        ours = {EXTRA: None, PROJECT: project}  # the tap's own columns, with their defaults
         kinds = {
-            one: "id" if re.search("^id$|Id$", one) else column.get("format", column["type"][0])
-            for one, column in properties.items()
-            if one not in ours
+            col: "id" if re.search("^id$|Id$", col) else schema.get("format", schema["type"][0])
+            for col, schema in properties.items()
+            if col not in ours
         }
-        self._fits = {one: _KINDS[kind][1] for one, kind in kinds.items()}
-        self._objects = [one for one, kind in kinds.items() if kind == "object"]
-        types = {one: _KINDS[kind][0] for one, kind in kinds.items()}
+        self._converters = {col: _KINDS[kind][1] for col, kind in kinds.items()}
+        self._objects = [col for col, kind in kinds.items() if kind == "object"]
+        types = {col: _KINDS[kind][0] for col, kind in kinds.items()}
         fields: list[t.Any] = [("id", t.Annotated[str, Meta(min_length=1)])]
-        fields += [(one, types.get(one, _OURS), ours.get(one)) for one in properties if one != "id"]
-        # Rows of JSON leave no cycles behind for the garbage collector.
+        fields += [(col, types.get(col, _OURS), ours.get(col)) for col in properties if col != "id"]
+        # gc=False: rows of JSON hold no cycles that the garbage collector would have to find.
         self.row_type = msgspec.defstruct(name, fields, forbid_unknown_fields=True, gc=False)
         envelope: list[t.Any] = [("data", GenericAlias(list, self.row_type))]
-        envelope += [(name, _COUNT, None) for name in NUMBERS]
+        envelope += [(name, _COUNT, None) for name in COUNTS]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Envelope", envelope))
 
     def decode(self, content: bytes) -> Page:
@@ -190,30 +189,30 @@ class Table:
         """Return the page of a body that is not as documented, value by value."""
         body = msgspec.convert(_loads(content), dict[str, Value])
         rows = msgspec.convert(body.get("data", 0), list[Value] | None)
-        total, pages, limit = (_number(body.get(name), _COUNT) for name in NUMBERS)
+        total, pages, limit = (_number(body.get(name), _COUNT) for name in COUNTS)
         if total is None and pages is None:
             raise ValueError
         page = Page([], total, pages, limit)
         for one in rows or ():
-            if isinstance(one, dict) and self._fits["id"](one.get("id")):
+            if isinstance(one, dict) and self._converters["id"](one.get("id")):
                 page.rows.append(self._fit(one, page))
             else:
-                page.without_key += 1  # no table can hold it
+                page.without_key += 1  # a table needs the key
         return page
 
     def _fit(self, raw: dict[str, Value], page: Page) -> Row:
-        """Return a row of what fits its column; the rest is in ``_extra``."""
-        known = [name for name in raw if name in self._fits and raw[name] is not None]
-        values = {name: self._fits[name](raw[name]) for name in known}
+        """Return a row of the values that fit their column; the rest is in ``_extra``."""
+        known = [name for name in raw if name in self._converters and raw[name] is not None]
+        values = {name: self._converters[name](raw[name]) for name in known}
         misfits = [name for name in known if values[name] is None]
-        unknown = [name for name in raw if name not in self._fits]
+        unknown = [name for name in raw if name not in self._converters]
         page.misfits.update(misfits)
         page.unknown.update(unknown)
         extra = {name: raw[name] for name in (*misfits, *unknown)}
         return self.row_type(**values, **{EXTRA: extra or None})
 
 
-def _is_deep(value: Value, levels: int = MAX_DEPTH - 4) -> bool:
+def _is_deep(value: Value, levels: int = MAX_DEPTH - 4) -> bool:  # a value is level 4
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
@@ -224,27 +223,27 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 def _shallow(text: str) -> str:
-    """Return JSON in which what is nested deeper than others can read is kept as text."""
+    """Return JSON with a text in place of all that is nested too deep for other programs."""
     parts: list[str] = []
-    depth = done = begin = 0
+    depth = copied = start = 0
     for token in _TOKEN.finditer(text):
         opens, closes = token[0] in "[{", token[0] in "]}"
         if closes and depth == MAX_DEPTH:
-            parts += text[done:begin], json.dumps(text[begin : token.end()])
-            done = token.end()
+            parts += text[copied:start], json.dumps(text[start : token.end()])
+            copied = token.end()
         depth += opens - closes
-        begin = token.start() if opens and depth == MAX_DEPTH else begin
-    return "".join([*parts, text[done:]])
+        start = token.start() if opens and depth == MAX_DEPTH else start
+    return "".join([*parts, text[copied:]])
 
 
 def _loads(content: bytes) -> Value:
-    """Return what JSON says, with U+FFFD, ``?`` or None in a place where it is damaged."""
+    """Return the value of a JSON text, with U+FFFD, ``?`` or None where it is damaged."""
     text = _shallow(content.decode("utf-8-sig", errors="replace"))
     value = json.loads(
         text,
         parse_constant=lambda _: None,
-        parse_float=lambda number: value if math.isfinite(value := float(number)) else None,
+        parse_float=lambda number: found if math.isfinite(found := float(number)) else None,
     )
-    if "\\ud" in text.lower():
+    if "\\ud" in text.lower():  # half of a surrogate pair cannot be written as UTF-8
         value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     return value
