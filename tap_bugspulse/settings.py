@@ -1,4 +1,4 @@
-"""The tap's settings, declared once, and what is checked of stream maps before a run."""
+"""The settings of the tap, each declared once, and checks of stream maps before a run."""
 
 import ast
 import contextlib
@@ -28,12 +28,12 @@ Config = t.Mapping[str, t.Any]
 EventsFor = t.Literal["all", "errors", "crashed"]
 EVENTS_FOR: tuple[str, ...] = t.get_args(EventsFor)
 HOST, LOOPBACK = r"([\w.-]+|\[[\da-f:.]+\])", r"(localhost|127\.0\.0\.1|\[::1\])"
-SAFE = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
+SAFE_URL = rf"(?i)^(https://{HOST}|http://{LOOPBACK})(:\d{{1,5}})?(/[^?#]*)?\Z"
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
 A_KEY = "a text without spaces (it begins with bp_: copy it anew)"
 A_URL = "an https URL, or http on loopback, without a user name or password, query or fragment"
 A_DATE = "a date or date-time such as 2026-01-01 or 2026-01-01T12:00:00Z"
-# The title of a rule says what a value must be.
+# The title of a rule is the text of its error: what a value must be.
 Text = t.Annotated[str, Meta(pattern=PRINTABLE, title="a printable text")]
 Instant = t.Annotated[datetime, Meta(tz=True, title=A_DATE)]
 Positive = t.Annotated[float, Meta(gt=0, le=1e308, title="a number above 0")]  # not infinite
@@ -41,7 +41,7 @@ Seconds = t.Annotated[float, Meta(gt=0, le=86_400, title="a number above 0, 8640
 Days = t.Annotated[int, Meta(ge=0, le=36_500, title="a whole number from 0 to 36500")]
 PageSize = t.Annotated[int, Meta(ge=1, le=1000, title="a whole number from 1 to 1000")]
 Pace = t.Annotated[int, Meta(ge=1, title="a whole number of 1 or more")]
-Lanes = t.Annotated[int, Meta(ge=1, le=32, title="a whole number from 1 to 32")]
+Concurrency = t.Annotated[int, Meta(ge=1, le=32, title="a whole number from 1 to 32")]
 DESCRIPTIONS = {
     "api_key": "API key of the BugsPulse project, the one its app uses. It begins with bp_.",
     "api_url": "Base URL of the Export API; https, unless the host is loopback.",
@@ -64,10 +64,10 @@ DESCRIPTIONS = {
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """The settings in the types the tap works with; instants are aware, in UTC."""
+    """The settings, converted to the types that the tap uses; instants are aware, in UTC."""
 
     api_key: t.Annotated[str, Meta(pattern=r"^[!-~]+\Z", title=A_KEY)]
-    api_url: t.Annotated[str, Meta(pattern=SAFE, title=A_URL)] = API_URL
+    api_url: t.Annotated[str, Meta(pattern=SAFE_URL, title=A_URL)] = API_URL
     start_date: Instant | None = None
     end_date: Instant | None = None
     lookback_days: Days = 7
@@ -76,20 +76,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     project: Text | None = None
     page_size: PageSize = 1000  # "Rows per page - max 1,000"
     requests_per_minute: Pace = 60  # "rate-limited to 60 requests / minute per API key"
-    concurrency: Lanes = CONCURRENCY
+    concurrency: Concurrency = CONCURRENCY
     request_timeout: Seconds = 60
     user_agent: Text | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> t.Self:
-        """Return the settings, or raise ConfigValidationError with a line for each wrong one."""
+        """Return the settings, or raise ConfigValidationError, which names all that are wrong."""
         values: dict[str, t.Any] = {}
         problems = []
         for name, kind in t.get_type_hints(cls, include_extras=True).items():
             given = config.get(name)
-            if given is None or given == "":  # as an environment gives what is not set
+            if given is None or given == "":  # an environment variable that is not set may be empty
                 continue
-            given = float(given) if isinstance(given, Decimal) else given  # the SDK makes it of 0.5
+            given = float(given) if isinstance(given, Decimal) else given  # as the SDK reads 0.5
             value = parse_instant(given) if "format" in _DECLARED[name] else given
             with contextlib.suppress(msgspec.ValidationError):
                 values[name] = msgspec.convert(value, kind, strict=False)
@@ -108,7 +108,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             problems.append(rule + repr(config["end_date"]))
         if problems:
             raise ConfigValidationError("; ".join(problems), errors=problems)
-        # A bare host has the API's own path.
+        # A URL without a path gets that of the API.
         url = re.sub(r"(//[^/]+)/*\Z", r"\1/export", values.pop("api_url", API_URL)).rstrip("/")
         return cls(api_url=url, **values)
 
@@ -123,12 +123,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return timedelta(days=self.lookback_days)
 
 
-# What may be None is described in the first of two alternatives.
+# The schema of a setting that may be None has two alternatives; the first is the real one.
 _DECLARED = {
     name: {"type": "string", **setting, **setting.get("anyOf", [{}])[0]}
     for name, setting in msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"].items()
 }
-_KEPT = {"default", "enum", "format"}  # not the limits, of which the SDK speaks less clearly
+_KEPT = {"default", "enum", "format"}  # not the limits: the SDK's messages on them are less clear
 CONFIG_SCHEMA: dict[str, t.Any] = {
     "type": "object",
     "properties": {
@@ -139,55 +139,55 @@ CONFIG_SCHEMA: dict[str, t.Any] = {
     },
     "required": ["api_key"],
 }
-CONFIG_SCHEMA["properties"]["events_for"]["enum"] = [*EVENTS_FOR]  # in this order
+CONFIG_SCHEMA["properties"]["events_for"]["enum"] = [*EVENTS_FOR]  # msgspec sorts them
 CONFIG_SCHEMA["properties"]["api_key"] |= {"type": ["string"], "secret": True, "writeOnly": True}
 
 
 def unknown_settings(config: Config, known: Config) -> t.Iterator[tuple[str, str]]:
-    """Yield each setting that does not exist, and what may have been meant."""
-    # Meltano sets variables for its own extras, which begin with one more underscore,
-    # and for each part of a setting that is an object.
+    """Yield each setting that does not exist, and a hint such as the name that was meant."""
+    # Meltano also sets variables for its own extras, which begin with one more underscore, and
+    # for each key of a setting that is an object.
     theirs = ("_", "loglevel", *(f"{n}_" for n, one in known.items() if "object" in one["type"]))
-    ours = {name[len(ENV_PREFIX) :].lower() for name in os.environ if name.startswith(ENV_PREFIX)}
-    for name in sorted(ours.union(config) - known.keys()):
+    env = {name[len(ENV_PREFIX) :].lower() for name in os.environ if name.startswith(ENV_PREFIX)}
+    for name in sorted(env.union(config) - known.keys()):
         if not name.startswith(theirs):
-            near = difflib.get_close_matches(name, known, n=1)
-            yield name, f"did you mean {near[0]}?" if near else "see --about"
+            close = difflib.get_close_matches(name, known, n=1)
+            yield name, f"did you mean {close[0]}?" if close else "see --about"
 
 
-OPTIONS = {"__alias__", "__else__", "__key_properties__", "__source__"}  # and __filter__
+MAP_OPTIONS = {"__alias__", "__else__", "__key_properties__", "__source__"}  # of a stream map
 NAMES = {"_", "record", "config", "fake", "__NULL__", "__stream_name__", "__original_stream_name__"}
 
 
 def check_maps(stream: str, maps: Config, given: Config, columns: Config, usable: Config) -> None:
-    """Raise an error for a map that would not do what it says to a stream's usable columns."""
+    """Raise an error for a mistake in the maps of a stream; ``usable`` are its selected columns."""
     named = [key for key, one in maps.items() if "__source__" not in (one or ())]
-    fits = [key for key in named if fnmatch.fnmatchcase(stream, key)]
-    if len(fits) > 1:
+    matching = [key for key in named if fnmatch.fnmatchcase(stream, key)]
+    if len(matching) > 1:
         raise ConfigurationError(
-            f"stream_maps: {' and '.join(fits)} fit {stream}, but only one of them would count"
+            f"stream_maps: {' and '.join(matching)} fit {stream}, but only one of them would count"
         )
     for key, one in maps.items():
         mapping = one if isinstance(one, dict) else {}
         source = mapping.get("__source__", key)
         if not (matched := fnmatch.filter(columns, source)):
-            raise ConfigurationError(f"stream_maps: there is no stream {_near(source, columns)}")
-        names = OPTIONS.union(["__filter__"], *(columns[name] for name in matched))
+            raise ConfigurationError(f"stream_maps: there is no stream {_suggest(source, columns)}")
+        names = MAP_OPTIONS.union(["__filter__"], *(columns[name] for name in matched))
         for column, text in mapping.items() if stream in matched else ():
-            if column not in OPTIONS and (fault := _fault(column, text, names, given, usable)):
+            if column not in MAP_OPTIONS and (fault := _fault(column, text, names, given, usable)):
                 raise ConfigurationError(f"stream_maps: {stream}.{column}: {fault}")
 
 
 def _fault(column: str, text: t.Any, names: set[str], given: Config, usable: Config) -> str:
-    """Return what is wrong with a column's expression, as far as that shows without a row."""
-    is_mask = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
-    if column not in names and (is_mask or column.startswith("__")):
-        return f"there is no column {_near(column, names)}"
+    """Return what is wrong with a column's expression, as far as it shows without a row."""
+    must_exist = text is None or text == "__NULL__" or column.lower() in map(str.lower, names)
+    if column not in names and (must_exist or column.startswith("__")):
+        return f"there is no column {_suggest(column, names)}"
     try:
         nodes = list(ast.walk(ast.parse(str(text), mode="eval")))
     except (SyntaxError, ValueError):
         return f"the expression for {column} cannot be read"
-    sdk = CustomStreamMap("", {}, {}, {"properties": {}}, (), {}, None)  # has the functions
+    sdk = CustomStreamMap("", {}, {}, {"properties": {}}, (), {}, None)  # for its functions
     usable = {**usable, "self": usable[column]} if column in usable else usable
     texts = {name for name in usable if "string" in usable[name].get("type", ())}
     known = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
@@ -195,22 +195,22 @@ def _fault(column: str, text: t.Any, names: set[str], given: Config, usable: Con
     for node in nodes:
         match node:
             case ast.Name(name) if name not in known:
-                return f"no selected column and no function is called {_near(name, known)}"
+                return f"no selected column and no function is called {_suggest(name, known)}"
             case ast.Attribute(ast.Name(name), attr) if name in texts and not hasattr(str, attr):
-                return f"{name} is a text, which has no {_near(attr, dir(str))}"
+                return f"{name} is a text, which has no {_suggest(attr, dir(str))}"
             case ast.Subscript(ast.Name("config"), ast.Constant(str(name))) if name not in given:
-                return f"stream_map_config has no {_near(name, given)}"
+                return f"stream_map_config has no {_suggest(name, given)}"
     return ""
 
 
-def _near(name: str, names: t.Collection[str]) -> str:
-    """Return a name, and a question for the one that may have been meant."""
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"{name}, did you mean {near[0]}?" if near else name
+def _suggest(name: str, names: t.Collection[str]) -> str:
+    """Return a name, with a question after it if one of ``names`` may have been meant."""
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"{name}, did you mean {close[0]}?" if close else name
 
 
 def map_error(error: Exception) -> str | None:
-    """Return what fails in an expression of a map, without a value of the row."""
+    """Return which map expression raised an error, without values of the row; None if none did."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if "expr_parsed" in (found := frame.f_locals):  # the SDK's method that evaluates
             names = {n.id for n in ast.walk(found["expr_parsed"]) if isinstance(n, ast.Name)}
