@@ -1,4 +1,4 @@
-"""The one HTTP session of the tap: paced and patient."""
+"""The one HTTP session of the tap: its pace, its retries and its time limits."""
 
 import contextlib
 import math
@@ -19,15 +19,15 @@ from typing_extensions import override
 
 from tap_bugspulse.settings import Settings
 
-RATE_WINDOW = 61 / 60  # of a minute: arrival times jitter at its edge
-TOO_MANY = 429  # requests, as a status
-MAX_TRIES, MAX_FAILING = 8, 5  # failures of one request, and minutes of them
-LONGEST_ANSWER = 2  # times request_timeout, which is that of each read
+RATE_WINDOW = 61 / 60  # of a minute: a bit longer, as requests do not arrive evenly
+TOO_MANY = 429  # the status "Too Many Requests"
+MAX_TRIES, MAX_FAILING = 8, 5  # tries of one request that fail, and minutes from first to last
+LONGEST_ANSWER = 2  # times request_timeout, which limits each read, not the whole answer
 MAX_REFUSED = 15  # minutes of nothing but 429
-RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")  # seconds, a date, or since 1970
-LONGEST_RETRY_AFTER = 86_400.0  # seconds; whoever runs the tap should hear of more
-SECONDS_1970_TO_2001, MILLISECONDS_1970_TO_2001 = 1e9, 1e12
-# What requests, urllib3 and OpenSSL say, and what it means: the first that comes up in an error.
+RESETS = ("Retry-After", "RateLimit-Reset", "X-RateLimit-Reset")  # seconds, Unix time or a date
+LONGEST_RETRY_AFTER = 86_400.0  # seconds; a longer wait ends the run with an error
+UNIX_TIME, UNIX_TIME_MS = 1e9, 1e12  # larger numbers are a point in time, not a wait
+# Patterns in errors of requests, urllib3 and OpenSSL, and what they mean. The first match counts.
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the API's TLS certificate cannot be verified: check api_url, or "
     "point REQUESTS_CA_BUNDLE to the file with your company's certificates",
@@ -42,11 +42,11 @@ REASONS = {
     "ContentDecodingError": "the answer cannot be decoded",
     "": "the connection broke",  # any other
 }
-HOPELESS = tuple(REASONS.values())[:2]  # trying again is of no use
+HOPELESS = tuple(REASONS.values())[:2]  # a retry is of no use
 
 
 class RefusedError(FatalAPIError):
-    """The API refuses what was asked for: another request may well work."""
+    """The API refuses this request; other requests may still work."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -54,21 +54,21 @@ class RefusedError(FatalAPIError):
 
 
 class Clock(t.NamedTuple):
-    """The wall clock, in UTC, and the stopwatch the tap goes by; tests bring their own."""
+    """The wall clock in UTC, and the monotonic clock that measures waits; tests have their own."""
 
     now: t.Callable[[], datetime] = lambda: datetime.now(UTC)
     seconds: t.Callable[[], float] = time.monotonic
-    minute: float = 60.0  # seconds that one of the rate limit has
+    minute: float = 60.0  # seconds in a minute of the rate limit
 
 
 class Call(threading.Thread):
-    """A request with all its tries, or one of them, in a thread that holds up no exit."""
+    """A request with all its tries, or a single try, in a thread that never delays the exit."""
 
     def __init__(self, job: t.Callable[[], requests.Response]) -> None:
         super().__init__(target=self._work, args=(job,), daemon=True)
         self.future: Future[requests.Response] = Future()
         self.notes: deque[str] = deque()  # why tries have failed
-        self.is_sent = self._is_cancelled = False  # a try is on its way; no other is to be
+        self.is_sent = self._is_cancelled = False  # a try is in flight; no further try may start
         self._guard = threading.Lock()
         self.start()
 
@@ -79,13 +79,13 @@ class Call(threading.Thread):
             self.future.set_exception(error)
 
     def cancel(self) -> bool:
-        """Send no other try; return whether none is on its way, either."""
+        """Allow no further try; return whether none is in flight, either."""
         with self._guard:
             self._is_cancelled = True
             return not self.is_sent
 
     def begin_try(self) -> None:
-        """Note that a try is sent now, or raise CancelledError if nobody wants it."""
+        """Note that a try is sent now, or raise CancelledError if the call is cancelled."""
         with self._guard:
             if self._is_cancelled:
                 raise CancelledError
@@ -93,51 +93,51 @@ class Call(threading.Thread):
 
 
 class ApiSession(requests.Session):
-    """Sends requests no faster than the API allows, all streams together."""
+    """Sends the requests of all streams, together no faster than the API allows."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
         self._settings = settings
         self._window = RATE_WINDOW * clock.minute
-        self._turns: deque[float] = deque()  # when the requests of the last window were sent
-        self._one_by_one = threading.Lock()  # turns come about in the order of asking
-        self._on_their_way = threading.Semaphore(settings.concurrency)
-        self.paused_until = -math.inf  # the stopwatch's reading from which all may send
-        self._refused_since = math.inf  # since when all responses are 429
-        # A prepared request knows nothing of proxy and CA variables by itself. All go to one
-        # host, for which they are looked up once.
+        self._sent_at: deque[float] = deque()  # times of the requests in the last rate window
+        self._turn_lock = threading.Lock()  # one thread at a time waits for its turn
+        self._in_flight = threading.Semaphore(settings.concurrency)
+        self.paused_until = -math.inf  # by the monotonic clock: until then, nothing is sent
+        self._refused_since = math.inf  # when the first 429 came after any other status
+        # Prepared requests ignore the environment's proxy and CA bundle. All of them go to one
+        # host, so these are looked up once.
         self._environment = self.merge_environment_settings(settings.api_url, {}, None, None, None)
         self.mount(settings.api_url, HTTPAdapter(pool_maxsize=settings.concurrency))
 
-    def _take_turn(self) -> None:
+    def _wait_for_turn(self) -> None:
         """Wait until a request may be sent: at the set pace, and not during a pause."""
-        with self._one_by_one:
-            is_full = len(self._turns) >= self._settings.requests_per_minute
-            free_at = self._turns.popleft() + self._window if is_full else -math.inf
+        with self._turn_lock:
+            is_full = len(self._sent_at) >= self._settings.requests_per_minute
+            free_at = self._sent_at.popleft() + self._window if is_full else -math.inf
             while (now := self.clock.seconds()) < (until := max(free_at, self.paused_until)):
                 time.sleep(until - now)
             t.cast("Call", threading.current_thread()).begin_try()
-            self._turns.append(now)
+            self._sent_at.append(now)
 
     @override
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> requests.Response:
-        """Return the answer, or raise FatalAPIError; RequestException if another try may help."""
+        """Return the response, or raise FatalAPIError; RequestException if a retry may help."""
         timeout, send = self._settings.request_timeout, super().send
         options = {**kwargs, **self._environment, "timeout": timeout}
         try:
-            with self._on_their_way:
-                self._take_turn()
-                # Each read has a timeout, which an answer that comes byte by byte never meets:
-                # the thread of such a try is left behind.
+            with self._in_flight:
+                self._wait_for_turn()
+                # An answer that comes byte by byte never runs into the timeout of a read. So the
+                # whole answer has a limit, too; the thread of a try that exceeds it is left alone.
                 answer = Call(lambda: send(request, **options)).future
                 response = answer.result(LONGEST_ANSWER * timeout)
         except ValueError:
-            # Not the error's own text, which may hold a header or a proxy's password.
+            # Not the error's own text: it may hold a header or the password of a proxy.
             raise FatalAPIError(
                 "no request can be made: check HTTPS_PROXY, api_url and user_agent"
             ) from None
-        except OSError as error:  # those of requests are, too
+        except OSError as error:  # or an error of requests, a subclass
             if (why := reason(error)) in HOPELESS:
                 raise FatalAPIError(why) from None
             raise requests.exceptions.ConnectionError(error) from None
@@ -148,43 +148,43 @@ class ApiSession(requests.Session):
         return response
 
     def _pause(self, response: requests.Response) -> None:
-        """Pause as a 429 response asks, or raise FatalAPIError where that leads nowhere."""
+        """Pause as a 429 response asks, or raise FatalAPIError if there is no point in waiting."""
         now = self.clock.seconds()
         self._refused_since = min(self._refused_since, now)
         refused = now - self._refused_since
-        asked = self._asked_by(response)
+        wait = self._retry_after(response)
         why = ""
-        if asked > LONGEST_RETRY_AFTER:
+        if wait > LONGEST_RETRY_AFTER:
             why = "the API asks to wait for more than a day. Run again after that"
         elif refused >= MAX_REFUSED * self.clock.minute:
             why = f"nothing else for {refused:.0f} s. Is the key used elsewhere?"
         if why:
             raise FatalAPIError(f"429 {response.reason}: {why}; the next run goes on here")
-        # Where no wait is asked for, asking at once would go on for ever.
-        self.paused_until = max(self.paused_until, now + max(asked, self.clock.minute / 60))
+        # At least a second: a wait of 0 would send the same request again without end.
+        self.paused_until = max(self.paused_until, now + max(wait, self.clock.minute / 60))
 
-    def _asked_by(self, response: requests.Response) -> float:
-        """Return the seconds that a 429 response asks to wait, a minute where it does not."""
+    def _retry_after(self, response: requests.Response) -> float:
+        """Return how many seconds a 429 response asks to wait, a minute if it does not say."""
         now = self.clock.now().timestamp()
         for name in RESETS:
             with contextlib.suppress(ValueError, OverflowError):
                 written = response.headers.get(name, "")
-                date = parsedate(written)  # HTTP writes it in GMT
+                date = parsedate(written)  # always in GMT
                 number = timegm(date) if date else float(written)
-                number = number / 1000 if number > MILLISECONDS_1970_TO_2001 else number
-                seconds = number - now if date or number > SECONDS_1970_TO_2001 else number
+                number = number / 1000 if number > UNIX_TIME_MS else number
+                seconds = number - now if date or number > UNIX_TIME else number
                 if math.isfinite(seconds):
                     return max(0.0, seconds)
         return self._window
 
 
 def patience(path: str, session: ApiSession) -> t.Generator[float, Exception, None]:
-    """Yield the seconds to wait after each failure of a request, which is sent in.
+    """Yield the seconds to wait after each error of a request; the errors are sent in.
 
     They double up to a minute. After eight failures, or five minutes of them, it raises
-    RetriableAPIError: another run may try again. A 429 is none, its pause is waited for.
+    RetriableAPIError: the next run may try again. A 429 is not a failure, it only adds a wait.
     """
-    failures: list[float] = []  # when they were
+    failures: list[float] = []  # their times
     wait = 0.0
     while True:
         error = yield wait
@@ -205,8 +205,8 @@ def patience(path: str, session: ApiSession) -> t.Generator[float, Exception, No
 
 
 def reason(error: object) -> str:
-    """Return in a few words why a request failed, without its address."""
-    if not isinstance(error, OSError):  # those of requests are; ours say it themselves
+    """Return in a few words why a request failed, without its URL."""
+    if not isinstance(error, OSError):  # an error of the tap, not of requests
         return str(error)
     text = f"{type(error).__name__} {error!r}"
-    return next(words for signs, words in REASONS.items() if re.search(signs, text))
+    return next(words for pattern, words in REASONS.items() if re.search(pattern, text))
