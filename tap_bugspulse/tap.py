@@ -247,17 +247,17 @@ class TapBugsPulse(Tap):
         if not self.is_ready:
             stop(signum)
         writer, now = t.cast("WholeMessageWriter", self.message_writer), self.clock.seconds()
-        self.stopped_at = now if writer.after is None else self.stopped_at
+        self.stopped_at = now if writer.after_write is None else self.stopped_at
 
         def end() -> None:
-            writer.after = functools.partial(stop, signum)
+            writer.after_write = functools.partial(stop, signum)
             # Even when it is the last one again: a target acts on what comes last.
             writer.write_message(StateMessage(value=self.state))
 
         if not writer.is_writing:
             end()
-        elif writer.after is None:
-            writer.after = end
+        elif writer.after_write is None:
+            writer.after_write = end
         elif now - self.stopped_at >= 1.0:  # some send two at once
             # While nobody reads what is written: its last line is cut.
             os._exit(STOPPED + signum)

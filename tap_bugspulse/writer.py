@@ -1,4 +1,4 @@
-"""Messages out: many at once, and always whole lines."""
+"""Writes messages to stdout: many at once, and always whole lines."""
 
 import sys
 import typing as t
@@ -9,11 +9,11 @@ from singer_sdk.contrib.msgspec import MsgSpecWriter, encoder
 from singer_sdk.singerlib.messages import Message, RecordMessage
 from typing_extensions import override
 
-BATCH_SIZE = 200  # records that are encoded and written at once
+BATCH_SIZE = 200  # messages that are encoded and written at once
 
 
 class RecordLine(msgspec.Struct, tag="RECORD"):
-    """A RECORD message whose row is encoded as it is; a dict would take longer."""
+    """A RECORD message whose row is encoded as a struct, which is faster than a dict."""
 
     stream: str
     record: msgspec.Struct
@@ -23,14 +23,14 @@ class RecordLine(msgspec.Struct, tag="RECORD"):
 class WholeMessageWriter(MsgSpecWriter):
     """Writes records many at once, in whole lines.
 
-    None is kept back while the next answer is waited for, nor when another message is written.
-    A signal that comes while something is written waits for its end.
+    Records wait in a buffer, until the tap waits for an answer or writes another kind of message.
+    A signal during a write has to wait: ``after_write`` is then called when the write has ended.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_writing = False
-        self.after: t.Callable[[], None] | None = None
+        self.after_write: t.Callable[[], None] | None = None
         self._messages: list[t.Any] = []
         self._extracted = ""
 
@@ -49,13 +49,13 @@ class WholeMessageWriter(MsgSpecWriter):
             self.flush()
 
     def flush(self) -> None:
-        """Write what is kept back, or raise OSError if nobody reads it."""
+        """Write the messages in the buffer, or raise OSError if nobody reads them."""
         self.is_writing = True
         left = memoryview(encoder.encode_lines(self._messages))
         self._messages = []
-        while left:  # PYTHONUNBUFFERED has it take no more than the pipe has room for
+        while left:  # with PYTHONUNBUFFERED, a write takes only what fits into the pipe
             left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()
         self.is_writing = False
-        if self.after is not None:
-            self.after()
+        if self.after_write is not None:
+            self.after_write()
