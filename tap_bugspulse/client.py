@@ -1,4 +1,4 @@
-"""The base of the streams: a request, the pages of a listing, and its drift."""
+"""The base of the streams: requests, the pages of a listing, and rows that move between pages."""
 
 import itertools
 import re
@@ -29,22 +29,22 @@ from tap_bugspulse.replication import parse_instant
 from tap_bugspulse.run import OutOfTime, Run
 
 Query = t.Mapping[str, str]
-REFUSED = {*range(500)} - {200, 204, 401, 408, 429}  # statuses where another request may work
-FAR = date(2999, 1, 1)  # an end where none is meant
-MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing, before rows are given up
+REFUSED = {*range(500)} - {200, 204, 401, 408, 429}  # statuses after which others may work
+FAR = date(2999, 1, 1)  # stands for no end
+MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing whose rows move, and in all cases
 PROJECT_COLUMN = {"type": "string", "description": "Name of the project, from the setting project."}
 
 
 class BugsPulseStream(RESTStream[int]):
     """A stream of the Export API."""
 
-    instant_column = ""  # the one that the dates of a query filter on, if there is one
+    instant_column = ""  # the column that from and to filter on, if there is one
     schema_file = StreamSchema(SchemaDirectory(schemas))
-    # The rows are JSON already, and made to fit when they are decoded.
+    # Rows come from JSON and are made to fit the schema when they are decoded.
     TYPE_CONFORMANCE_LEVEL = TypeConformanceLevel.NONE
     extra_retry_statuses = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-    allow_redirects = False  # the key never leaves its host
-    # The warehouse keeps what BugsPulse's retention deletes, whatever a setting asks for.
+    allow_redirects = False  # the API key goes to no other host
+    # Whatever the settings say: the warehouse keeps rows that BugsPulse's retention deletes.
     emit_activate_version_messages = False
 
     def __init__(self, tap: Tap, run: Run) -> None:
@@ -61,13 +61,13 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def apply_catalog(self, catalog: Catalog) -> None:
-        own_key, known = self.replication_key, self.schema["properties"]
+        own_key, columns = self.replication_key, self.schema["properties"]
         if entry := catalog.get_stream(self.name):
-            if PROJECT in known:
+            if PROJECT in columns:
                 entry.key_properties = [*self.primary_keys]
-            # It may be from before these columns, without which rows would lack something.
-            for name in known.keys() & {PROJECT, EXTRA}:
-                (entry.schema.properties or {}).setdefault(name, Schema.from_dict(known[name]))
+            # An older catalog lacks these columns: without them, rows would lose values.
+            for name in columns.keys() & {PROJECT, EXTRA}:
+                (entry.schema.properties or {}).setdefault(name, Schema.from_dict(columns[name]))
         super().apply_catalog(catalog)
         if own_key is None and self.replication_method == "INCREMENTAL":
             self.forced_replication_method, self.replication_key = None, None
@@ -99,29 +99,29 @@ class BugsPulseStream(RESTStream[int]):
         return {"page": next_page_token, "limit": self.run.settings.page_size, **(context or {})}
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> http.Call:
-        """Return the call that asks for a page of a listing, on its way from now on."""
+        """Start to request a page of a listing, and return the call."""
         prepared = self._prepare_request(context=query, page=PageNumberPaginator(number))
         send = self.request_decorator(self._request) if retries else self._request
         return http.Call(lambda: send(prepared, query))
 
     def prefetch(
-        self, calls: t.Iterator[http.Call], many: t.Callable[[], int] | None = None
+        self, calls: t.Iterator[http.Call], limit: t.Callable[[], int] | None = None
     ) -> t.Generator[http.Call, None, None]:
-        """Yield calls in their order, many on their way; taking one from ``calls`` sends it."""
-        sent: deque[http.Call] = deque()
+        """Yield calls in order, with up to ``limit`` in flight: ``next(calls)`` sends one."""
+        in_flight: deque[http.Call] = deque()
         try:
             while True:
-                most = many() if many else self.run.settings.concurrency
-                sent.extend(itertools.islice(calls, max(0, most - len(sent))))
-                if not sent:
+                most = limit() if limit else self.run.settings.concurrency
+                in_flight.extend(itertools.islice(calls, max(0, most - len(in_flight))))
+                if not in_flight:
                     return
-                yield sent.popleft()
+                yield in_flight.popleft()
         finally:
-            for call in sent:
+            for call in in_flight:
                 call.cancel()
 
     def take(self, call: http.Call) -> Response:
-        """Return the response of a call, and count what no column holds."""
+        """Wait for the response of a call, and count it for this stream."""
         return self.run.result(call, self.counts)
 
     @override
@@ -144,8 +144,8 @@ class BugsPulseStream(RESTStream[int]):
     def response_error_message(self, response: Response) -> str:
         # Never the body: it may hold personal data.
         dates = re.findall("[?&](from|to)=([^&]*)", response.url)
-        asked = " ".join(itertools.chain([self.path], *dates))
-        msg = f"{response.status_code} {response.reason} for {asked}"
+        listing = " ".join(itertools.chain([self.path], *dates))
+        msg = f"{response.status_code} {response.reason} for {listing}"
         if response.status_code == HTTPStatus.UNAUTHORIZED:
             msg += (
                 ": the API does not know this api_key. Copy the API key of your BugsPulse project "
@@ -155,8 +155,8 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def request_decorator(self, func: t.Any) -> t.Any:
-        # As the SDK's own, but patience counts the tries, one tap is no herd that needs jitter,
-        # and what is logged of a failure is up to backoff_handler alone.
+        # Like the SDK's own, but patience() decides when to give up, only backoff_handler logs
+        # failures, and there is no jitter, which a single client does not need.
         return backoff.on_exception(
             lambda: http.patience(self.path, self.run.http),
             (RetriableAPIError, RequestException),
@@ -173,8 +173,8 @@ class BugsPulseStream(RESTStream[int]):
         call.notes.append(f"{self.name}: trying again in {wait:.0f} s after {why}")
 
     def pages(self, query: Query, reading: Reading, first: Response) -> t.Iterator[list[Row]]:
-        """Yield the rows of the first page and of those after it, which are on their way."""
-        # Where rows still arrive, pages answered out of turn would miss those that move on.
+        """Yield the rows of the first page and of the next ones, which are prefetched."""
+        # Without an end, new rows move others to later pages: read those one after the other.
         most = self.run.settings.concurrency if query.get("to", f"{FAR}") != f"{FAR}" else 1
         calls = self.prefetch(
             (self.fetch(query, number) for number in itertools.count(2)),
@@ -191,43 +191,42 @@ class BugsPulseStream(RESTStream[int]):
         except http.RefusedError as error:
             if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST}:
                 raise
-            reading.drifted = True  # the API had named that page
+            reading.drifted = True  # by the API's earlier counts, this page exists
 
     def listing(
         self, query: Query, first: Response | None = None, readings: list[Reading] | None = None
     ) -> t.Iterator[list[Row]]:
-        """Yield the rows of a listing, each once, page by page; read it again when pages drift.
+        """Yield the rows of a listing, each once, page by page; read it again if rows have moved.
 
-        Rows that are inserted push others to later pages, where they are met again. Deleted ones
-        pull others to earlier pages, where they are missed: ``total`` shrinks, or fewer rows
-        arrive than it named first, or the first page is another one. The last of ``readings``
-        tells how it went.
+        Inserted rows push others to later pages, where they come twice. Deleted rows pull others
+        to earlier pages, where they are missed: then ``total`` shrinks, or fewer rows come than it
+        said first, or the first page changes. The last of ``readings`` says how complete it is.
         """
         readings = [] if readings is None else readings
-        known, ids, asked = set[str](), set[str](), query
+        yielded, ids, this_query = set[str](), set[str](), query
         for number in range(1, MAX_READINGS + 1):
             reading = Reading(ids)
             readings.append(reading)
-            first = first or self.take(self.fetch(asked))
-            for rows in self.pages(asked, reading, first):
-                new = {row.id: row for row in reversed(rows) if row.id not in known}
+            first = first or self.take(self.fetch(this_query))
+            for rows in self.pages(this_query, reading, first):
+                new = {row.id: row for row in reversed(rows) if row.id not in yielded}
                 yield [*new.values()][::-1]
-                known.update(new)
+                yielded.update(new)
             page, first = page_of(first), None
             if reading.is_complete and reading.pages > 1 and self.can_shift(page.rows):
-                reading.drifted = has_lost_rows(page, page_of(self.take(self.fetch(asked))))
+                reading.drifted = has_lost_rows(page, page_of(self.take(self.fetch(this_query))))
             if reading.is_complete:
                 return
             is_short = reading.pages > 0 and not reading.drifted
-            # One page is one answer, and what is missing twice is not there.
+            # Nothing moves in a single page, and rows that are missing twice do not exist.
             is_final = reading.pages == 1 or len(reading.ids) == len(ids)
-            if is_final if is_short else number >= MAX_DRIFTS:
+            if (is_short and is_final) or (not is_short and number >= MAX_DRIFTS):
                 break
-            # Rows of one instant may come in another order on each page: let pages end
-            # elsewhere, and take all readings together.
+            # Rows of the same instant may change their order from page to page. Let pages end
+            # elsewhere, and add up the rows of these readings.
             ids = reading.ids if is_short else set()
             limit = max(1, self.run.settings.page_size * (6 - number) // 6)
-            asked = {**query, "limit": str(limit)} if is_short else query
+            this_query = {**query, "limit": str(limit)} if is_short else query
         self.counts.short_listings += 1
         self.run.warn_once(
             f"{self.name}: %d rows arrived where the API counts %d in %s",
@@ -235,29 +234,30 @@ class BugsPulseStream(RESTStream[int]):
         )
 
     def instant_of(self, row: Row) -> datetime | None:
-        """Return when something happened, None where that cannot be read."""
+        """Return the instant of a row, None if it cannot be read."""
         return parse_instant(getattr(row, self.instant_column))
 
-    def can_shift(self, head: list[Row]) -> bool:
-        """Return whether rows of its first page, ``head``, may go while a listing is read."""
-        # Newest first, what retention deletes is at the end; what has no dates comes in each run.
-        known = [one for one in map(self.instant_of, head if self.instant_column else ()) if one]
-        return known != sorted(known, reverse=True)
+    def can_shift(self, first: list[Row]) -> bool:
+        """Return whether rows of a listing's first page may be deleted while it is read."""
+        # Retention deletes the oldest. Newest first, they are at the end. A stream without dates is
+        # loaded in full by every run, so a missed row comes with the next one.
+        instants = [*filter(None, map(self.instant_of, first if self.instant_column else ()))]
+        return instants != sorted(instants, reverse=True)
 
     @override
     def get_records(self, context: t.Any) -> t.Iterator[Row]:
         try:
-            yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)  # by --test
+            yield from itertools.islice(self.read_rows(), self.ABORT_AT_RECORD_COUNT)  # --test
         except OutOfTime:
             self.run.is_complete = False
             self.logger.info("the time limit is reached, the next run goes on here")
         except (http.RefusedError, RetriableAPIError) as error:
-            # Where nothing answers at all, no other stream can be loaded.
-            is_dead = isinstance(error, RetriableAPIError) and error.response is None
-            if self.ABORT_AT_RECORD_COUNT is not None or is_dead:
+            # Without any response, the other streams cannot be loaded, either.
+            is_down = isinstance(error, RetriableAPIError) and error.response is None
+            if self.ABORT_AT_RECORD_COUNT is not None or is_down:
                 raise
-            self.run.errors[self.name] = str(error)  # with which the run ends, after the others
-            self.logger.error("%s", error)  # noqa: TRY400 - for a person
+            self.run.errors[self.name] = str(error)  # the run ends with it, after the other streams
+            self.logger.error("%s", error)  # noqa: TRY400 - without a traceback
 
     def read_rows(self) -> t.Iterator[Row]:
         """Yield the rows that this run emits, or raise OutOfTime at the time limit."""
@@ -265,11 +265,11 @@ class BugsPulseStream(RESTStream[int]):
 
     @override
     def generate_child_contexts(self, record: Row, context: t.Any) -> t.Iterator[t.Any]:
-        return iter(())  # the sessions run the events when all of them are listed
+        return iter(())  # Sessions syncs the events once, after all sessions are listed
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether rows are emitted as they are: no stream map, nothing left out."""
+        """Whether rows are emitted as they are: all columns, no stream map, no flattening."""
         maps = self.stream_maps
         return (
             [type(one) for one in maps] == [SameRecordTransform]
@@ -277,8 +277,8 @@ class BugsPulseStream(RESTStream[int]):
             and all(self.mask[("properties", name)] for name in self.schema["properties"])
         )
 
-    # The SDK makes a dict of each row, looks at each column's selection and copies the row
-    # through its maps: four fifths of the time, for nothing where it is plain.
+    # The SDK makes a dict of each row, checks which columns are selected and passes the row
+    # through stream maps. Without need, that would be four fifths of the time.
     @override
     def _write_record_message(self, record: Row) -> None:
         self.counts.rows += 1
@@ -288,13 +288,13 @@ class BugsPulseStream(RESTStream[int]):
             super()._write_record_message(msgspec.structs.asdict(record))
 
     def save(self, bookmark: t.Mapping[str, t.Any]) -> None:
-        """Change keys of the bookmark and send the state; all rows that it claims are out."""
+        """Update the bookmark and write a STATE; the rows that it claims were written before."""
         project = {PROJECT: self.run.project} if self.run.project and bookmark else {}
-        # In one step: a signal may write it at any moment.
+        # In one step, as a signal may write the state at any moment.
         self.stream_state.update(msgspec.to_builtins({**bookmark, **project}, str_keys=True))
         self.state_manager.is_flushed = False
         self._write_state_message()
 
     @override
     def log_sync_costs(self) -> None:
-        self.run.stream_done(self.name, is_selected=self.selected)  # once, when all is done
+        self.run.stream_done(self.name, is_selected=self.selected)  # once, at the end of the run
