@@ -101,7 +101,7 @@ class Network(WindowedStream):
             if instant is None or instant <= now:
                 count += 1
                 last = max(last, instant or last)
-            if row.id in sync.ids:
+            if row.id in sync.seen:
                 ids.add(row.id)
             elif is_old:
                 old.append(row)
@@ -185,10 +185,10 @@ class Sessions(WindowedStream):
         return ids
 
     @override
-    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
+    def rows_to_emit(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
         if sync.in_history and window.end <= kept_from and not self.ignores_dates:
-            return super().news(rows, window, sync)  # which takes half the time
+            return super().rows_to_emit(rows, window, sync)  # which takes half the time
         remembers_due = not sync.in_history and self.has_selected_descendents
         news = []
         for row in rows:

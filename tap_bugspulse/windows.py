@@ -1,4 +1,4 @@
-"""A stream that is read in windows, each of which moves its bookmark."""
+"""A stream that is read in windows of days; each one that is read moves the bookmark."""
 
 import typing as t
 from dataclasses import dataclass, field, replace
@@ -13,17 +13,17 @@ from tap_bugspulse import replication
 from tap_bugspulse.client import FAR, BugsPulseStream
 from tap_bugspulse.http import RefusedError
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, Ledger, Plan, Window
+from tap_bugspulse.replication import DAY, Bookmark, Cutter, Ledger, Plan, Window
 from tap_bugspulse.run import OutOfTime, Run
 
-EARLY = date(1901, 1, 1)  # a day that no clock is set to, as FAR is
-SAMPLE = 20  # rows of a page whose dates are looked at
+EARLY = date(1901, 1, 1)  # like FAR, a day without any rows
+SAMPLE = 20  # rows of a page whose dates are checked
 PAGES_PER_WINDOW = 10  # an API may count and page no further than 10,000 rows
-RowsAndIds = t.Generator[Row, None, set[str]]  # what is emitted, and the ids of all that came
+RowsAndIds = t.Generator[Row, None, set[str]]  # yields rows to emit, returns the ids of all
 
 
 class Cut(t.NamedTuple):
-    """A window to be read: its first page has come, ``rows_left`` lie beyond it."""
+    """A window to read, the response with its first page, and how many rows lie beyond it."""
 
     window: Window
     first: requests.Response
@@ -32,59 +32,59 @@ class Cut(t.NamedTuple):
 
 @dataclass(frozen=True)
 class Sync:
-    """What one run of a stream works on."""
+    """What a stream works on while it reads one window after the other."""
 
     plan: Plan
-    ledger: Ledger = field(default_factory=Ledger)  # of its bookmark, as are the days
+    ledger: Ledger = field(default_factory=Ledger)  # from the bookmark, and so are the days
     days: dict[date, replication.DayReading] = field(default_factory=dict)
-    ids: frozenset[str] | set[str] = frozenset()  # that came in the window before
+    seen: frozenset[str] | set[str] = frozenset()  # ids of the windows that touch the next one
     in_history: bool = False
-    per_day: float = 0.0  # rows of the days before, as far as is known
+    per_day: float = 0.0  # rows in the forward part; 0: unknown
 
 
 class WindowedStream(BugsPulseStream):
-    """Reads forward first, then history newest first, and moves its bookmark itself."""
+    """Reads the forward part, then history newest first, and moves its bookmark itself."""
 
-    history_share = 1.0  # part of the time limit that history may use
+    history_share = 1.0  # of the time limit; after that, no more history is read
 
     def __init__(self, tap: Tap, run: Run) -> None:
         super().__init__(tap, run)
         self.today = run.started.date()
-        self.ignores_dates = False  # so that each listing has all rows
-        self._needs_end = False  # or a ``from`` alone is ignored
-        self._knows_dates = False
+        self.ignores_dates = False  # the API does: each listing has all rows
+        self._needs_end = False  # the API ignores a ``from`` without a ``to``
+        self._knows_dates = False  # both have been found out
 
     def query_of(self, window: Window) -> dict[str, str]:
-        """Return the query parameters that ask for a window."""
+        """Return the query parameters for a window."""
         is_open = self._needs_end and window.end == date.max
         return (replace(window, end=FAR) if is_open else window).query()
 
     def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
-        """Return whether a row came in the window before, or in a run before this one."""
+        """Return whether a row was emitted before, by this run or an earlier one."""
         is_known = self.ignores_dates and sync.plan.is_before_lookback(instant)
-        return row.id in sync.ids or is_known or (sync.in_history and sync.plan.was_read(instant))
+        return row.id in sync.seen or is_known or (sync.in_history and sync.plan.was_read(instant))
 
     def checked(self, window: Window, first: requests.Response) -> requests.Response:
-        """Return the first page of a window, asked for anew where its dates were ignored."""
+        """Return the first page of a window, requested again if its dates were ignored."""
         page, full = page_of(first), PAGES_PER_WINDOW * self.run.settings.page_size
         if page.rows_in_all and page.rows_in_all % full == 0 and window.size(self.today) == 1:
             self.run.warn_once(
                 f"{self.name}: the API counts exactly {page.rows_in_all:,} rows on {window.start}: "
                 "there may be more that it neither counts nor sends"
             )
-        is_news = self.check_dates(window, page.rows)
-        return self.take(self.fetch(self.query_of(window))) if is_news else first
+        has_changed = self.check_dates(window, page.rows)
+        return self.take(self.fetch(self.query_of(window))) if has_changed else first
 
     def check_dates(self, window: Window, rows: list[Row]) -> bool:
-        """Return whether rows of a window show, for the first time, that dates are ignored.
+        """Return whether to query a window again, as its rows show that the API ignores dates.
 
-        Most of them lie outside of it; that a day in which nothing can have happened has rows
-        proves it. Where none has, an open window is asked for with an end from then on.
+        When most rows of a window lie outside of it, two days that cannot have rows are counted,
+        once in a run. If they have any, the API ignores dates; if not, maybe a ``from`` alone.
         """
-        some = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
-        instants = map(self.instant_of, some)
+        sample = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
+        instants = map(self.instant_of, sample)
         outside = sum(1 for one in instants if one and not window.wider().holds(one.date()))
-        if 2 * outside <= len(some):
+        if 2 * outside <= len(sample):
             return False
         self._knows_dates = True
         self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
@@ -97,23 +97,23 @@ class WindowedStream(BugsPulseStream):
         return self.ignores_dates or self._needs_end
 
     def _count(self, day: date) -> int:
-        """Return the number of rows that the API counts on a day in which there can be none."""
+        """Return how many rows the API counts on a day, 0 if it refuses the request."""
         try:
             return page_of(self.take(self.fetch(Window(day, day + DAY).query()))).rows_in_all
         except RefusedError:
             return 0
 
-    # The SDK moves a bookmark with every record and promotes it when the stream ends, over
-    # whatever a stopped or a backward reading has left out.
+    # The SDK moves a bookmark with each record, and for good when the stream ends: past rows that a
+    # run has not loaded, as it was stopped or reads newest first.
     @override
     def _increment_stream_state(self, *args: t.Any, **kwargs: t.Any) -> None:
-        """Leave the bookmark to the windows, what it begins with and its limit to the plan."""
+        """Do nothing: windows move the bookmark, and the plan has its start and its limit."""
 
     _write_starting_replication_value = _increment_stream_state
     get_replication_key_signpost = _increment_stream_state
 
     def begin(self, bookmark: Bookmark) -> Sync:
-        """Return the plan of this run, by the stream's bookmark."""
+        """Return what this run works on, by the bookmark of the stream."""
         settings, started = self.run.settings, self.run.started
         is_forced = self.replication_method != REPLICATION_INCREMENTAL
         known = None if is_forced else bookmark.range(now=started)
@@ -137,50 +137,49 @@ class WindowedStream(BugsPulseStream):
         ids, rows = set[str](), 0
         for window, first, _ in self.cut(plan.forward, sync):
             rows += page_of(first).rows_in_all
-            sync = replace(sync, ids=(yield from self.read(window, first, sync)))
-            # Where history ends, it overlaps windows of the forward part.
+            sync = replace(sync, seen=(yield from self.read(window, first, sync)))
+            # The first window of history overlaps these, so it lists some rows again.
             if self.ignores_dates or window.start <= plan.history.end:
-                ids |= sync.ids
+                ids |= sync.seen
             plan.forward_done(window)
             self.checkpoint(sync)
         per_day = rows / plan.forward.size(self.today)
-        sync = replace(sync, ids=ids, in_history=True, per_day=per_day)
+        sync = replace(sync, seen=ids, in_history=True, per_day=per_day)
         for window, first, _ in self.cut(plan.history, sync):
-            sync = replace(sync, ids=(yield from self.read(window, first, sync)))
+            sync = replace(sync, seen=(yield from self.read(window, first, sync)))
             plan.history_done(window)
             self.checkpoint(sync)
 
     def cut(self, days: Window, sync: Sync, rows: int | None = None) -> t.Iterator[Cut]:
-        """Yield windows of some days, of ten pages or ``rows``, by the totals of the API.
+        """Yield windows of one day, or with fewer than ``rows`` (ten pages) by the API's totals.
 
-        The next one is asked for while one is read. Raises OutOfTime at the time limit, which
-        counts in history; however late it is, a run moves the bookmark.
+        The next window is requested while one is read. In history, raise OutOfTime at the time
+        limit, but not before the bookmark has moved once.
         """
         limit = rows or PAGES_PER_WINDOW * self.run.settings.page_size
-        way, per_day = sync.in_history, sync.per_day
-        cutter = replication.Cutter(days, limit, self.today, newest_first=way, per_day=per_day)
-        window, call, whole, before = cutter.propose(), None, 0, sync.plan.complete
+        cutter = Cutter(days, limit, self.today, newest_first=sync.in_history, per_day=sync.per_day)
+        window, call, total, before = cutter.propose(), None, 0, sync.plan.complete
         try:
             while window:
                 first = self.take(call or self.fetch(self.query_of(window)))
                 first = self.checked(window, first)
                 rows_in_all = page_of(first).rows_in_all
-                whole = whole or rows_in_all
+                total = total or rows_in_all  # of all days
                 is_day = window != days and window.size(self.today) == 1
-                is_same = is_day and whole == rows_in_all >= limit and self._count(EARLY) == whole
+                is_same = is_day and total == rows_in_all >= limit and self._count(EARLY) == total
                 rest = cutter.rest
                 if rest and (self.ignores_dates or is_same):
-                    # Nothing is gained by other windows: each has all rows, or their number.
+                    # Smaller windows do not help: each lists all rows, or has the same total.
                     yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
                     return
                 fits, following = cutter.fits(rows_in_all), cutter.propose()
                 is_late = sync.in_history and self.run.is_over(self.history_share)
-                ahead = None if is_late else following
-                call = self.fetch(self.query_of(ahead)) if ahead else None
+                prefetches = following and not is_late
+                call = self.fetch(self.query_of(following)) if prefetches else None
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
-                stays = sync.plan.moves_bookmark and sync.plan.complete == before
-                if following and is_late and not stays:
+                must_go_on = sync.plan.moves_bookmark and sync.plan.complete == before
+                if following and is_late and not must_go_on:
                     raise OutOfTime
                 window = following
         finally:
@@ -188,22 +187,22 @@ class WindowedStream(BugsPulseStream):
                 call.cancel()
 
     def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
-        """Yield the rows of a window that are to be emitted; return the ids of all."""
+        """Yield the rows of a window that this run emits; return the ids of all its rows."""
         ids: set[str] = set()
         for rows in self.listing(self.query_of(window), first):
             if self.check_dates(window, rows) and self._needs_end:
                 first = self.take(self.fetch(self.query_of(window)))
-                sync = replace(sync, ids={*sync.ids, *ids})
+                sync = replace(sync, seen={*sync.seen, *ids})
                 return ids | (yield from self.read(window, first, sync))
             ids.update(row.id for row in rows)
-            yield from self.news(rows, window, sync)
+            yield from self.rows_to_emit(rows, window, sync)
         return ids
 
-    def news(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002 - sessions look
-        """Return the rows of a page of a window that are requested and not emitted yet."""
+    def rows_to_emit(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:  # noqa: ARG002 - Sessions needs it
+        """Return the rows of a page that are requested and were not emitted before."""
         requested, instants = self.run.settings.requested, map(self.instant_of, rows)
         if not sync.plan.known and requested == replication.Span():  # no instant matters
-            return [row for row in rows if row.id not in sync.ids]
+            return [row for row in rows if row.id not in sync.seen]
         return [
             row
             for row, instant in zip(rows, instants, strict=True)
@@ -211,7 +210,7 @@ class WindowedStream(BugsPulseStream):
         ]
 
     def kept_from(self, complete: replication.Span | None) -> date:
-        """Return the first day that a lookback may ask for, and a day for time zones."""
+        """Return the first day that the next lookback can query, less a day for time zones."""
         if complete is None:
             return date.min
         return (complete.end - self.run.settings.lookback).date() - 2 * DAY
@@ -226,7 +225,7 @@ class WindowedStream(BugsPulseStream):
         super().log_sync_costs()
 
     def checkpoint(self, sync: Sync) -> None:
-        """Write what is complete into the state and send it; all rows before it are out."""
+        """Write a STATE with the complete range; its rows have been written before."""
         state: dict[str, t.Any] = {}
         if sync.plan.moves_bookmark:
             complete = sync.plan.complete
@@ -234,6 +233,6 @@ class WindowedStream(BugsPulseStream):
             state |= complete.write("replication_key_value") if complete else {}
         self.save(state)
 
-    def more_state(self, sync: Sync) -> dict[str, t.Any]:  # noqa: ARG002 - streams look
-        """Return what the stream keeps in its bookmark beside what is complete."""
+    def more_state(self, sync: Sync) -> dict[str, t.Any]:  # noqa: ARG002 - subclasses need it
+        """Return what else the stream keeps in its bookmark, besides the complete range."""
         return {}
