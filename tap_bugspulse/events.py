@@ -18,7 +18,7 @@ from tap_bugspulse.pages import Reading, Row
 from tap_bugspulse.replication import DAY, Bookmark, Plan, Span, Window, midnight
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
-from tap_bugspulse.streams import MAX_REMEMBERED, Candidate, Sessions
+from tap_bugspulse.streams import MAX_DUE, Candidate, Sessions
 from tap_bugspulse.windows import Sync
 
 PAGES_PER_BATCH = 5  # of sessions whose events are fetched before the bookmark moves
@@ -137,7 +137,7 @@ class Events(BugsPulseStream):
         due: list[Candidate] = []
         for cut in self.parent.cut(rest, Sync(plan)):
             due += self.parent.list_due(cut)
-            if len(due) > MAX_REMEMBERED:
+            if len(due) > MAX_DUE:
                 yield Batch(due, cut.window, plan.forward_done)
                 due = []
         # Also those before ``days``, which history may list under no day of its own.
@@ -184,7 +184,7 @@ class Events(BugsPulseStream):
             return self._done > 0 and run.is_over()
 
         # Without those that came in another window.
-        by_id = {one.id: one for one in due if ledger.get(one.id) != one.mark}
+        by_id = {one.id: one for one in due if ledger.get(one.id) != one.fingerprint}
         order = sorted(by_id.values(), key=lambda one: one.instant or midnight(one.day))[::-1]
         calls = (
             # One that has failed for long may do so again.
@@ -250,7 +250,7 @@ class Events(BugsPulseStream):
         self.counts.set_aside.pop(session.id, None)
         # What comes short twice in the same way is believed, of a session that has not changed.
         known = short.pop(session.id, None)
-        is_short = is_short and (known != (came, session.events) or bool(session.mark))
+        is_short = is_short and (known != (came, session.events) or bool(session.fingerprint))
         if is_short and len(short) < MAX_SHORT:
             short[session.id] = (came, session.events)
         elif is_short:
@@ -258,8 +258,8 @@ class Events(BugsPulseStream):
                 f"events: more than {MAX_SHORT:,} sessions came short; those beyond are not asked "
                 "for again unless they change"
             )
-        if session.mark:
-            self.parent.fetched.put(session.id, session.day, session.mark)
+        if session.fingerprint:
+            self.parent.fetched.put(session.id, session.day, session.fingerprint)
 
     def _believe_counts(self) -> None:
         """Take what most sessions of a run say for what ``eventCount`` means."""
@@ -290,7 +290,7 @@ class Events(BugsPulseStream):
         """Tell deleted sessions from those that ``/events`` does not know; ten are an error."""
         missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
         there: set[str] = set()
-        if days := [one.day for one in missing if one.mark]:
+        if days := [one.day for one in missing if one.fingerprint]:
             # Anywhere in the window, if the API lists them by another instant.
             start = min(self._window.start, min(days) - DAY)
             window = Window(start, max(self._window.end, max(days) + 2 * DAY))
@@ -303,6 +303,6 @@ class Events(BugsPulseStream):
                 "has changed or is broken. None of them is recorded as done"
             )
         for one in missing:
-            if one.mark or self._worked or not there:
+            if one.fingerprint or self._worked or not there:
                 self.counts.vanished += one.id not in there
-                self._fetched(one, 0, is_short=not one.mark or one.id in there)
+                self._fetched(one, 0, is_short=not one.fingerprint or one.id in there)

@@ -1,4 +1,4 @@
-"""Sessions, crashes and network calls: what they are, and what is news of each."""
+"""Sessions, crashes and network calls: which rows a run emits, and whose events are due."""
 
 import itertools
 import typing as t
@@ -17,11 +17,11 @@ from tap_bugspulse.replication import DAY, DayReading, Ledger, Window, fingerpri
 from tap_bugspulse.run import Run
 from tap_bugspulse.windows import Cut, RowsAndIds, Sync, WindowedStream
 
-MAX_REMEMBERED = 100_000  # sessions that a listing keeps for the events
+MAX_DUE = 100_000  # sessions kept in memory until their events are fetched
 
 
 class Crashes(BugsPulseStream):
-    """Crash groups: all of them in every run, since triage moves no date."""
+    """Crash groups: all of them in every run, because triage changes none of their dates."""
 
     name = "crashes"
     path = "/crashes"
@@ -29,19 +29,19 @@ class Crashes(BugsPulseStream):
 
 
 class Network(WindowedStream):
-    """Network calls, which never change but may come late.
+    """Network calls, which never change but can arrive late.
 
-    A day of the lookback is read only where the API counts another number of rows than it did.
+    A day of the lookback is read again only if its number of rows has changed in the API.
     """
 
     name = "network"
     path = "/network"
     primary_keys = ("id",)
     replication_key = instant_column = "timestamp"
-    history_share = 0.5  # so that sessions and events get their turn
+    history_share = 0.5  # the rest of the time is for sessions and events
 
     def _pieces(self, days: Window, sync: Sync) -> list[Window]:
-        """Return days one by one: those the state will count, or does; and the rest."""
+        """Split days so that each one with a count in the state, now or later, is a window."""
         first = (sync.plan.target - self.run.settings.lookback).date() - DAY
         until = days.end if days.end < date.max else self.today + DAY
         every = [days.start + n * DAY for n in range(max(1, (until - days.start).days))]
@@ -57,20 +57,20 @@ class Network(WindowedStream):
         pieces = self._pieces(days, sync)
         if pieces[2:] and not sync.days:
             first = self.take(self.fetch(self.query_of(days)))
-            if page_of(first).total == 0:  # so that none of these days has to be asked for
+            if page_of(first).total == 0:  # one request instead of one for each day
                 start = self.run.settings.requested.start
-                empty = (DayReading(0, 0, midnight(one.start), start) for one in pieces)
-                sync.days.update({one.last.date(): one for one in empty})
+                empty = {one.start: DayReading(0, 0, midnight(one.start), start) for one in pieces}
+                sync.days.update(empty)
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, lambda one: one.size(self.today) == 1):
-            some = list(group)  # of those that are no days, two never follow each other
-            yield from self._one_by_one(some) if are_days else super().cut(some[0], sync)
+            windows = list(group)  # longer ones never follow each other
+            yield from self._cut_days(windows) if are_days else super().cut(windows[0], sync)
             if self.ignores_dates:
                 yield Cut(days, self.take(self.fetch(days.query())), 0)
                 return
 
-    def _one_by_one(self, days: list[Window]) -> t.Iterator[Cut]:
+    def _cut_days(self, days: list[Window]) -> t.Iterator[Cut]:
         with closing(self.prefetch(self.fetch(self.query_of(one)) for one in days)) as calls:
             for day, answer in zip(days, map(self.take, calls), strict=True):
                 first = self.checked(day, answer)
@@ -86,20 +86,19 @@ class Network(WindowedStream):
         known, requested = sync.days.get(day), self.run.settings.requested
         if known and known.total == page_of(first).total and known.start <= requested.start:
             return set()
-        now, old, ids = self.run.clock.now(), list[Row](), set[str]()
-        count, counted, ends_early, last = 0, 0, False, midnight(day)
-        readings = list[Reading]()
+        now, old, ids, readings = self.run.clock.now(), list[Row](), set[str](), list[Reading]()
+        loaded, known_rows, ends_early, last = 0, 0, False, midnight(day)
         listing = self.listing(self.query_of(window), first, readings)
         for row in itertools.chain.from_iterable(listing):
             instant = self.instant_of(row)
-            # By the dates of the run that counted, not by those of this one.
+            # By the start_date and the time of the run that counted them, not of this one.
             is_old = known is not None and known.holds(instant)
-            counted += is_old
+            known_rows += is_old
             if instant and not requested.holds(instant):
                 ends_early = ends_early or instant >= requested.start
                 continue
             if instant is None or instant <= now:
-                count += 1
+                loaded += 1
                 last = max(last, instant or last)
             if row.id in sync.seen:
                 ids.add(row.id)
@@ -108,17 +107,16 @@ class Network(WindowedStream):
             elif not self.was_emitted(row, instant, sync):
                 ids.add(row.id)
                 yield row
-        # The newest day is read without an end. Where it ends before the latest row that was
-        # counted, by the API's time zone, its number says nothing.
-        if known and (last < known.last or counted > known.rows):
+        # If there are more than an earlier run counted, some came late. If it read without an end,
+        # it may have counted rows after this day, by the API's time zone: then any may be late.
+        if known and (last < known.last or known_rows > known.rows):
             ids.update(row.id for row in old)
             yield from old
         reading = readings[-1]
-        is_told = window.end < date.max and reading.is_complete and not ends_early
-        # Fewer than came: it is that of the first page, or rows came meanwhile.
-        is_told = is_told and reading.total >= reading.rows
-        total = reading.total if is_told else -1
-        sync.days[day] = DayReading(total, count, last, requested.start)
+        is_comparable = window.end < date.max and reading.is_complete and not ends_early
+        # A smaller total than rows is that of one page, or rows came while this run read them.
+        total = reading.total if is_comparable and reading.total >= reading.rows else -1
+        sync.days[day] = DayReading(total, loaded, last, requested.start)
         return ids
 
     @override
@@ -128,28 +126,28 @@ class Network(WindowedStream):
 
 
 class Candidate(t.NamedTuple):
-    """A session whose events may be due; ``day`` is the one it is filed under."""
+    """A session whose events may be due, with the day that it is filed under."""
 
     id: str
     instant: datetime | None = None
     day: date = date.min
-    mark: bytes = b""  # the fingerprint of what its events would be fetched with
+    fingerprint: bytes = b""  # of the columns that change with its events
     crashed: bool = False
-    events: int = 0  # as far as its row says
+    events: int = 0  # by its eventCount
 
 
 def is_wanted(session: Row, events_for: str) -> bool:
-    """Return whether a session may have events, and a value of ``events_for`` takes them."""
+    """Return whether a session may have events that this ``events_for`` includes."""
     crashed = bool(session.hasCrash) or session.status == "crashed"
-    takes = {"all": True, "errors": crashed or session.hasNetworkErrors, "crashed": crashed}
-    return bool(takes[events_for]) and (session.eventCount != 0 or session.status == "active")
+    includes = {"all": True, "errors": crashed or session.hasNetworkErrors, "crashed": crashed}
+    return bool(includes[events_for]) and (session.eventCount != 0 or session.status == "active")
 
 
 class Sessions(WindowedStream):
-    """Sessions; all of them are emitted before the events of any are asked for.
+    """Sessions; all of them are emitted before any events are requested.
 
-    ``fetched`` knows with what the events of recent sessions were fetched. The windows of the
-    forward part that this run has ``listed`` have no gap; the sessions in ``due`` are theirs.
+    ``fetched`` has the fingerprints of sessions whose events were fetched. ``listed`` has windows
+    of the forward part, without a gap; ``due`` the sessions there whose events are due.
     """
 
     name = "sessions"
@@ -169,8 +167,8 @@ class Sessions(WindowedStream):
         self.fetched = Ledger(replication.Bookmark.read(events).fingerprints)
         if self.selected:
             yield from super().get_records(context)
-        # All due sessions in one sync of the child: a sync for each would send the schema and
-        # five lines of log every time.
+        # One sync of the child for all sessions: one for each would write its SCHEMA, and five
+        # lines of log, every time.
         if self.has_selected_descendents and self.name not in self.run.errors:
             self._sync_children({})
 
@@ -179,7 +177,7 @@ class Sessions(WindowedStream):
         ids = yield from super().read(window, first, sync)
         if not sync.in_history:
             self.listed.append(window)
-        if len(self.due) > MAX_REMEMBERED:  # the days so far are listed again
+        if len(self.due) > MAX_DUE:  # Events lists these days again
             self.due.clear()
             self.listed.clear()
         return ids
@@ -188,35 +186,37 @@ class Sessions(WindowedStream):
     def rows_to_emit(self, rows: list[Row], window: Window, sync: Sync) -> list[Row]:
         requested, kept_from = self.run.settings.requested, self.kept_from(sync.plan.complete)
         if sync.in_history and window.end <= kept_from and not self.ignores_dates:
-            return super().rows_to_emit(rows, window, sync)  # which takes half the time
-        remembers_due = not sync.in_history and self.has_selected_descendents
-        news = []
+            return super().rows_to_emit(rows, window, sync)  # in half the time
+        has_events = not sync.in_history and self.has_selected_descendents
+        emitted = []
         for row in rows:
             instant = self.instant_of(row)
             if not requested.holds(instant):
                 continue
             day = self.day_of(window, instant)
-            if remembers_due and (due := self._candidate(row, instant, day)):
+            if has_events and (due := self._candidate(row, instant, day)):
                 self.due[row.id] = due
-            known = mark = None
+            known = fingerprint = None
             if day >= kept_from and sync.plan.moves_bookmark:
-                known, mark = sync.ledger.get(row.id), fingerprint_of(row)
-            if known != mark if known else not self.was_emitted(row, instant, sync):
-                news.append(row)
-                if mark:
-                    sync.ledger.put(row.id, day, mark)
-        return news
+                known, fingerprint = sync.ledger.get(row.id), fingerprint_of(row)
+            is_new = not known and not self.was_emitted(row, instant, sync)
+            if is_new or (known and known != fingerprint):
+                emitted.append(row)
+                if fingerprint:
+                    sync.ledger.put(row.id, day, fingerprint)
+        return emitted
 
     def _candidate(self, row: Row, instant: datetime | None, day: date) -> Candidate | None:
-        """Return what decides about a session's events, None where they are not due."""
+        """Return a session as a candidate, None if its events are not due."""
         if not is_wanted(row, self.run.settings.events_for):
             return None
-        mark = fingerprint_of([row.eventCount, row.status, row.endedAt, row.hasCrash])
-        if self.fetched.get(row.id) == mark or not (
+        fingerprint = fingerprint_of([row.eventCount, row.status, row.endedAt, row.hasCrash])
+        if self.fetched.get(row.id) == fingerprint or not (
             self.is_plain or self.stream_maps[0].get_filter_result(msgspec.structs.asdict(row))
         ):
             return None
-        return Candidate(row.id, instant, day, mark, is_wanted(row, "crashed"), row.eventCount or 0)
+        crashed = is_wanted(row, "crashed")
+        return Candidate(row.id, instant, day, fingerprint, crashed, row.eventCount or 0)
 
     def day_of(self, window: Window, instant: datetime | None) -> date:
         """Return the day that a session of a window is filed under."""
@@ -225,7 +225,7 @@ class Sessions(WindowedStream):
         return window.day_of(instant, self.today)
 
     def list_due(self, cut: Cut) -> list[Candidate]:
-        """Return the sessions of a window whose events are due, and emit none."""
+        """Return the sessions of a window whose events are due, without emitting them."""
         due, listing = [], self.listing(self.query_of(cut.window), cut.first)
         for row in itertools.chain.from_iterable(listing):
             instant = self.instant_of(row)
