@@ -1,4 +1,4 @@
-"""The events of sessions: which are due, and one that fails keeps no other back."""
+"""The events of sessions: which sessions are due, and what happens if one fails."""
 
 import functools
 import itertools
@@ -21,12 +21,12 @@ from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import MAX_DUE, Candidate, Sessions
 from tap_bugspulse.windows import Sync
 
-PAGES_PER_BATCH = 5  # of sessions whose events are fetched before the bookmark moves
-SESSIONS_PER_STATE = 100  # that a kill may cost: since the last STATE, and on their way
+PAGES_PER_BATCH = 5  # of sessions; after their events, the bookmark moves
+SESSIONS_PER_STATE = 100  # that a killed run loses at most: since the last STATE, and in flight
 SECONDS_PER_STATE = 60.0
-MAX_IN_A_ROW = 10  # sessions that fail, in a row or newly in a run, or are not found
-MAX_SHORT = 1000  # sessions remembered whose events came short
-MANY_SHORT = 20  # from here on, most of a run say that eventCount counts something else
+MAX_IN_A_ROW = 10  # sessions that fail or are not found in a row, or fail newly in a run
+MAX_SHORT = 1000  # sessions with too few events that the state names
+MANY_SHORT = 20  # if more are short, and most of a run, eventCount counts something else
 
 
 class Batch(t.NamedTuple):
@@ -35,26 +35,26 @@ class Batch(t.NamedTuple):
     due: list[Candidate]
     window: Window
     done: t.Callable[[Window], None]
-    rows_left: int = 0  # sessions beyond it that are not listed yet
+    rows_left: int = 0  # sessions in later batches, by the API's totals
 
 
 class Events(BugsPulseStream):
-    """The events of sessions, at one request each or more."""
+    """The events of sessions, one request or more for each session."""
 
     name = "events"
     path = "/events"
     primary_keys = ("sessionId", "id")
     parent_stream_type = Sessions
-    state_partitioning_keys = ()  # one bookmark: the default is one for each session
+    state_partitioning_keys = ()  # one bookmark; the SDK's default is one for each session
 
     def __init__(self, tap: Tap, run: Run, parent: Sessions) -> None:
         super().__init__(tap, run)
         self.parent = parent
         self._failed: list[tuple[Candidate, Exception]] = []  # in a row, not set aside yet
-        self._missing: list[Candidate] = []  # answered with 404, not looked for yet
-        self._window = Window()  # of the sessions that are fetched
+        self._missing: list[Candidate] = []  # answered with 404, not listed again yet
+        self._window = Window()  # of the batch that is fetched
         self._worked = False  # whether /events has answered for any session
-        self._newly_set_aside = self._in_a_row = self._done = self._fewer = 0
+        self._newly_set_aside = self._missing_in_a_row = self._done = self._with_fewer = 0
         self._state_at = run.clock.seconds()
 
     @override
@@ -68,36 +68,35 @@ class Events(BugsPulseStream):
         counts.short = bookmark.short
         tried = {one: Candidate(one) for one in counts.set_aside}
         tried |= {one: Candidate(one, events=count) for one, (_, count) in counts.short.items()}
-        settings = self.run.settings
-        asked = settings.requested, settings.lookback, self.run.started
-        plan = replication.make_plan(self.complete(), *asked)
+        requested, lookback = self.run.settings.requested, self.run.settings.lookback
+        plan = replication.make_plan(self.complete(), requested, lookback, self.run.started)
         batches = itertools.chain(self._forward(plan), self._history(plan))
         try:
-            # What is ahead is said before the first request: both parts have begun.
+            # A batch of each part is listed first, so that the log says what is ahead.
             first = list(itertools.islice(batches, 2))
-            known = {one.id: one for batch in first for one in batch.due}
-            self._log_what_is_ahead(known.values(), sum(batch.rows_left for batch in first))
-            # What failed or came short in an earlier run is asked for once, after what is new.
-            due = [] if self.run.is_over() else [known.get(one.id, one) for one in tried.values()]
+            listed = {one.id: one for batch in first for one in batch.due}
+            self._log_what_is_ahead(listed.values(), sum(batch.rows_left for batch in first))
+            # Sessions that failed or were short in an earlier run are tried once, after new ones.
+            due = [] if self.run.is_over() else [listed.get(one.id, one) for one in tried.values()]
             again = Batch(due, plan.forward or Window(), lambda _: None)
             for batch in itertools.chain(first[:1], [again] if due else [], first[1:], batches):
                 due = [one for one in batch.due if batch is again or one.id not in tried]
                 self._window = batch.window
                 yield from self._fetch(due, plan)
                 self._set_aside_failed()
-                self._settle_missing()
+                self._resolve_missing()
                 batch.done(batch.window)
                 self.checkpoint(plan)
-            self._believe_counts()
+            self._accept_counts()
             self.run.events_left = 0
             self.checkpoint(plan)
         except (OutOfTime, FatalAPIError, RetriableAPIError):
-            # What stops every run must not have what comes before it fetched again and again.
+            # If each run ends like this, the next one should not fetch the same events again.
             self.checkpoint(plan)
             raise
 
     def complete(self) -> Span | None:
-        """Return what is complete for the set ``events_for``; a wider one counts, too."""
+        """Return the complete range for ``events_for``; those of wider values count, too."""
         complete = Bookmark.read(self.stream_state).complete
         wider = EVENTS_FOR[: EVENTS_FOR.index(self.run.settings.events_for) + 1]
         ranges = (complete[name].range(now=self.run.started) for name in wider if name in complete)
@@ -105,14 +104,14 @@ class Events(BugsPulseStream):
         return functools.reduce(Span.joined, found) if found else None
 
     def checkpoint(self, plan: Plan) -> None:
-        """Write what is fetched into the state and send it."""
+        """Write a STATE with what has been fetched."""
         complete = Bookmark.read(self.stream_state).complete
         ranges = {name: found for name, one in complete.items() if (found := one.range())}
         now, ledger = plan.complete, self.parent.fetched
         if now and plan.moves_bookmark:
             ranges[self.run.settings.events_for] = now
         if now:
-            # Outside of what is complete, the ledger alone knows what is fetched.
+            # Outside the complete range, only the ledger says what has been fetched.
             inside = Window(now.start.date() + DAY, now.end.date() + DAY)
             lookbacks = [
                 Window(self.parent.kept_from(one), one.end.date() + 3 * DAY)
@@ -128,11 +127,11 @@ class Events(BugsPulseStream):
         self._state_at = self.run.clock.seconds()
 
     def _forward(self, plan: Plan) -> t.Iterator[Batch]:
-        """Yield the sessions of the forward part: those this run listed, and the rest."""
+        """Yield the sessions of the forward part: those in ``listed``, and the rest."""
         days, listed = plan.forward, self.parent.listed
         if not days:
             return
-        is_listed = listed and listed[-1].end == days.end  # the rest may have no days
+        is_listed = listed and listed[-1].end == days.end
         rest = Window(days.start, listed[0].start) if is_listed else days
         due: list[Candidate] = []
         for cut in self.parent.cut(rest, Sync(plan)):
@@ -140,24 +139,23 @@ class Events(BugsPulseStream):
             if len(due) > MAX_DUE:
                 yield Batch(due, cut.window, plan.forward_done)
                 due = []
-        # Also those before ``days``, which history may list under no day of its own.
+        # Also those of days before these: history may not find them under a day of its own.
         known = plan.is_before_lookback
         due += [one for one in self.parent.due.values() if not known(midnight(one.day + DAY))]
         yield Batch(due, days, plan.forward_done)
 
     def _history(self, plan: Plan) -> t.Iterator[Batch]:
-        """Yield the sessions of history, listed anew, in windows that can be fetched."""
+        """Yield the sessions of history, listed again in windows of fewer than five pages."""
         rows = PAGES_PER_BATCH * self.run.settings.page_size
         try:
             for cut in self.parent.cut(plan.history, Sync(plan, in_history=True), rows):
                 due = [one for one in self.parent.list_due(cut) if not plan.was_read(one.instant)]
                 yield Batch(due, cut.window, plan.history_done, cut.rows_left)
         except OutOfTime:
-            self.run.is_complete = False  # what is listed gets its turn
+            self.run.is_complete = False  # the batches so far are still fetched
 
     def _log_what_is_ahead(self, due: t.Collection[Candidate], rows_left: int) -> None:
         run, pace = self.run, self.run.settings.requests_per_minute
-        # Sessions that are not listed yet are counted by the API's totals.
         run.events_left = left = len(due) + rows_left
         crashed = sum(one.crashed for one in due) * left / (len(due) or 1)
         whole, part = (duration(run.minutes_for(one)) for one in (left, round(crashed)))
@@ -180,14 +178,14 @@ class Events(BugsPulseStream):
         run, ledger, pace = self.run, self.parent.fetched, self.run.settings.requests_per_minute
 
         def is_late() -> bool:
-            # A limit that is too short for all that comes before makes progress, too.
+            # Not before the first session, so that even a limit that is too short makes progress.
             return self._done > 0 and run.is_over()
 
-        # Without those that came in another window.
+        # Without those that were fetched with another batch.
         by_id = {one.id: one for one in due if ledger.get(one.id) != one.fingerprint}
         order = sorted(by_id.values(), key=lambda one: one.instant or midnight(one.day))[::-1]
         calls = (
-            # One that has failed for long may do so again.
+            # A session that is set aside probably fails again.
             self.fetch({"sessionId": one.id}, retries=one.id not in self.counts.set_aside)
             for one in itertools.takewhile(lambda _: not is_late(), order)
         )
@@ -195,7 +193,7 @@ class Events(BugsPulseStream):
             for session, call in itertools.zip_longest(order, sent):
                 if call is None or (is_late() and call.cancel()):
                     self._set_aside_failed()
-                    self._settle_missing()
+                    self._resolve_missing()
                     raise OutOfTime
                 yield from self._events_of(session, call)
                 self._done += 1
@@ -209,14 +207,14 @@ class Events(BugsPulseStream):
                     self.checkpoint(plan)
 
     def _rows_of(self, session: str, call: Call, readings: list[Reading]) -> t.Iterator[Row]:
-        """Yield a session's events; the last of ``readings`` tells how it went."""
+        """Yield a session's events; the last of ``readings`` says how complete they are."""
         listing = self.listing({"sessionId": session}, self.take(call), readings)
         for row in itertools.chain.from_iterable(listing):
             row.sessionId = session
             yield row
 
     def _events_of(self, session: Candidate, call: Call) -> t.Iterator[Row]:
-        """Yield a session's events; one that fails does not keep the others back."""
+        """Yield a session's events; if that fails, note it and let the run go on."""
         readings: list[Reading] = []
         try:
             yield from self._rows_of(session.id, call, readings)
@@ -224,9 +222,9 @@ class Events(BugsPulseStream):
             if isinstance(error, RefusedError) and error.status == HTTPStatus.NOT_FOUND:
                 self.logger.info("events: session %s is not known to the API", session.id)
                 self._missing.append(session)
-                self._in_a_row += 1
-                if self._in_a_row >= MAX_IN_A_ROW:
-                    self._settle_missing()
+                self._missing_in_a_row += 1
+                if self._missing_in_a_row >= MAX_IN_A_ROW:
+                    self._resolve_missing()
                 return
             if session.id in self.counts.set_aside:
                 self.logger.warning("events: session %s still fails: %s", session.id, reason(error))
@@ -236,23 +234,23 @@ class Events(BugsPulseStream):
             if self._newly_set_aside + len(self._failed) >= MAX_IN_A_ROW:
                 self._set_aside_failed()
         else:
-            self._worked, self._in_a_row = True, 0
-            came = len(readings[-1].ids)
-            self._fewer += 0 < came < session.events
-            # Nothing of one that failed until now may be a failure, too.
-            is_short = came < max(session.events, session.id in self.counts.set_aside)
-            self._fetched(session, came, is_short=is_short or not readings[-1].is_complete)
+            self._worked, self._missing_in_a_row = True, 0
+            count = len(readings[-1].ids)
+            self._with_fewer += 0 < count < session.events
+            # If it was set aside, an answer without events may be a failure, too.
+            is_short = count < max(session.events, session.id in self.counts.set_aside)
+            self._note_fetched(session, count, is_short=is_short or not readings[-1].is_complete)
             self._set_aside_failed()
 
-    def _fetched(self, session: Candidate, came: int, *, is_short: bool) -> None:
-        """Note that a session's events came; fewer than there are, and it is asked again once."""
+    def _note_fetched(self, session: Candidate, count: int, *, is_short: bool) -> None:
+        """Note that a session's events were fetched; if some are missing, the next run retries."""
         short = self.counts.short
         self.counts.set_aside.pop(session.id, None)
-        # What comes short twice in the same way is believed, of a session that has not changed.
+        # The same number twice is accepted, unless the session has changed in between.
         known = short.pop(session.id, None)
-        is_short = is_short and (known != (came, session.events) or bool(session.fingerprint))
+        is_short = is_short and (known != (count, session.events) or bool(session.fingerprint))
         if is_short and len(short) < MAX_SHORT:
-            short[session.id] = (came, session.events)
+            short[session.id] = (count, session.events)
         elif is_short:
             self.run.warn_once(
                 f"events: more than {MAX_SHORT:,} sessions came short; those beyond are not asked "
@@ -261,9 +259,9 @@ class Events(BugsPulseStream):
         if session.fingerprint:
             self.parent.fetched.put(session.id, session.day, session.fingerprint)
 
-    def _believe_counts(self) -> None:
-        """Take what most sessions of a run say for what ``eventCount`` means."""
-        if self._fewer > max(MANY_SHORT, self._done / 2):
+    def _accept_counts(self) -> None:
+        """Accept fewer events than ``eventCount`` if that is so for most sessions of the run."""
+        if self._with_fewer > max(MANY_SHORT, self._done / 2):
             self.run.warn_once(
                 "events: most sessions have fewer events than their eventCount: it is taken to "
                 "count something else"
@@ -272,7 +270,7 @@ class Events(BugsPulseStream):
             self.counts.short = {one: n for one, n in short if not 0 < n[0] < n[1]}
 
     def _set_aside_failed(self) -> None:
-        """Set aside what failed, or raise RefusedError if that is too many or all there is."""
+        """Set failed sessions aside, or raise RefusedError if too many or all of them failed."""
         if not self._failed:
             return
         failed, self._failed = self._failed, []
@@ -286,23 +284,25 @@ class Events(BugsPulseStream):
             )
         self.counts.set_aside |= {one.id: reason(why) for one, why in failed}
 
-    def _settle_missing(self) -> None:
-        """Tell deleted sessions from those that ``/events`` does not know; ten are an error."""
-        missing, self._missing, in_a_row, self._in_a_row = self._missing, [], self._in_a_row, 0
-        there: set[str] = set()
+    def _resolve_missing(self) -> None:
+        """Find out which missing sessions are deleted; raise RefusedError if ten are not."""
+        missing, in_a_row = self._missing, self._missing_in_a_row
+        self._missing, self._missing_in_a_row = [], 0
+        listed: set[str] = set()
         if days := [one.day for one in missing if one.fingerprint]:
-            # Anywhere in the window, if the API lists them by another instant.
+            # In the whole window, as the API may list them by another of their instants.
             start = min(self._window.start, min(days) - DAY)
             window = Window(start, max(self._window.end, max(days) + 2 * DAY))
             listing = self.parent.listing(window.query())
             ids = {row.id for row in itertools.chain.from_iterable(listing)}
-            there = ids.intersection(one.id for one in missing)
-        if min(in_a_row, len(there)) >= MAX_IN_A_ROW:
+            listed = ids.intersection(one.id for one in missing)
+        if min(in_a_row, len(listed)) >= MAX_IN_A_ROW:
             raise RefusedError(
-                f"{self.path} knows none of {len(there)} sessions that /sessions lists: the API "
+                f"{self.path} knows none of {len(listed)} sessions that /sessions lists: the API "
                 "has changed or is broken. None of them is recorded as done"
             )
         for one in missing:
-            if one.fingerprint or self._worked or not there:
-                self.counts.vanished += one.id not in there
-                self._fetched(one, 0, is_short=not one.fingerprint or one.id in there)
+            # Sessions of earlier runs stay as they are while /events seems to be broken.
+            if one.fingerprint or self._worked or not listed:
+                self.counts.vanished += one.id not in listed
+                self._note_fetched(one, 0, is_short=not one.fingerprint or one.id in listed)
