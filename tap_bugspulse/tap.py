@@ -1,4 +1,4 @@
-"""The tap: settings in, streams out, state in, one summary, errors as one line."""
+"""The tap: reads settings and state, makes the streams, logs a summary and errors."""
 
 import contextlib
 import copy
@@ -33,36 +33,36 @@ from tap_bugspulse.streams import Crashes, Network, Sessions
 from tap_bugspulse.writer import WholeMessageWriter
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STOPPED = 128  # and the number of the signal are the exit code
+STOPPED = 128  # plus the number of the signal: the exit code
 
 
 def stop(signum: int, _: FrameType | None = None) -> t.NoReturn:
-    """End because of a signal; it may come while a line is logged: log none here."""
+    """Exit because of a signal; log nothing here, as it may come while a line is being logged."""
     raise SystemExit(STOPPED + signum)
 
 
 @contextlib.contextmanager
 def errors_as_one_line(reading: str = "") -> t.Iterator[None]:
-    """End the process with one line for a person, which names the file that is being read."""
+    """Turn an error into one line of log and exit; ``reading`` names the file that is read."""
     logger = logging.getLogger(settings.NAME)
     try:
-        for signum in SIGNALS:  # as long as there is no state to write
+        for signum in SIGNALS:  # until there is a state to write
             signal.signal(signum, stop)
         yield
     except SystemExit as exc:
         if isinstance(exc.code, int) and exc.code > STOPPED:
             logger.warning("Stopped by %s", signal.Signals(exc.code - STOPPED).name)
         raise
-    except Exception as exc:  # the expression of a stream map may raise any; no other is kept
+    except Exception as exc:  # a stream map may raise any type; other unknown errors go on
         message = settings.map_error(exc)
-        if reading:  # without the error's own text, which may hold what stands in the file
+        if reading:  # not the text of the error, which may quote the file
             message = f"the file given with --{reading} cannot be read ({type(exc).__name__}): "
             message += "restore it, or run without it"
             message += " to load everything again" * reading.startswith("state ")
         elif isinstance(exc, SingerSDKError | requests.RequestException):
             message = message or "; ".join(getattr(exc, "errors", [str(exc)]))
         elif isinstance(exc, OSError):
-            # Python would complain once more when it flushes what is left.
+            # Otherwise Python prints another error when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             message = f"the output cannot be written: {exc.strerror}"
             if isinstance(exc, BrokenPipeError):
@@ -79,23 +79,23 @@ class TapBugsPulse(Tap):
     name = settings.NAME
     config_jsonschema = copy.deepcopy(settings.CONFIG_SCHEMA)  # the SDK adds settings to it
     message_writer_class = WholeMessageWriter
-    # No BATCH, which bypasses stream maps, and no ACTIVATE_VERSION: the warehouse keeps the
-    # rows that BugsPulse's retention deletes.
+    # No BATCH: it bypasses stream maps. No ACTIVATE_VERSION: the warehouse keeps rows that
+    # BugsPulse's retention deletes.
     capabilities: t.ClassVar[list[t.Any]] = [
         one for one in Tap.capabilities if one.value not in {"activate-version", "batch"}
     ]
-    clock = Clock()  # a test brings its own
+    clock = Clock()  # tests replace it
     is_ready = False  # whether there is a state to write
-    stopped_at = 0.0  # the stopwatch's reading at the first signal
+    stopped_at = 0.0  # by the monotonic clock: the time of the first signal
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         self.append_builtin_config(self.config_jsonschema)
         super().__init__(*args, **kwargs)
         self.is_ready = True
-        # Meltano sets one, too, which does not name them.
+        # Metrics are logged only on request. Meltano sets a config, too; it does not name them.
         config = os.environ.get("SINGER_SDK_LOG_CONFIG")
-        is_asked_for = config and self.metrics_logger.name in Path(config).read_text("utf-8")
-        if self.metrics_logger.level > logging.DEBUG and not is_asked_for:
+        is_requested = config and self.metrics_logger.name in Path(config).read_text("utf-8")
+        if self.metrics_logger.level > logging.DEBUG and not is_requested:
             self.metrics_logger.setLevel(logging.WARNING)
         if self.input_catalog is not None and not self.input_catalog:
             self.logger.warning(
@@ -114,13 +114,13 @@ class TapBugsPulse(Tap):
         run = self.run
         sessions = Sessions(self, run)
         streams = [Crashes(self, run), Network(self, run), sessions, Events(self, run, sessions)]
-        for stream in streams:  # the last line of a run says what the error is
+        for stream in streams:  # the tap logs the error itself, in the last line
             self.logger.getChild(stream.name).addFilter(lambda one: "unhandled" not in str(one.msg))
         return streams
 
     @override
     def setup_mapper(self) -> None:
-        # Without the SDK's next step, which fails at maps of streams that are not selected.
+        # Without what Tap.setup_mapper adds: it fails at maps of streams that are not selected.
         super(Tap, self).setup_mapper()
         mapper, maps = self.mapper, t.cast("dict[str, t.Any]", self.mapper.stream_maps_dict)
         given = {n: one for n, one in (mapper.map_config or {}).items() if one not in (None, "")}
@@ -131,7 +131,7 @@ class TapBugsPulse(Tap):
         }
         columns = {name: one.schema["properties"] for name, one in self.streams.items()}
         for name, one in self.streams.items():
-            # A filter of sessions counts for their events, too.
+            # A filter of sessions also decides which events are loaded.
             schema, kept = one.effective_schema, filters if one.has_selected_descendents else {}
             if one.selected:
                 schema, kept = get_selected_schema(name, schema, one.mask), maps
@@ -139,13 +139,13 @@ class TapBugsPulse(Tap):
             mapper.stream_maps_dict = kept
             mapper.register_raw_stream_schema(name, schema, one.primary_keys)
             if {type(each) for each in mapper.stream_maps[name]} == {RemoveRecordTransform}:
-                one.selected = False  # else it is asked for, and no row of it emitted
+                one.selected = False  # else it would be requested, but no row emitted
 
     @override
     def load_state(self, state: t.Any) -> None:
-        # The SDK takes a null stream, a list of bookmarks or a bookmark that is no date at its
-        # word and fails in the middle of the run.
-        for wrapper in ("value", "completed", "singer_state"):  # of a message, and of Meltano
+        # The SDK accepts a bookmark that is null, a list or not a date, and fails later, in the
+        # middle of the run.
+        for wrapper in ("value", "completed", "singer_state"):  # of a STATE, and of Meltano
             if isinstance(state, dict) and "bookmarks" not in state:
                 state = state.get(wrapper, state)
         written = (state.get("bookmarks") if isinstance(state, dict) else state) or {}
@@ -159,7 +159,7 @@ class TapBugsPulse(Tap):
     def _read(self, stream: str, written: t.Any) -> t.Any:
         run, bookmark = self.run, Bookmark.read(written, stream)
         keys = msgspec.to_builtins(bookmark).keys()
-        is_foreign = keys <= {"replication_key", "replication_key_value"}  # or set by hand
+        is_foreign = keys <= {"replication_key", "replication_key_value"}  # or written by hand
         if is_foreign and keys:
             start = run.settings.start_date
             bookmark.complete_from = format_instant(start) if start else BEGINNING
@@ -177,7 +177,7 @@ class TapBugsPulse(Tap):
         return msgspec.to_builtins(bookmark, str_keys=True)
 
     def _log_run_summary(self) -> None:
-        """Log a line for machines, or raise an error if something is not loaded."""
+        """Log the summary line, and raise an error if something could not be loaded."""
         run, streams = self.run, self.streams
         run.writer.flush()
         run.http.close()
@@ -205,19 +205,19 @@ class TapBugsPulse(Tap):
         if problems:
             raise SingerSDKError("; ".join(problems))
 
-    # As texts, which our validation reads: of one that it cannot read itself the SDK would say
-    # no name, and the value, which may hold the salt of a hash.
+    # As texts, for our own validation: the SDK's error for a value that it cannot read lacks the
+    # name and prints the value, which may hold the salt of a hash.
     @property
     @override
     def _env_var_config(self) -> dict[str, t.Any]:
         known = self.config_jsonschema["properties"]
         kinds = {name: {"type": "string"} for name in known}
-        kinds["flattening_enabled"] = known["flattening_enabled"]  # yes and True are no JSON
+        kinds["flattening_enabled"] = known["flattening_enabled"]  # yes and True are not JSON
         found = parse_environment_config({"properties": kinds}, settings.ENV_PREFIX)
         return {name: one for name, one in found.items() if one != ""}
 
-    # The SDK has no public hook before its own validation, whose messages would print an
-    # api_key of the wrong type.
+    # The SDK's own validation would print an api_key of the wrong type, and there is no public
+    # hook before it.
     @override
     def _validate_config(self, *, raise_errors: bool = True) -> list[str]:
         if not raise_errors:
@@ -225,14 +225,14 @@ class TapBugsPulse(Tap):
         if not settings.Settings.from_config(self.config).api_key.startswith("bp_"):
             self.logger.warning("api_key does not begin with bp_: is it the right key?")
         known = self.config_jsonschema["properties"]
-        # Environments give empty text for what is not set, and null is no stream map.
+        # An environment variable that is not set may be empty; the SDK takes no null as stream map.
         given = {name: one for name, one in self.config.items() if one is not None and one != ""}
         for name in known.keys() & given.keys():
             if "string" not in known[name]["type"] and isinstance(given[name], str):
-                with contextlib.suppress(ValueError):  # the SDK says so
+                with contextlib.suppress(ValueError):  # the SDK reports it
                     given[name] = msgspec.json.decode(given[name])
             if "object" in known[name]["type"] and not isinstance(given[name], dict):
-                # Not the value: stream_map_config may hold the salt of a hash.
+                # Without the value: stream_map_config may hold the salt of a hash.
                 raise ConfigurationError(f"{name} must be a JSON object")
         self._config = {"user_agent": f"{self.name}/{self.plugin_version}", **given}
         super()._validate_config(raise_errors=raise_errors)
@@ -240,8 +240,8 @@ class TapBugsPulse(Tap):
             self.logger.warning("%s: unknown setting, ignored (%s)", unknown, hint)
         return []
 
-    # The SDK ends with 0, and a killed run must not look successful. Its state could also land
-    # in the middle of a message that is being written.
+    # The SDK exits with 0, but a killed run must not look successful. It might also write its
+    # STATE into the middle of another message.
     @override
     def _handle_termination(self, signum: int, frame: FrameType | None) -> None:
         if not self.is_ready:
@@ -251,15 +251,15 @@ class TapBugsPulse(Tap):
 
         def end() -> None:
             writer.after_write = functools.partial(stop, signum)
-            # Even when it is the last one again: a target acts on what comes last.
+            # Even if the state has not changed: a target acts on the last message.
             writer.write_message(StateMessage(value=self.state))
 
         if not writer.is_writing:
             end()
         elif writer.after_write is None:
             writer.after_write = end
-        elif now - self.stopped_at >= 1.0:  # some send two at once
-            # While nobody reads what is written: its last line is cut.
+        elif now - self.stopped_at >= 1.0:  # some programs send two signals at once
+            # The write does not end, as nobody reads: this cuts off its last line.
             os._exit(STOPPED + signum)
 
     @classmethod
@@ -275,7 +275,7 @@ class TapBugsPulse(Tap):
                     msgspec.json.decode(text, type=dict | None)
                 kwargs[name] = io.StringIO(text)
         super().invoke(**kwargs)
-        for signum in SIGNALS:  # all is done; in here, as one just before is to be told, too
+        for signum in SIGNALS:  # all is done; inside the decorator, which logs one just before
             signal.signal(signum, signal.SIG_IGN)
 
     @classmethod
