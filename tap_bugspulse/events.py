@@ -18,7 +18,7 @@ from tap_bugspulse.pages import Reading, Row
 from tap_bugspulse.replication import DAY, Bookmark, Plan, Span, Window, midnight
 from tap_bugspulse.run import OutOfTime, Run, duration
 from tap_bugspulse.settings import EVENTS_FOR
-from tap_bugspulse.streams import MAX_DUE, Candidate, Sessions
+from tap_bugspulse.streams import PAGES_DUE, Candidate, Sessions
 from tap_bugspulse.windows import Sync
 
 PAGES_PER_BATCH = 5  # of sessions; after their events, the bookmark moves
@@ -64,8 +64,7 @@ class Events(BugsPulseStream):
                 yield from self._rows_of(session.id, self.fetch({"sessionId": session.id}), [])
             return
         bookmark, counts = Bookmark.read(self.stream_state), self.counts
-        counts.set_aside = {one: why for one, why in bookmark.set_aside.items() if one}
-        counts.short = bookmark.short
+        counts.set_aside, counts.short = bookmark.set_aside, bookmark.short
         tried = {one: Candidate(one) for one in counts.set_aside}
         tried |= {one: Candidate(one, events=count) for one, (_, count) in counts.short.items()}
         requested, lookback = self.run.settings.requested, self.run.settings.lookback
@@ -136,7 +135,7 @@ class Events(BugsPulseStream):
         due: list[Candidate] = []
         for cut in self.parent.cut(rest, Sync(plan)):
             due += self.parent.list_due(cut)
-            if len(due) > MAX_DUE:
+            if len(due) > PAGES_DUE * self.run.settings.page_size:
                 yield Batch(due, cut.window, plan.forward_done)
                 due = []
         # Also those of days before these: history may not find them under a day of its own.

@@ -61,7 +61,6 @@ class Run:
         self.started = self.clock.now()
         self._began = self._progress_at = self.clock.seconds()
         self._warned: set[str] = set()
-        self._done: set[str] = set()
         self._logs_pause = True
 
     @cached_property
@@ -151,8 +150,7 @@ class Run:
                 f"{counts.retries:,}, seconds {counts.seconds:.0f}, "
                 f"{', '.join(filter(problems.get, problems)) or 'row counts match the API'}"
             )
-        self._done.add(stream)
-        if self._done == self.counts.keys():
+        if stream == [*self.counts][-1]:
             self.when_done()
 
 

@@ -17,7 +17,7 @@ from tap_bugspulse.replication import DAY, DayReading, Ledger, Window, fingerpri
 from tap_bugspulse.run import Run
 from tap_bugspulse.windows import Cut, RowsAndIds, Sync, WindowedStream
 
-MAX_DUE = 100_000  # sessions kept in memory until their events are fetched
+PAGES_DUE = 100  # of sessions, kept in memory until their events are fetched: 100,000 at most
 
 
 class Crashes(BugsPulseStream):
@@ -58,9 +58,6 @@ class Network(WindowedStream):
         if pieces[2:] and not sync.days:
             first = self.take(self.fetch(self.query_of(days)))
             if page_of(first).total == 0:  # one request instead of one for each day
-                start = self.run.settings.requested.start
-                empty = {one.start: DayReading(0, 0, midnight(one.start), start) for one in pieces}
-                sync.days.update(empty)
                 yield Cut(days, first, 0)
                 return
         for are_days, group in itertools.groupby(pieces, lambda one: one.size(self.today) == 1):
@@ -177,7 +174,7 @@ class Sessions(WindowedStream):
         ids = yield from super().read(window, first, sync)
         if not sync.in_history:
             self.listed.append(window)
-        if len(self.due) > MAX_DUE:  # Events lists these days again
+        if len(self.due) > PAGES_DUE * self.run.settings.page_size:  # Events lists these days again
             self.due.clear()
             self.listed.clear()
         return ids

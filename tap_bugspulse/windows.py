@@ -164,12 +164,12 @@ class WindowedStream(BugsPulseStream):
                 first = self.take(call or self.fetch(self.query_of(window)))
                 first = self.checked(window, first)
                 rows_in_all = page_of(first).rows_in_all
-                total = total or rows_in_all  # of all days
-                is_day = window != days and window.size(self.today) == 1
+                is_day = window.size(self.today) == 1
                 is_same = is_day and total == rows_in_all >= limit and self._count(EARLY) == total
-                rest = cutter.rest
-                if rest and (self.ignores_dates or is_same):
+                total = total or rows_in_all  # of the first window, which may be all days
+                if self.ignores_dates or is_same:
                     # Smaller windows do not help: each lists all rows, or has the same total.
+                    rest = cutter.rest
                     yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
                     return
                 fits, following = cutter.fits(rows_in_all), cutter.propose()
