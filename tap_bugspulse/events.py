@@ -64,7 +64,8 @@ class Events(BugsPulseStream):
                 yield from self._rows_of(session.id, self.fetch({"sessionId": session.id}), [])
             return
         bookmark, counts = Bookmark.read(self.stream_state), self.counts
-        counts.set_aside, counts.short = bookmark.set_aside, bookmark.short
+        counts.set_aside = {one: why for one, why in bookmark.set_aside.items() if one}
+        counts.short = bookmark.short
         tried = {one: Candidate(one) for one in counts.set_aside}
         tried |= {one: Candidate(one, events=count) for one, (_, count) in counts.short.items()}
         requested, lookback = self.run.settings.requested, self.run.settings.lookback

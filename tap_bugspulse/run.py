@@ -61,6 +61,7 @@ class Run:
         self.started = self.clock.now()
         self._began = self._progress_at = self.clock.seconds()
         self._warned: set[str] = set()
+        self._done: set[str] = set()
         self._logs_pause = True
 
     @cached_property
@@ -150,7 +151,8 @@ class Run:
                 f"{counts.retries:,}, seconds {counts.seconds:.0f}, "
                 f"{', '.join(filter(problems.get, problems)) or 'row counts match the API'}"
             )
-        if stream == [*self.counts][-1]:
+        self._done.add(stream)
+        if self._done == self.counts.keys():
             self.when_done()
 
 
