@@ -9,6 +9,7 @@ import time
 import typing as t
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from tap_bugspulse.http import Clock
 from tap_bugspulse.tap import TapBugsPulse
@@ -123,6 +124,29 @@ def sync(  # noqa: PLR0913 - what a run depends on, all with defaults but two
     output = Output.read(written.read())
     output.asked = events_asked(sandbox.requests[earlier:])
     return output
+
+
+class Runs:
+    """Runs of the tap in this process, each with the state of the one before.
+
+    Args:
+        sandbox: The API they talk to.
+        now: When the first one is.
+        streams: Those that they select; without any, there is no catalog.
+        settings: What all runs have, as `sync` takes it.
+    """
+
+    def __init__(self, sandbox: Sandbox, now: datetime, *streams: str, **settings: t.Any) -> None:
+        self._sandbox, self._now = sandbox, now
+        self._settings = settings | ({"catalog": select(now, *streams)} if streams else {})
+        self.outputs: list[Output] = []
+
+    def __call__(self, hours: float = 0, **settings: t.Any) -> Output:
+        """Run it so many hours after the first time, with settings that this run alone has."""
+        state = self.outputs[-1].state if self.outputs else None
+        at = self._now + timedelta(hours=hours)
+        self.outputs.append(sync(self._sandbox, at, state, **self._settings | settings))
+        return self.outputs[-1]
 
 
 def select(now: datetime, *streams: str, without: t.Collection[str] = ()) -> Row:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import re
 import typing as t
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 
 from tests.conftest import NOW, sweep, with_project
 from tests.loads import Load, assert_done
-from tests.running import assert_whole, counted, expected, select, sync
-from tests.sandbox import Options, Sandbox, generate
-
-if t.TYPE_CHECKING:
-    from tests.running import Row
-    from tests.sandbox import Project, Request
+from tests.running import Row, Runs, assert_whole, counted, expected, select, sync
+from tests.sandbox import Project, Request, Sandbox
 
 Order = t.Literal["newest", "oldest", "arbitrary"]
 Reading = t.Literal["before", "midnight", "end"]
 ORDERS = pytest.mark.parametrize("order", t.get_args(Order))
 READINGS = pytest.mark.parametrize("to_means", t.get_args(Reading))
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
+MIDNIGHT = NOW.replace(hour=0)
 # Calls of one day of the lookback.
-THAT_DAY = NOW.replace(hour=0) - 3 * DAY
-OF_THAT_DAY = tuple(THAT_DAY + hour * HOUR for hour in (0, 1, 3, 5, 13, 21))
+OF_THAT_DAY = tuple(MIDNIGHT - 3 * DAY + hour * HOUR for hour in (0, 1, 3, 5, 13, 21))
+
+
+def at_start(project: Project, session: str) -> datetime:
+    """Return the instant at which a session began."""
+    return datetime.fromisoformat(project.when("sessions", session))
 
 
 # --- While pages are read --------------------------------------------------------------
@@ -113,13 +113,13 @@ def test_no_row_is_lost_when_as_many_come_as_go(
 def test_no_event_is_lost_while_others_are_deleted(sandbox: Sandbox) -> None:
     """Events over several pages are listed again when they shift."""
     sandbox.options.events_paging = "pages"
-    session_id, events = max(sandbox.project.events.items(), key=lambda entry: len(entry[1]))
+    session, events = max(sandbox.project.events.items(), key=lambda entry: len(entry[1]))
     count = len(events)
     assert count > 10
 
     def delete(request: Request, project: Project) -> None:
         asked = (request.query.get("sessionId"), request.query["page"])
-        if asked == (session_id, "2") and len(events) == count:
+        if asked == (session, "2") and len(events) == count:
             del events[0]
             project.changed()
 
@@ -144,6 +144,7 @@ def test_no_row_is_lost_where_one_comes_before_one_goes(sandbox: Sandbox) -> Non
     assert len(rows) > 4
     sandbox.options.on_request = change
     output = sync(sandbox, NOW, page_size=2, catalog=select(NOW, "crashes"))
+    assert newest not in rows
     assert expected(sandbox.project, "crashes").items() <= output.table("crashes").items()
 
 
@@ -184,8 +185,8 @@ def test_rows_that_share_a_key_are_told(sandbox: Sandbox, load: Load) -> None:
 
 def test_only_what_changed_is_loaded_again(sandbox: Sandbox) -> None:
     """Sessions that grew, ended, crashed, are new or came late, and no others."""
-    project = sandbox.project
-    first = sync(sandbox, NOW)
+    project, run = sandbox.project, Runs(sandbox, NOW)
+    run()
     recent = [one for one in project.sessions if NOW - 5 * DAY < at_start(project, one) < NOW]
     active = next(one for one in recent if project.sessions[one]["status"] == "active")
     grown, crashed, *_ = (one for one in recent if project.sessions[one]["status"] == "completed")
@@ -193,25 +194,19 @@ def test_only_what_changed_is_loaded_again(sandbox: Sandbox) -> None:
     project.crash(crashed)
     project.end(active)
     new = [project.new_session(NOW - ago) for ago in (timedelta(minutes=5), 6 * DAY)]
-    second = sync(sandbox, NOW + HOUR, first.state)
-    changed = sorted([grown, crashed, active, *new])
-    assert sorted(second.ids("sessions")) == sorted(second.asked) == changed
-    assert_whole(project, first, second)
-
-
-def at_start(project: Project, session: str) -> datetime:
-    """Return the instant at which a session began."""
-    return datetime.fromisoformat(project.when("sessions", session))
+    second = run(1)
+    assert sorted(second.ids("sessions")) == sorted([grown, crashed, active, *new])
+    assert sorted(second.asked) == sorted(second.ids("sessions"))
+    assert_whole(project, *run.outputs)
 
 
 def test_late_network_calls_are_found_by_their_number(sandbox: Sandbox) -> None:
     """A call that comes late is loaded, and unchanged days take a request each."""
-    only = select(NOW, "network")
-    first = sync(sandbox, NOW, catalog=only, page_size=3)
-    late = sandbox.project.new_network(NOW - 3 * DAY)
+    run = Runs(sandbox, NOW, "network", page_size=3)
+    run()
+    late, day = sandbox.project.new_network(NOW - 3 * DAY), f"{NOW - 3 * DAY:%F}"
     sandbox.reset()
-    second = sync(sandbox, NOW, first.state, only, page_size=3)
-    day = f"{NOW - 3 * DAY:%F}"
+    second = run(1)
     assert late in second.ids("network")
     assert {row["timestamp"][:10] for row in second.rows("network")} == {day}
     assert second.repeated("network") == []
@@ -229,55 +224,55 @@ def test_late_calls_come_once_whatever_a_day_is(
 ) -> None:
     """Where days overlap, or are of another time zone, also after the day has turned."""
     sandbox.options.to_means, sandbox.options.utc_offset_hours = to_means, offset
-    project, only = sandbox.project, select(NOW, "network")
-    evening = NOW.replace(hour=23, minute=30)
+    project, evening = sandbox.project, NOW.replace(hour=23, minute=30)
+    run = Runs(sandbox, evening, "network")
     for call in range(1, 25):
         project.new_network(evening - timedelta(minutes=25 * call))
-    state = sync(sandbox, evening, catalog=only).state
+    run()
     instants = [NOW.replace(hour=hour) - 3 * DAY for hour in (0, 7, 23)]
     instants += [evening - timedelta(hours=16, minutes=minute) for minute in range(3)]
     late = {project.new_network(instant) for instant in instants}
     for hours in (9, 9, 10, 30, 30):
-        output = sync(sandbox, evening + hours * HOUR, state, only)
+        output = run(hours)
         assert late <= set(output.ids("network"))
         assert late or output.rows("network") == []
         assert output.repeated("network") == []
-        state, late = output.state, set()
+        late = set()
 
 
 @with_project(seed=0, sessions=1, days=1, until=NOW)
-def test_calls_of_a_project_gone_quiet_come_once(sandbox: Sandbox) -> None:
-    """The newest calls may lie in the next day of the API's time zone: they are known."""
-    sandbox.options.utc_offset_hours = 5.5
-    state = sync(sandbox, NOW, lookback_days=0).state
-    for hours in (60, 61, 100):
-        output = sync(sandbox, NOW + hours * HOUR, state, lookback_days=0)
-        assert output.rows("network") == output.rows("sessions") == []
-        state = output.state
+def test_calls_of_a_project_gone_quiet_come_once_more_at_most(sandbox: Sandbox) -> None:
+    """The newest calls may lie in the next day of the API's time zone: that is read once more."""
+    sandbox.options.utc_offset_hours = 14
+    call = sandbox.project.new_network(NOW - HOUR)
+    run = Runs(sandbox, NOW, lookback_days=0)
+    assert run().ids("network") == [call]
+    assert set(run(60).ids("network")) <= {call}
+    assert [run(hours).rows("network") for hours in (61, 100)] == [[], []]
+    assert [output.rows("sessions") for output in run.outputs[1:]] == [[]] * 3
 
 
+@with_project(seed=3, sessions=200, lying_clocks=False)
 @sweep("quiet page_size", [9, 15, 40], [2, 5, 1000], quick=[(9, 1000), (15, 2), (40, 5)])
-def test_calls_before_a_long_silence_come_once(quiet: int, page_size: int) -> None:
+def test_calls_before_a_long_silence_come_once(
+    sandbox: Sandbox, quiet: int, page_size: int
+) -> None:
     """A project that is silent for longer than the lookback is not loaded again."""
-    ends = NOW - quiet * DAY - HOUR
-    project = generate(seed=3, sessions=200, days=20, until=ends, lying_clocks=False)
-    only = select(NOW, "network")
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        first = sync(sandbox, NOW, None, only, page_size=page_size)
-        second = sync(sandbox, NOW + HOUR, first.state, only, page_size=page_size)
-    assert first.table("network") == expected(project, "network")
+    run = Runs(sandbox, NOW + quiet * DAY, "network", page_size=page_size)
+    first = run()
+    assert first.table("network") == expected(sandbox.project, "network")
     assert first.repeated("network") == []
-    assert second.rows("network") == []
+    assert run(1).rows("network") == []
 
 
 @READINGS
 def test_an_earlier_start_date_emits_no_call_twice(sandbox: Sandbox, to_means: Reading) -> None:
     """Days before it that the forward part has read are not read as history again."""
     sandbox.options.to_means = to_means
-    only = select(NOW, "network")
+    run = Runs(sandbox, NOW, "network")
     _, call = (sandbox.project.new_network(NOW - ago * HOUR) for ago in (20, 1))
-    first = sync(sandbox, NOW, catalog=only, start_date=(NOW - 2 * HOUR).isoformat())
-    second = sync(sandbox, NOW, first.state, only)
+    first = run(start_date=(NOW - 2 * HOUR).isoformat())
+    second = run()
     assert second.repeated("network") == []
     assert call in first.ids("network")
     assert first.table("network") | second.table("network") == expected(sandbox.project, "network")
@@ -286,13 +281,13 @@ def test_an_earlier_start_date_emits_no_call_twice(sandbox: Sandbox, to_means: R
 @with_project(seed=0, sessions=50, days=1)
 def test_a_changed_session_that_two_windows_list_comes_once(sandbox: Sandbox) -> None:
     """Where `to` includes its day, and other windows are cut than in the run before."""
-    project = sandbox.project
+    project, run = sandbox.project, Runs(sandbox, NOW)
     sandbox.options.to_means = "end"
-    state = sync(sandbox, NOW, page_size=20).state
+    run(page_size=20)
     project.now = NOW
     changed = max(project.sessions, key=partial(project.when, "sessions"))
     project.grow(changed)
-    assert sync(sandbox, NOW, state, page_size=5).ids("sessions") == [changed]
+    assert run(page_size=5).ids("sessions") == [changed]
 
 
 @with_project(seed=3, sessions=30, days=12)
@@ -305,12 +300,12 @@ def test_a_session_that_is_emitted_has_its_events_whatever_a_day_is(
 ) -> None:
     """Also if it came late and the API lists it on the day after the one that it began on."""
     sandbox.options.utc_offset_hours, sandbox.options.filter_on = offset, filter_on
-    project = sandbox.project
-    state = sync(sandbox, NOW).state
-    day = (NOW - 9 * DAY).replace(hour=0)  # before the first that is asked for
+    project, run = sandbox.project, Runs(sandbox, NOW)
+    run()
+    day = MIDNIGHT - 9 * DAY  # before the first that is asked for
     late = project.new_session(day + timedelta(hours=started, minutes=59))
     project.sessions[late]["endedAt"] = f"{day + DAY:%F}T00:10:00.000Z"
-    output = sync(sandbox, NOW + HOUR, state)
+    output = run(1)
     assert output.ids("sessions") == [late]
     events = [row["id"] for row in output.rows("events") if row["sessionId"] == late]
     assert events == [row["id"] for row in project.events[late]]
@@ -322,10 +317,10 @@ def test_a_session_that_is_emitted_has_its_events_whatever_a_day_is(
 def test_history_without_dates_emits_no_session_twice(sandbox: Sandbox, order: Order) -> None:
     """What the forward part has just emitted comes again in a listing of all rows."""
     sandbox.options.ignored, sandbox.options.order = "to", order
-    settings: Row = {"lookback_days": 1, "page_size": 3}
-    state = sync(sandbox, NOW, start_date=f"{NOW - 14 * DAY:%F}", **settings).state
+    run = Runs(sandbox, NOW, lookback_days=1, page_size=3)
+    run(start_date=f"{NOW - 14 * DAY:%F}")
     new = {sandbox.project.new_session(NOW + timedelta(minutes=one)) for one in range(4)}
-    output = sync(sandbox, NOW + HOUR, state, **settings)
+    output = run(1)
     assert set(output.ids("sessions")) >= new
     assert output.repeated("sessions") == output.repeated("events") == []
 
@@ -334,18 +329,17 @@ def test_history_without_dates_emits_no_session_twice(sandbox: Sandbox, order: O
 def test_late_rows_filed_by_their_receipt_come_once(sandbox: Sandbox) -> None:
     """What is of long ago and the API files under the day it came is loaded, but not again."""
     sandbox.options.filter_on = "received"
-    project = sandbox.project
+    project, run = sandbox.project, Runs(sandbox, NOW)
     call = project.new_network(NOW - 361 * HOUR)
-    output = sync(sandbox, NOW)
-    assert output.ids("network") == [call]
+    assert run().ids("network") == [call]
     for hours in (300, 300, 400):
-        output = sync(sandbox, NOW + hours * HOUR, output.state)
+        output = run(hours)
         assert output.rows("network") == []
     assert len(output.state["bookmarks"]["network"]["days"]) <= 10  # those of the lookback
     project.now = NOW + 400 * HOUR
     session = project.new_session(NOW - 90 * HOUR)
     other = project.new_network(NOW - 90 * HOUR)
-    output = sync(sandbox, NOW + 401 * HOUR, output.state)
+    output = run(401)
     assert output.ids("sessions") == [session]
     assert other in output.ids("network")
     assert output.table("events") == expected(project, "events")
@@ -361,11 +355,10 @@ def test_a_call_without_a_readable_time_does_not_come_again(sandbox: Sandbox) ->
         return {**envelope, "data": rows}
 
     sandbox.options.envelope = unreadable
-    only = select(NOW, "network")
-    first = sync(sandbox, NOW, catalog=only)
-    assert first.table("network")[odd,]["timestamp"] is None
+    run = Runs(sandbox, NOW, "network")
+    assert run().table("network")[odd,]["timestamp"] is None
     new = sandbox.project.new_network(NOW + HOUR / 2)
-    assert sync(sandbox, NOW + HOUR, first.state, only).ids("network") == [new]
+    assert run(1).ids("network") == [new]
 
 
 def ends_of(state: Row) -> set[str]:
@@ -375,19 +368,14 @@ def ends_of(state: Row) -> set[str]:
     return ends | {marks["events"]["complete"]["all"]["complete_to"]}
 
 
-def test_a_completed_run_is_complete_to_its_start(sandbox: Sandbox) -> None:
-    """Not to the newest row, which a project gone quiet may have had weeks ago."""
-    assert ends_of(sync(sandbox, NOW + 30 * DAY).state) == {"2026-03-31T12:00:00.000Z"}
-
-
-def test_a_run_with_an_end_date_is_complete_to_just_before_it(sandbox: Sandbox) -> None:
-    """What is at end_date or after it is left to the next run, which loads it once."""
-    end = NOW - 10 * DAY
+def test_a_run_is_complete_to_its_start_or_to_just_before_end_date(sandbox: Sandbox) -> None:
+    """Not to its newest row; what is at end_date or after it is loaded once, by the next run."""
+    end, run = NOW - 10 * DAY, Runs(sandbox, NOW)
     sandbox.project.new_session(end)
     sandbox.project.new_network(end)
-    first = sync(sandbox, NOW, end_date=end.isoformat())
+    first, second = run(end_date=end.isoformat()), run()
     assert ends_of(first.state) == {"2026-02-19T11:59:59.999Z"}
-    second = sync(sandbox, NOW, first.state)
+    assert ends_of(second.state) == {"2026-03-01T12:00:00.000Z"}
     assert_whole(sandbox.project, first, second)
     for stream in ("sessions", "network", "events"):
         assert not first.table(stream).keys() & second.table(stream)
@@ -397,13 +385,12 @@ def test_a_run_with_an_end_date_is_complete_to_just_before_it(sandbox: Sandbox) 
 def test_a_start_date_in_the_future_loads_nothing_before_it(sandbox: Sandbox, days: int) -> None:
     """A run before start_date is no error, and its state serves the run after it."""
     start = NOW + days * DAY
-    since = start.isoformat()
-    first = sync(sandbox, NOW, start_date=since)
+    run = Runs(sandbox, NOW, start_date=(since := start.isoformat()))
     rows = expected(sandbox.project, "sessions")
     ahead = {key: row for key, row in rows.items() if row["startedAt"] >= since}
-    assert first.table("sessions") == ahead
+    assert run().table("sessions") == ahead
     new = sandbox.project.new_session(start)
-    second = sync(sandbox, start + HOUR, first.state, start_date=since)
+    second = run(24 * days + 1)
     assert second.ids("sessions") == [new]
     assert {row["sessionId"] for row in second.rows("events")} == {new}
 
@@ -411,17 +398,16 @@ def test_a_start_date_in_the_future_loads_nothing_before_it(sandbox: Sandbox, da
 @pytest.mark.parametrize("alone", [False, True])
 def test_clocks_that_are_ahead_move_no_bookmark(sandbox: Sandbox, *, alone: bool) -> None:
     """A session in the future is loaded once, a call in each run; neither delays others."""
-    project = sandbox.project
+    project, run = sandbox.project, Runs(sandbox, NOW)
     if alone:
         project.purge(NOW + DAY)
     project.new_session(NOW + 300 * DAY)
     project.new_network(NOW + 300 * DAY)
-    first = sync(sandbox, NOW)
+    first = run()
     assert ends_of(first.state) == {"2026-03-01T12:00:00.000Z"}
     new = project.new_session(NOW + timedelta(minutes=5))
     project.new_network(NOW + timedelta(minutes=6))
-    second = sync(sandbox, NOW + HOUR, first.state)
-    third = sync(sandbox, NOW + HOUR, second.state)
+    second, third = run(1), run(1)
     assert_whole(project, first, second)
     assert second.ids("sessions") == [new]
     assert third.rows("sessions") == third.rows("events") == []
@@ -434,11 +420,10 @@ def test_clocks_that_are_ahead_move_no_bookmark(sandbox: Sandbox, *, alone: bool
 def test_a_call_of_the_future_comes_until_its_time_has_come(sandbox: Sandbox) -> None:
     """A call that a clock had put days ahead is loaded by the run that gets there, too."""
     call = sandbox.project.new_network(NOW + 151 * HOUR)
-    state = sync(sandbox, NOW, lookback_days=1).state
-    for hours, ids in ((1, [call]), (300, [call]), (300, []), (400, [])):
-        output = sync(sandbox, NOW + hours * HOUR, state, lookback_days=1)
-        assert output.ids("network") == ids
-        state = output.state
+    run = Runs(sandbox, NOW, lookback_days=1)
+    run()
+    ids = [run(hours).ids("network") for hours in (1, 300, 300, 400)]
+    assert ids == [[call], [call], [], []]
 
 
 class Late(t.NamedTuple):
@@ -446,14 +431,15 @@ class Late(t.NamedTuple):
 
     late: list[datetime]
     runs: list[tuple[int, Row]]
-    calls: tuple[datetime, ...] = OF_THAT_DAY  # before
-    option: tuple[str, str] = ("to_means", "before")
+    calls: tuple[datetime, ...] = OF_THAT_DAY  # that were there before
+    option: tuple[str, object] = ("to_means", "before")
+    end: str | None = None  # the first run's end_date
 
 
 START, LATER = {"start_date": "2026-02-26T12:00:00Z"}, {"start_date": "2026-02-27T12:00:00Z"}
-END = {"end_date": "2026-02-26T12:00:00Z"}
-MORNING, EVENING = [THAT_DAY + 3.5 * HOUR], [THAT_DAY + 14.5 * HOUR]
-TWO = [THAT_DAY - 12 * HOUR, THAT_DAY + 14 * HOUR]
+TODAY, END = {"start_date": "2026-03-01"}, {"end_date": "2026-02-26T12:00:00Z"}
+MORNING, EVENING = [MIDNIGHT - 68.5 * HOUR], [MIDNIGHT - 57.5 * HOUR]
+TWO = [MIDNIGHT - 84 * HOUR, MIDNIGHT - 58 * HOUR]
 LATE = {
     "two days list one of midnight": Late(TWO, [(1, {}), (1, {})], option=("to_means", "midnight")),
     "counts of other dates": Late(TWO, [(1, START), (1, START)], option=("to_means", "midnight")),
@@ -470,6 +456,17 @@ LATE = {
     "as many as lay in the future": Late(
         [NOW + 3 * HOUR, NOW + 4 * HOUR], [(24, {}), (24, {})], (NOW + 300 * DAY, NOW + 301 * DAY)
     ),
+    # The API's days begin before UTC's: an end_date of today asks for two of them.
+    "of the last day asked for": Late(
+        [MIDNIGHT - HOUR],
+        [(24, {}), (24, {})],
+        (MIDNIGHT - 4 * HOUR, MIDNIGHT - 3 * HOUR, NOW - HOUR),
+        ("utc_offset_hours", 14),
+        NOW.isoformat(),
+    ),
+    "after the bookmark, which such a run leaves": Late(
+        [NOW + HOUR / 2], [(1, TODAY), (1, TODAY), (2, {})], ()
+    ),
 }
 
 
@@ -477,37 +474,32 @@ LATE = {
 @pytest.mark.parametrize("case", LATE.values(), ids=LATE)
 def test_a_late_call_hides_behind_no_other(sandbox: Sandbox, case: Late) -> None:
     """It is found though others are counted, or left out by the dates of a run, and comes once."""
-    project, only = sandbox.project, select(NOW, "network")
+    project, run = sandbox.project, Runs(sandbox, NOW, "network")
     setattr(sandbox.options, *case.option)
     project.now = NOW - HOUR
     for instant in case.calls:
         project.new_network(instant)
-    state = sync(sandbox, NOW, catalog=only).state
+    run(end_date=case.end)
     project.now = NOW + HOUR / 2
     late = [project.new_network(instant) for instant in case.late]
-    came: list[list[str]] = []
-    for hours, dates in case.runs:
-        output = sync(sandbox, NOW + hours * HOUR, state, only, **dates)
-        came.append(output.ids("network"))
-        state = output.state
+    came = [run(hours, **dates).ids("network") for hours, dates in case.runs]
     start = case.runs[-1][1].get("start_date", "")
-    due = {one for one in late if project.when("network", one) >= start}
-    assert due <= {one for ids in came for one in ids}
+    due = [one for one in late if project.when("network", one) >= start]
+    assert [sum(ids.count(one) for ids in came) for one in due] == [1] * len(due)
     # Calls of the future come again until their time has come.
     assert [one for one in came[-1] if project.when("network", one) < "2026-03-03"] == []
 
 
-@with_project(seed=1, sessions=3, days=1)
-def test_a_later_start_date_brings_no_call_twice(sandbox: Sandbox) -> None:
-    """Calls that came after the bookmark, which such a run leaves, count as loaded."""
-    only, start = select(NOW, "network"), "2026-03-01"
-    first = sync(sandbox, NOW, catalog=only)
-    new = sandbox.project.new_network(NOW + HOUR / 2)
-    second = sync(sandbox, NOW + HOUR, first.state, only, start_date=start)
-    third = sync(sandbox, NOW + HOUR, second.state, only, start_date=start)
-    fourth = sync(sandbox, NOW + 2 * HOUR, third.state, only)
-    assert second.ids("network") == [new]
-    assert third.rows("network") == fourth.rows("network") == []
+EARLY = datetime(1970, 3, 1, 12, tzinfo=UTC)
+
+
+@with_project(seed=1, sessions=20, until=EARLY - HOUR)
+def test_a_lookback_to_before_1970_brings_no_call_twice(sandbox: Sandbox) -> None:
+    """Each of its days is counted, those after 1970 as well as those before."""
+    run = Runs(sandbox, EARLY, "network", lookback_days=90)
+    sandbox.project.new_network(EARLY - HOUR)
+    assert run().table("network") == expected(sandbox.project, "network")
+    assert run(1).rows("network") == []
 
 
 # --- Which events are fetched ------------------------------------------------------------
@@ -550,9 +542,9 @@ def test_events_are_fetched_by_what_happened_in_a_session(
     """A crash is an error, which the status may say alone; some sessions have no events."""
     for session, fields in HAPPENED.items():
         add_session(sandbox.project, session, NOW - 2 * HOUR, **fields)
-    first = sync(sandbox, NOW, events_for=events_for)
-    assert sorted(first.asked) == asked
-    assert sync(sandbox, NOW, first.state, events_for=events_for).asked == []
+    run = Runs(sandbox, NOW, events_for=events_for)
+    assert sorted(run().asked) == asked
+    assert run().asked == []
 
 
 CHANGED = {"eventCount": 99, "status": "active", "endedAt": None, "hasCrash": True, "userId": "x"}
@@ -563,16 +555,16 @@ def test_events_are_fetched_again_where_their_session_has_changed(
     sandbox: Sandbox, field: str, value: object
 ) -> None:
     """Four columns show that; where another has changed, only the session is loaded."""
-    project = sandbox.project
+    project, run = sandbox.project, Runs(sandbox, NOW)
     session = next(
         one
         for one, row in project.sessions.items()
         if at_start(project, one) > NOW - 5 * DAY and row["status"] == "completed"
     )
-    state = sync(sandbox, NOW).state
+    run()
     project.sessions[session][field] = value
     project.changed("sessions")
-    output = sync(sandbox, NOW, state)
+    output = run()
     assert output.ids("sessions") == [session]
     assert output.asked == ([] if field == "userId" else [session])
 
@@ -580,15 +572,17 @@ def test_events_are_fetched_again_where_their_session_has_changed(
 def test_two_sessions_are_never_taken_for_one(sandbox: Sandbox) -> None:
     """Sessions whose ids have a shorter hash in common both get their events."""
     project, one, other = sandbox.project, "sess_225263", "sess_1188289"
+    run = Runs(sandbox, NOW)
     add_session(project, one, NOW - 2 * HOUR)
-    outputs = [sync(sandbox, NOW)]
+    run()
     add_session(project, other, NOW - 2 * HOUR)
-    outputs.append(sync(sandbox, NOW, outputs[-1].state))
+    run()
     project.grow(one)
-    outputs.append(sync(sandbox, NOW, outputs[-1].state))
-    outputs.append(sync(sandbox, NOW, outputs[-1].state))
-    assert [output.ids("sessions") for output in outputs[1:]] == [[other], [one], []]
-    assert [output.asked for output in outputs[1:]] == [[other], [one], []]
+    run()
+    run()
+    later = run.outputs[1:]
+    assert [output.ids("sessions") for output in later] == [[other], [one], []]
+    assert [output.asked for output in later] == [[other], [one], []]
     # And where both are in one run.
     assert sync(sandbox, NOW).table("events").keys() == expected(project, "events").keys()
 
@@ -599,18 +593,11 @@ def test_events_can_be_loaded_alone(sandbox: Sandbox, *, lists_sessions: bool) -
     alone = select(NOW, "events")
     if not lists_sessions:
         alone["streams"] = [one for one in alone["streams"] if one["stream"] == "events"]
-    first = sync(sandbox, NOW, catalog=alone)
+    run = Runs(sandbox, NOW, catalog=alone)
+    first = run()
     assert first.rows("sessions") == []
     assert first.table("events") == expected(sandbox.project, "events")
-    assert sync(sandbox, NOW, first.state, alone).asked == []
-
-
-def test_events_selected_later_are_fetched_for_all_sessions(sandbox: Sandbox) -> None:
-    """What was left out while events were deselected is fetched afterwards."""
-    first = sync(sandbox, NOW, catalog=select(NOW, "sessions"))
-    second = sync(sandbox, NOW, first.state)
-    assert second.rows("sessions") == []
-    assert second.table("events") == expected(sandbox.project, "events")
+    assert run().asked == []
 
 
 @with_project(seed=3, sessions=80)
@@ -623,44 +610,65 @@ def test_a_session_that_two_windows_list_is_asked_for_its_events_once(sandbox: S
     assert output.table("events") == expected(sandbox.project, "events")
 
 
-def test_widening_events_for_fetches_what_was_left_out(sandbox: Sandbox) -> None:
-    """From crashed to all, only the sessions that did not crash are asked for."""
-    project = sandbox.project
-    first = sync(sandbox, NOW, events_for="crashed")
+# Runs that load few events, or none.
+FEW_EVENTS: dict[str, Row] = {
+    "crashed": {"events_for": "crashed"},
+    "deselected": {"catalog": select(NOW, "crashes", "network", "sessions")},
+}
+
+
+@pytest.mark.parametrize("few", FEW_EVENTS)
+def test_events_that_were_left_out_are_fetched_when_they_are_wanted(
+    sandbox: Sandbox, few: str
+) -> None:
+    """Widening events_for, or selecting events, asks for no more than what is not there yet."""
+    project, run = sandbox.project, Runs(sandbox, NOW)
+    first, second, third = run(**FEW_EVENTS[few]), run(), run(events_for="errors")
     crashed = {one for one, row in project.sessions.items() if row["hasCrash"]}
-    assert set(first.asked) == crashed
-    second = sync(sandbox, NOW, first.state, events_for="all")
+    assert set(first.asked) == (crashed if few == "crashed" else set())
     assert second.rows("sessions") == []
     assert first.table("events") | second.table("events") == expected(project, "events")
-    again = crashed.intersection(second.asked)
+    again = set(first.asked).intersection(second.asked)
     assert all(at_start(project, one) < NOW - 8 * DAY for one in again)
-    third = sync(sandbox, NOW, second.state, events_for="errors")
     assert third.asked == []
     assert third.rows("events") == []
 
 
 @pytest.mark.parametrize("days", [1, 8, 20])
-@pytest.mark.parametrize("crashed_only", [True, False], ids=["crashed", "deselected"])
+@pytest.mark.parametrize("few", FEW_EVENTS)
 def test_events_left_out_for_a_while_do_not_start_over(
-    sandbox: Sandbox, days: int, *, crashed_only: bool
+    sandbox: Sandbox, days: int, few: str
 ) -> None:
     """Only the sessions that the runs with few events, or none, left out are asked for."""
-    project, later = sandbox.project, NOW + days * DAY
-    without: Row = {"catalog": select(NOW, "crashes", "network", "sessions")}
-    narrow: Row = {"events_for": "crashed"} if crashed_only else without
-    first = sync(sandbox, NOW)
+    project, run, later = sandbox.project, Runs(sandbox, NOW), 24 * days
+    run()
     new = {project.new_session(NOW + hour * HOUR) for hour in (1, 3, 5, 20)}
     project.crash(min(new))
-    crashed = {one for one in new if project.sessions[one]["hasCrash"]} if crashed_only else set()
-    second = sync(sandbox, later, first.state, **narrow)
-    third = sync(sandbox, later, second.state)
-    fourth = sync(sandbox, later, third.state, **narrow)
+    crashed = {one for one in new if project.sessions[one]["hasCrash"] and few == "crashed"}
+    narrow = FEW_EVENTS[few]
+    second, third, fourth = run(later, **narrow), run(later), run(later, **narrow)
     assert sorted(second.asked) == sorted(crashed)
     # The narrower run has some already.
     assert new - crashed <= set(third.asked) <= new
     assert len(third.asked) == len(set(third.asked))
     assert fourth.asked == []
-    assert_whole(project, first, second, third, fourth)
+    assert_whole(project, *run.outputs)
+
+
+@with_project(seed=3, sessions=2000, days=1, until=NOW, events_per_session=2)
+def test_more_sessions_than_the_limit_serves_are_told(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both numbers stand in the warning, and the settings that help."""
+    # One request a minute serves 1,440 sessions a day; the run has a time limit.
+    limited: Row = {"requests_per_minute": 1, "max_runtime_minutes": 0.0001}
+    sync(sandbox, NOW, None, select(NOW, "sessions", "events"), minute=0.001, **limited)
+    (told,) = [one for one in caplog.messages if "new sessions a day need events" in one]
+    for words in ("1 requests a minute serve 1,440", "events_for", "project and key"):
+        assert words in told
+
+
+# --- Events that the API does not give ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -674,25 +682,42 @@ def test_ten_sessions_in_a_row_without_events_are_an_error(
     sandbox: Sandbox, option: str, says: str
 ) -> None:
     """The API is to blame, not the sessions: the run ends, and none of them counts as done."""
-    first = sync(sandbox, NOW, catalog=select(NOW, "sessions"))
+    run = Runs(sandbox, NOW, minute=0.01)
+    run(catalog=select(NOW, "sessions"))
     setattr(sandbox.options, option, set(sandbox.project.sessions))
     with pytest.raises(Exception, match=says):
-        sync(sandbox, NOW, first.state, minute=0.01)
+        run()
     setattr(sandbox.options, option, set())
-    second = sync(sandbox, NOW, first.state)
-    assert second.table("events") == expected(sandbox.project, "events")
+    assert run().table("events") == expected(sandbox.project, "events")
 
 
 def test_few_sessions_that_all_vanish_are_asked_for_again(sandbox: Sandbox) -> None:
     """When no session at all is known, the endpoint is to blame, not the sessions."""
-    state = sync(sandbox, NOW).state
+    run = Runs(sandbox, NOW)
+    run()
     new = {sandbox.project.new_session(NOW + timedelta(minutes=5 + one)) for one in range(3)}
     sandbox.options.vanished_sessions = set(sandbox.project.sessions)
-    state = sync(sandbox, NOW + HOUR, state).state
+    run(1)
     sandbox.options.vanished_sessions = set()
-    output = sync(sandbox, NOW + HOUR, state)
+    output = run(1)
     assert sorted(output.asked) == sorted(new)
     assert {row["sessionId"] for row in output.rows("events")} == new
+
+
+@with_project(seed=1, sessions=30)
+def test_a_404_for_a_session_set_aside_is_not_believed_while_it_is_listed(sandbox: Sandbox) -> None:
+    """Also where it is listed by an end days after its start, and nothing new is read."""
+    sandbox.options.filter_on = "endedAt"
+    project, only = sandbox.project, select(NOW, "sessions", "events")
+    rows = [row for row in project.sessions.values() if row["eventCount"] and row["endedAt"]]
+    row = next(row for row in rows if row["startedAt"] < "2026-02-15")
+    ended = datetime.fromisoformat(row["startedAt"]) + 5 * DAY
+    row["endedAt"] = ended.isoformat().replace("+00:00", "Z")
+    state = sync(sandbox, NOW, catalog=only, start_date="2026-02-26").state
+    state["bookmarks"]["events"]["set_aside"] = {row["id"]: "it failed"}
+    sandbox.options.vanished_sessions = {row["id"]}
+    state = sync(sandbox, NOW, state, only, end_date="2026-02-24").state
+    assert list(state["bookmarks"]["events"]["short"]) == [row["id"]]
 
 
 @pytest.mark.parametrize("fault", ["500", "400", "403", "409", "410", "413", "422", "499"])
@@ -720,32 +745,31 @@ def test_a_session_that_always_fails_is_set_aside(sandbox: Sandbox, load: Load, 
 
 def test_a_session_that_failed_and_has_no_events_is_asked_for_once_more(sandbox: Sandbox) -> None:
     """It is older than the lookback, so nothing else would bring its events, or ask without end."""
-    project = sandbox.project
+    project, run = sandbox.project, Runs(sandbox, NOW, minute=0.01)
     broken = next(
         one
         for one, row in project.sessions.items()
         if at_start(project, one) < NOW - 12 * DAY and row["eventCount"]
     )
     sandbox.options.broken_sessions = {broken}
-    first = sync(sandbox, NOW, minute=0.01)
+    first = run()
     sandbox.options.broken_sessions = set()
     whole, project.events[broken] = project.events[broken], []
     project.changed("events")
-    second = sync(sandbox, NOW, first.state)
-    again = sync(sandbox, NOW, second.state)
-    assert sync(sandbox, NOW, again.state).asked == []  # the same answer twice is believed
+    second, _, fourth = run(), run(), run()
+    assert fourth.asked == []  # the same answer twice is believed
     project.events[broken] = whole
     project.changed("events")
-    third = sync(sandbox, NOW, second.state)
-    assert first.table("events") | third.table("events") == expected(project, "events")
+    last = sync(sandbox, NOW, second.state)
+    assert first.table("events") | last.table("events") == expected(project, "events")
 
 
 def test_a_session_that_grows_while_it_is_set_aside_is_fetched_whole(sandbox: Sandbox) -> None:
     """It grew between the runs, and once more after it was listed: nothing is missed."""
-    project = sandbox.project
+    project, run = sandbox.project, Runs(sandbox, NOW, minute=0.01)
     broken = next(one for one in project.sessions if at_start(project, one) > NOW - 5 * DAY)
     sandbox.options.broken_sessions = {broken}
-    first = sync(sandbox, NOW, minute=0.01)
+    run()
     project.grow(broken)
     sandbox.options.broken_sessions = set()
 
@@ -755,65 +779,9 @@ def test_a_session_that_grows_while_it_is_set_aside_is_fetched_whole(sandbox: Sa
             project.grow(broken)
 
     sandbox.options.on_request = grow
-    second = sync(sandbox, NOW, first.state)
-    third = sync(sandbox, NOW, second.state)
+    second, third = run(), run()
     assert second.ids("sessions") == [broken]
     # Listed before it grew: it may have been fetched without its last events.
     assert second.asked == third.asked == [broken]
-    assert_whole(project, first, second, third)
-    assert sync(sandbox, NOW, third.state).asked == []
-
-
-@with_project(seed=3, sessions=2000, days=1, until=NOW, events_per_session=2)
-def test_more_sessions_than_the_limit_serves_are_told(
-    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Both numbers stand in the warning, and the settings that help."""
-    # One request a minute serves 1,440 sessions a day; the run has a time limit.
-    limited: Row = {"requests_per_minute": 1, "max_runtime_minutes": 0.0001}
-    sync(sandbox, NOW, None, select(NOW, "sessions", "events"), minute=0.001, **limited)
-    (told,) = [one for one in caplog.messages if "new sessions a day need events" in one]
-    for words in ("1 requests a minute serve 1,440", "events_for", "project and key"):
-        assert words in told
-
-
-def test_a_404_for_a_session_set_aside_is_not_believed_while_it_is_listed(now: datetime) -> None:
-    """Also where it is listed by an end days after its start, and nothing new is read."""
-    project = generate(seed=1, sessions=30, days=20, until=now - timedelta(hours=1))
-    rows = [row for row in project.sessions.values() if row["eventCount"] and row["endedAt"]]
-    row = next(row for row in rows if row["startedAt"] < "2026-02-15")
-    ended = datetime.fromisoformat(row["startedAt"]) + timedelta(days=5)
-    row["endedAt"] = ended.isoformat().replace("+00:00", "Z")
-    only = select(now, "sessions", "events")
-    with Sandbox(project, Options(requests_per_minute=None, filter_on="endedAt")) as sandbox:
-        state = sync(sandbox, now, catalog=only, start_date="2026-02-26").state
-        state["bookmarks"]["events"]["set_aside"] = {row["id"]: "it failed"}
-        sandbox.options.vanished_sessions = {row["id"]}
-        state = sync(sandbox, now, state, only, end_date="2026-02-24").state
-    assert list(state["bookmarks"]["events"]["short"]) == [row["id"]]
-
-
-def test_a_late_call_hides_behind_none_of_the_last_day_asked_for(now: datetime) -> None:
-    """Where the API's days begin before UTC's, an end_date of today asks for two of them."""
-    project = generate(seed=1, sessions=3, days=1, until=now - timedelta(days=20))
-    hour, midnight, only = timedelta(hours=1), now.replace(hour=0), select(now, "network")
-    with Sandbox(project, Options(requests_per_minute=None, utc_offset_hours=14)) as sandbox:
-        for at in (midnight - 4 * hour, midnight - 3 * hour, now - hour):
-            project.new_network(at)
-        first = sync(sandbox, now, catalog=only, end_date=now.isoformat())
-        late = project.new_network(midnight - hour)
-        second = sync(sandbox, now + timedelta(days=1), first.state, only)
-    assert (late,) in second.table("network")
-
-
-def test_a_lookback_to_before_1970_brings_no_call_twice() -> None:
-    """Each of its days is counted, those after 1970 as well as those before."""
-    now = datetime.fromisoformat("1970-03-01T12:00:00+00:00")
-    project = generate(seed=1, sessions=20, days=20, until=now - timedelta(hours=1))
-    project.new_network(now - timedelta(hours=1))
-    only = select(now, "network")
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        first = sync(sandbox, now, catalog=only, lookback_days=90)
-        second = sync(sandbox, now + timedelta(hours=1), first.state, only, lookback_days=90)
-    assert first.table("network") == expected(project, "network")
-    assert second.rows("network") == []
+    assert_whole(project, *run.outputs)
+    assert run().asked == []
