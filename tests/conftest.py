@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from hypothesis import HealthCheck, settings
 
 from tests import forks
@@ -17,11 +18,7 @@ from tests.loads import Load
 from tests.pipeline.connector import Connector
 from tests.pipeline.warehouse import Snowflake, emulated
 from tests.sandbox import Options, Sandbox, generate_once
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-
-    from _pytest.mark.structures import ParameterSet
+from tests.tap_process import Starter
 
 # The same examples in each run, fewer where what is long is left out;
 # HYPOTHESIS_PROFILE=long looks at many others.
@@ -45,16 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, else one process is left with it in the end."""
-    items.sort(
-        key=lambda item: (
-            not (
-                item.get_closest_marker("dbt")
-                or item.get_closest_marker("pipeline")
-                or item.get_closest_marker("long")
-                or item.path.stem in LONGEST
-            )
-        )
-    )
+
+    def is_short(item: pytest.Item) -> bool:
+        marks = map(item.get_closest_marker, ("dbt", "pipeline", "long"))
+        return item.path.stem not in LONGEST and not any(marks)
+
+    items.sort(key=is_short)
 
 
 def sweep(
@@ -129,6 +122,12 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def load(sandbox: Sandbox, tmp_path: Path, now: datetime) -> Load:
-    """Run the tap as a process, once or more often."""
-    return Load(sandbox, tmp_path, now)
+def start(sandbox: Sandbox, tmp_path: Path, now: datetime) -> Starter:
+    """Start the tap as a process, once or more often."""
+    return Starter(sandbox, tmp_path, now)
+
+
+@pytest.fixture
+def load(sandbox: Sandbox, start: Starter) -> Load:
+    """Run the tap as a process to its end, once or more often."""
+    return Load(sandbox, start)

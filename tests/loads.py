@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import typing as t
 from collections import Counter
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 from tests.running import Output, Row, events_asked
 from tests.sandbox import Project, Request, Sandbox
-from tests.tap_process import TapProcess
+from tests.tap_process import Starter
 
 
 class Run(t.NamedTuple):
@@ -46,10 +43,8 @@ class Run(t.NamedTuple):
 class Load:
     """Runs the tap against a sandbox; a run that asks for ever is refused in the end."""
 
-    def __init__(self, sandbox: Sandbox, folder: Path, now: datetime) -> None:
-        """Keep what all runs share; each gets a folder of its own."""
-        self._sandbox, self._folder, self._now = sandbox, folder, now
-        self._numbers = itertools.count(1)
+    def __init__(self, sandbox: Sandbox, start: Starter) -> None:
+        self._sandbox, self._start = sandbox, start
 
     def __call__(
         self,
@@ -63,15 +58,8 @@ class Load:
         sandbox = self._sandbox
         sandbox.reset()
         sandbox.options.most_requests = most
-        tap = TapProcess(
-            self._folder / str(next(self._numbers)),
-            sandbox,
-            self._now + after,
-            None if state is None else json.dumps(state),
-            **{"minute": 0.02, **settings},
-        )
+        tap = self._start(state, after=after, **{"minute": 0.02, **settings})
         code = tap.end()
-        assert "Traceback" not in tap.log
         assert len(sandbox.requests) <= most, tap.log[-2000:]
         return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
 

@@ -9,16 +9,11 @@ import time
 import typing as t
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tap_bugspulse.http import Clock
 from tap_bugspulse.tap import TapBugsPulse
-
-if t.TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from tests.sandbox import Project, Request, Sandbox
+from tests.sandbox import Project, Request, Sandbox
 
 Row = dict[str, t.Any]
 # Variables that a process under test has of the one that runs the tests.
@@ -165,7 +160,7 @@ def select(now: datetime, *streams: str, without: t.Collection[str] = ()) -> Row
 def expected(project: Project, stream: str, name: str | None = None) -> dict[tuple[str, ...], Row]:
     """Return what a warehouse should hold of a project that has no misfits."""
     if stream == "events":
-        rows: list[Mapping[str, t.Any]] = [
+        rows: list[t.Mapping[str, t.Any]] = [
             {"sessionId": session, **event}
             for session, events in project.events.items()
             for event in events

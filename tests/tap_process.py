@@ -7,23 +7,19 @@ path of a file whose size in bytes is the reading of the stopwatch, or null.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
 import sys
 import typing as t
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from tap_bugspulse.http import Clock
 from tests.forks import start
-from tests.running import Output, tap_class
-
-if t.TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tests.running import Row
-    from tests.sandbox import Project, Request, Sandbox
+from tests.running import Output, Row, tap_class
+from tests.sandbox import Project, Request, Sandbox
 
 ENDS_WITHIN = 60.0  # seconds, far more than any of these processes takes
 
@@ -53,7 +49,7 @@ class TapProcess:
         folder: Where its files are put; every process needs one of its own.
         sandbox: The API it talks to.
         now: What its clock says.
-        state: Text of the state file; None runs it without one.
+        state: The state, or the text of its file; None runs it without one.
         minute: Seconds that its minute takes.
         stopwatch: File whose size in bytes is the reading of its stopwatch.
         stdout: File descriptor that it writes its messages to instead of a file.
@@ -68,14 +64,14 @@ class TapProcess:
         folder: Path,
         sandbox: Sandbox,
         now: datetime,
-        state: str | None = None,
+        state: Row | str | None = None,
         *,
         minute: float = 60.0,
         stopwatch: Path | None = None,
         stdout: int | None = None,
         fresh: bool = False,
         catalog: Row | None = None,
-        environment: Mapping[str, str] | None = None,
+        environment: t.Mapping[str, str] | None = None,
         **settings: object,
     ) -> None:
         """Write the files and start the process."""
@@ -88,10 +84,10 @@ class TapProcess:
             **settings,
         }
         arguments = []
-        given = None if catalog is None else json.dumps(catalog)
-        files = {"config": json.dumps(config), "state": state, "catalog": given}
-        for name, text in files.items():
-            if text is not None:
+        files = {"config": config, "state": state, "catalog": catalog}
+        for name, given in files.items():
+            if given is not None:
+                text = given if isinstance(given, str) else json.dumps(given)
                 (folder / f"{name}.json").write_text(text)
                 arguments += [f"--{name}", str(folder / f"{name}.json")]
         with self._written.open("wb") as out, self._errors.open("wb") as errors:
@@ -121,17 +117,24 @@ class TapProcess:
         """What it has written to stderr."""
         return self._errors.read_text()
 
+    @property
+    def last(self) -> str:
+        """The last line it has written to stderr."""
+        return self.log.splitlines()[-1]
+
     def end(self) -> int:
-        """Wait until the process has ended and give its exit code.
+        """Wait until the process has ended, without a traceback, and give its exit code.
 
         Raises:
             subprocess.TimeoutExpired: If it goes on for a minute; it is then killed.
         """
         try:
-            return self.process.wait(ENDS_WITHIN)
+            code = self.process.wait(ENDS_WITHIN)
         finally:
             self.process.kill()
             self.process.wait()
+        assert "Traceback" not in self.log, self.log
+        return code
 
     def output(self) -> Output:
         """Return the messages it wrote; a last line that was cut is left out."""
@@ -165,6 +168,31 @@ class SignalAt:
                 tap = self._meant.get(timeout=ENDS_WITHIN)
                 self.sent = True
                 tap.process.send_signal(self._signum)
+
+
+class Starter:
+    """Starts taps against one sandbox, each with files of its own."""
+
+    def __init__(self, sandbox: Sandbox, folder: Path, now: datetime) -> None:
+        self._sandbox, self._folder, self._now = sandbox, folder, now
+        self._numbers = itertools.count(1)
+
+    def __call__(
+        self,
+        state: Row | str | None = None,
+        *,
+        after: timedelta = timedelta(),
+        at: SignalAt | None = None,
+        **settings: t.Any,
+    ) -> TapProcess:
+        """Start one, so long after the first, that may get a signal; see `TapProcess`."""
+        if at:
+            self._sandbox.options.on_request = at
+        folder = self._folder / f"tap {next(self._numbers)}"
+        tap = TapProcess(folder, self._sandbox, self._now + after, state, **settings)
+        if at:
+            at.aim(tap)
+        return tap
 
 
 def main() -> None:

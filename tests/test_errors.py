@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import threading
 import time
@@ -30,24 +29,6 @@ PAGE = b'{"data":[],"total":0,"page":1,"limit":1000,"pages":0}'
 def ok(body: bytes) -> bytes:
     """Return a whole answer."""
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-
-
-# --- The log of a failing run --------------------------------------------------------
-
-
-def test_a_closed_output_is_one_line(tmp_path: Path, sandbox: Sandbox, now: datetime) -> None:
-    """A target that has gone is named in one line, without the SDK's words for it."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    # Its end, where Python flushes what is left, is that of a Python of its own.
-    tap = TapProcess(tmp_path / "tap", sandbox, now, stdout=writing, fresh=True)
-    os.close(writing)
-    assert tap.end() == 1
-    assert tap.log.count("| CRITICAL |") == 1
-    assert "the target has closed its input" in tap.log.splitlines()[-1]
-    assert "unhandled" not in tap.log
-    assert "Traceback" not in tap.log
-    assert "| ERROR " not in tap.log
 
 
 def test_a_header_that_cannot_be_sent_is_one_line(sandbox: Sandbox) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 import typing as t
 from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.conftest import NOW, sweep, tiered, with_project
 from tests.running import (
     PRIMARY_KEYS,
     Output,
+    Row,
     assert_whole,
     counted,
     events_asked,
@@ -34,12 +36,7 @@ from tests.running import (
     wait_until,
 )
 from tests.sandbox import Options, Project, Request, Sandbox, generate, generate_once
-from tests.tap_process import SignalAt, TapProcess, ticking
-
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from tests.running import Row
+from tests.tap_process import SignalAt, Starter, TapProcess, ticking
 
 LOOKBACK = timedelta(days=7)
 FORWARD_FROM = "2026-02-21"  # the lookback of NOW, and a day for time zones
@@ -70,12 +67,6 @@ def history_asked(requests: Iterable[Request]) -> Counter[str]:
         if request.path in {"/sessions", "/network"}
         and request.query.get("from", "") < FORWARD_FROM
     )
-
-
-def assert_whole_lines(written: str) -> list[Row]:
-    """Return the messages of a run whose last line has to be whole, too."""
-    assert written.endswith("\n")
-    return [json.loads(line) for line in written.splitlines()]
 
 
 # --- SIGKILL -------------------------------------------------------------------------
@@ -111,7 +102,7 @@ def at_random(seed: int) -> Kills:
     ],
 )
 def test_a_killed_load_is_carried_on(
-    tmp_path: Path, sandbox: Sandbox, kills: Kills, least: int, page_size: int
+    start: Starter, sandbox: Sandbox, kills: Kills, least: int, page_size: int
 ) -> None:
     """Killed again and again, a load ends whole and asks for little again."""
     sync(sandbox, NOW, page_size=page_size)
@@ -119,19 +110,14 @@ def test_a_killed_load_is_carried_on(
     runs: list[list[Request]] = []
     outputs: list[Output] = []
     killed = 0
-    for number, kill in enumerate([*kills, None]):
+    for path, number in [*kills, (None, 1_000_000)]:
         sandbox.reset()
-        state = json.dumps(together(outputs).state) if outputs else None
-        at = SignalAt(signal.SIGKILL, kill[1], kill[0]) if kill else None
-        sandbox.options.on_request = at
-        before = sandbox.connections
-        tap = TapProcess(tmp_path / str(number), sandbox, NOW, state, page_size=page_size)
-        if at:
-            at.aim(tap)
-        assert tap.end() == (-signal.SIGKILL if at and at.sent else 0), tap.log
+        at, before = SignalAt(signal.SIGKILL, number, path), sandbox.connections
+        tap = start(together(outputs).state or None, at=at, page_size=page_size)
+        assert tap.end() == (-signal.SIGKILL if at.sent else 0), tap.log
         # What a killed run has sent counts with it, not with the next one.
         wait_until(partial(is_down_to, sandbox, before))
-        killed += at is not None and at.sent
+        killed += at.sent
         outputs.append(tap.output())
         runs.append(list(sandbox.requests))
     assert killed >= least
@@ -155,23 +141,17 @@ def is_down_to(sandbox: Sandbox, connections: int) -> bool:
 
 @pytest.mark.long
 @with_project(seed=5, sessions=40_000, days=365, events_per_session=2, network_per_session=0.1)
-def test_a_killed_year_has_its_newest_events(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_killed_year_has_its_newest_events(start: Starter, sandbox: Sandbox) -> None:
     """Of 40,000 sessions all are there after 150 events requests, which are the newest."""
     project = sandbox.project
-    due = sorted(
-        (row for row in project.sessions.values() if row["eventCount"] or not row["endedAt"]),
-        key=lambda row: row["startedAt"],
-        reverse=True,
-    )
+    due = [row for row in project.sessions.values() if row["eventCount"] or not row["endedAt"]]
+    due.sort(key=lambda row: row["startedAt"], reverse=True)
     newest = [row["id"] for row in due[: 2 * (151 + 2 * CONCURRENCY)]]
     outputs: list[Output] = []
     asked: set[str] = set()
     for _ in range(2):
         sandbox.reset()
-        sandbox.options.on_request = at = SignalAt(signal.SIGKILL, 151, "/events")
-        state = json.dumps(outputs[-1].state) if outputs else None
-        tap = TapProcess(tmp_path / str(len(outputs)), sandbox, NOW, state)
-        at.aim(tap)
+        tap = start(together(outputs).state or None, at=SignalAt(signal.SIGKILL, 151, "/events"))
         assert tap.end() == -signal.SIGKILL, tap.log
         outputs.append(tap.output())
         wait_until(partial(is_down_to, sandbox, 0))
@@ -209,9 +189,14 @@ def assert_ended_by(tap: TapProcess, signum: int, written: str | None = None) ->
     assert tap.end() == 128 + signum, tap.log
     messages = assert_whole_lines(tap.written if written is None else written)
     assert messages[-1]["type"] == "STATE"
-    assert "Traceback" not in tap.log
-    assert tap.log.splitlines()[-1].endswith(f"Stopped by {signal.Signals(signum).name}")
+    assert tap.last.endswith(f"Stopped by {signal.Signals(signum).name}")
     return Output(messages)
+
+
+def assert_whole_lines(written: str) -> list[Row]:
+    """Return the messages of a run whose last line has to be whole, too."""
+    assert written.endswith("\n")
+    return [json.loads(line) for line in written.splitlines()]
 
 
 @OF_MEDIUM
@@ -226,11 +211,11 @@ def assert_ended_by(tap: TapProcess, signum: int, written: str | None = None) ->
     ],
 )
 def test_a_signal_while_an_answer_hangs_ends_the_run(
-    tmp_path: Path, sandbox: Sandbox, signum: int, path: str, number: int
+    start: Starter, sandbox: Sandbox, signum: int, path: str, number: int
 ) -> None:
     """An answer that does not come holds up no signal, in any part of a run."""
     sandbox.options.hang_seconds = HANGS
-    sandbox.options.on_request = at = SignalAt(signum, number, path)
+    at = SignalAt(signum, number, path)
     met: list[Request] = []  # in the order in which they met the signal
 
     def script(request: Request) -> str | None:
@@ -238,9 +223,7 @@ def test_a_signal_while_an_answer_hangs_ends_the_run(
         return "timeout" if at.sent else None
 
     sandbox.options.script = script
-    tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5)
-    at.aim(tap)
-    stopped = assert_ended_by(tap, signum)
+    stopped = assert_ended_by(start(at=at, page_size=5), signum)
     # It ended before the answer would have come; others were on their way.
     assert met[-1].status == 0
     assert number <= counted(sandbox)[path] <= number + CONCURRENCY
@@ -253,8 +236,11 @@ def test_a_signal_before_the_state_is_read_writes_none(
     tmp_path: Path, sandbox: Sandbox, signum: int
 ) -> None:
     """A run that does not know its state yet leaves the one that is saved alone."""
-    state = tmp_path / "state.json"
-    state.write_text(json.dumps(sync(sandbox, NOW).state))
+    config = {"api_key": "bp_x", "api_url": sandbox.url}
+    arguments: list[str] = []
+    for name, given in (("config", config), ("state", sync(sandbox, NOW).state)):
+        (tmp_path / name).write_text(json.dumps(given))
+        arguments += [f"--{name}", str(tmp_path / name)]
     sandbox.reset()
     program = (
         "import os, sys; from tap_bugspulse.tap import TapBugsPulse\n"
@@ -264,17 +250,9 @@ def test_a_signal_before_the_state_is_read_writes_none(
         "        super().load_state(state)\n"
         "Tap.cli()"
     )
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"api_key": "bp_x", "api_url": sandbox.url}))
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--config", config, "--state", state],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 128 + signum
-    assert done.stdout == ""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (128 + signum, "")
     assert "Stopped by SIG" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert sandbox.requests == []
@@ -283,17 +261,14 @@ def test_a_signal_before_the_state_is_read_writes_none(
 @pytest.mark.parametrize("has_state", [True, False])
 @SIGNALS
 def test_a_signal_at_once_keeps_the_state(
-    tmp_path: Path, sandbox: Sandbox, signum: int, *, has_state: bool
+    start: Starter, sandbox: Sandbox, signum: int, *, has_state: bool
 ) -> None:
     """Stopped while the first answer is to come, a run ends with the state it began with."""
     state = sync(sandbox, NOW).state if has_state else {"bookmarks": {}}
     assert bool(state["bookmarks"]) == has_state
     sandbox.reset()
     sandbox.options.latency = HANGS
-    sandbox.options.on_request = at = SignalAt(signum, 1)
-    given = json.dumps(state) if has_state else None
-    tap = TapProcess(tmp_path / "tap", sandbox, NOW, given, fresh=has_state)
-    at.aim(tap)
+    tap = start(state if has_state else None, at=SignalAt(signum, 1), fresh=has_state)
     written = assert_ended_by(tap, signum).state.get("bookmarks", {})
     assert filled(written) == filled(state["bookmarks"])
     assert [request.status for request in sandbox.requests] == [0]
@@ -308,7 +283,7 @@ def filled(bookmarks: dict[str, t.Any]) -> dict[str, t.Any]:
 @SIGNALS
 @pytest.mark.parametrize("fault", ["429", "500"])
 def test_a_signal_while_a_failure_is_waited_out_ends_the_run(
-    tmp_path: Path, sandbox: Sandbox, signum: int, fault: str
+    start: Starter, sandbox: Sandbox, signum: int, fault: str
 ) -> None:
     """Ten minutes that a 429 tells to wait, or a wait before a retry, are cut short."""
     sandbox.options.minute = 60 * HANGS  # a 429 tells a sixtieth of it
@@ -319,7 +294,7 @@ def test_a_signal_while_a_failure_is_waited_out_ends_the_run(
 
     sandbox.options.script = script
     # Waits before retries begin with two sixtieths of a minute.
-    tap = TapProcess(tmp_path / "tap", sandbox, NOW, minute=30 * HANGS)
+    tap = start(minute=30 * HANGS)
     # Who is first in turn says so: the request that failed, or one that a 429 holds up.
     wait_until(lambda: re.search(r"(trying again in|waiting) (599|600) s", tap.log))
     tap.process.send_signal(signum)
@@ -332,10 +307,10 @@ def test_a_signal_while_a_failure_is_waited_out_ends_the_run(
 
 @SIGNALS
 def test_a_signal_while_the_pace_makes_it_wait_ends_the_run(
-    tmp_path: Path, sandbox: Sandbox, signum: int
+    start: Starter, sandbox: Sandbox, signum: int
 ) -> None:
     """With one request a minute, the second is never sent."""
-    tap = TapProcess(tmp_path / "tap", sandbox, NOW, minute=HANGS, requests_per_minute=1)
+    tap = start(minute=HANGS, requests_per_minute=1)
     # What follows is the request that has to wait.
     wait_until(lambda: '"stream":"network"' in tap.written)
     tap.process.send_signal(signum)
@@ -349,14 +324,11 @@ def test_a_signal_while_the_pace_makes_it_wait_ends_the_run(
     "signum unbuffered", [signal.SIGTERM, signal.SIGINT], ["", "1"], quick=[(signal.SIGTERM, "")]
 )
 def test_a_signal_while_the_target_is_slow_cuts_no_line(
-    tmp_path: Path, sandbox: Sandbox, signum: int, unbuffered: str
+    start: Starter, sandbox: Sandbox, signum: int, unbuffered: str
 ) -> None:
     """A line that waits for room in the pipe is written to its end, a STATE after it."""
     read, write = os.pipe()
-    environment = {"PYTHONUNBUFFERED": unbuffered}
-    tap = TapProcess(
-        tmp_path / "tap", sandbox, NOW, stdout=write, fresh=True, environment=environment
-    )
+    tap = start(stdout=write, fresh=True, environment={"PYTHONUNBUFFERED": unbuffered})
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         # More than a pipe holds: now there is always a line that waits.
@@ -411,28 +383,23 @@ LIMIT = 3  # minutes
 
 
 @with_project(seed=2, sessions=700, days=90, events_per_session=2, network_per_session=1)
-def test_a_short_time_limit_leaves_every_run_current(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_short_time_limit_leaves_every_run_current(
+    tmp_path: Path, start: Starter, sandbox: Sandbox
+) -> None:
     """In each run what is new is loaded at once, and no events are fetched twice."""
     project, stopwatch, now = sandbox.project, tmp_path / "stopwatch", NOW
     outputs: list[Output] = []
     summaries: list[str] = []
     asked: Counter[tuple[str, object]] = Counter()
     sandbox.options.on_request = ticking(stopwatch)
+    limited: Row = {"stopwatch": stopwatch, "page_size": 100, "max_runtime_minutes": LIMIT}
     while not summaries or "status=incomplete" in summaries[-1]:
         assert len(summaries) < 20
         sandbox.reset()
-        tap = TapProcess(
-            tmp_path / str(len(outputs)),
-            sandbox,
-            now,
-            json.dumps(outputs[-1].state) if outputs else None,
-            stopwatch=stopwatch,
-            page_size=100,
-            max_runtime_minutes=LIMIT,
-        )
+        tap = start(together(outputs).state or None, after=now - NOW, **limited)
         assert tap.end() == 0, tap.log
         outputs.append(tap.output())
-        summaries.append(tap.log.splitlines()[-1])
+        summaries.append(tap.last)
         # The request that was under way, a window of ten pages, what is new.
         assert len(sandbox.requests) <= LIMIT * 60 + PAGES_PER_WINDOW + PROBES
         for session in events_asked(sandbox.requests):
@@ -468,14 +435,13 @@ def assert_current(written: Output, project: Project, now: datetime) -> None:
 # --- Crashes -------------------------------------------------------------------------
 
 
-def assert_failed(tap: TapProcess, says: str) -> Output:
+def assert_failed(tap: TapProcess, says: str, written: str | None = None) -> Output:
     """Hold a run that failed against what a person is to see of it."""
     assert tap.end() == 1
-    assert "Traceback" not in tap.log
-    last = tap.log.splitlines()[-1]
-    assert "CRITICAL" in last
-    assert says in last
-    return Output(assert_whole_lines(tap.written))
+    assert tap.log.count("| CRITICAL |") == 1
+    assert "CRITICAL" in tap.last
+    assert says in tap.last
+    return Output.read(tap.written if written is None else written)
 
 
 def assert_carried_on(project: Project, failed: Output) -> None:
@@ -526,32 +492,30 @@ def test_an_api_that_fails_or_goes_away_is_one_line_and_the_load_goes_on(
         if fault:
             tap.end()
     failed = assert_failed(tap, says)
-    assert ("does not answer" in tap.log.splitlines()[-1]) == (fault is None)
+    assert_whole_lines(tap.written)
+    assert ("does not answer" in tap.last) == (fault is None)
     assert_carried_on(project, failed)
 
 
 @OF_MEDIUM
-def test_a_target_that_goes_away_can_be_resumed(tmp_path: Path, sandbox: Sandbox) -> None:
-    """A pipe that nobody reads any more ends the run; what was read counts."""
+def test_a_target_that_goes_away_can_be_resumed(start: Starter, sandbox: Sandbox) -> None:
+    """A pipe that nobody reads any more ends the run in one line; what was read counts."""
     read, write = os.pipe()
-    tap = TapProcess(tmp_path / "tap", sandbox, NOW, page_size=5, stdout=write)
+    # Its end, where Python flushes what is left, is that of a Python of its own.
+    tap = start(page_size=5, stdout=write, fresh=True)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        written = Output.read(pipe.read(200_000).decode())
-    assert tap.end() == 1
-    assert "Traceback" not in tap.log
-    assert "the target has closed its input" in tap.log.splitlines()[-1]
-    assert_carried_on(sandbox.project, written)
+        written = pipe.read(200_000).decode()
+    read_of_it = assert_failed(tap, "the target has closed its input", written)
+    assert not re.search(r"unhandled|\| ERROR ", tap.log)  # which are the SDK's words for it
+    assert_carried_on(sandbox.project, read_of_it)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
-def test_a_full_disk_is_one_line(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_full_disk_is_one_line(start: Starter) -> None:
     """Messages that cannot be written end the run."""
     with Path("/dev/full").open("wb") as full:
-        tap = TapProcess(tmp_path / "tap", sandbox, NOW, stdout=full.fileno(), fresh=True)
-    assert tap.end() == 1
-    assert "Traceback" not in tap.log
-    assert "No space left on device" in tap.log.splitlines()[-1]
+        assert_failed(start(stdout=full.fileno(), fresh=True), "No space left on device")
 
 
 # --- States that were lost, edited or damaged ------------------------------------------
@@ -690,9 +654,10 @@ def test_what_cannot_be_read_in_a_state_stops_the_run(
     tmp_path: Path, loaded: Loaded, paths: str, value: object, words: str
 ) -> None:
     """One line names the key and says what to do; nothing is asked for or written."""
-    state = json.dumps(edited(loaded.first.state, paths, value))
+    state = edited(loaded.first.state, paths, value)
     with serve(loaded.project) as sandbox:
-        assert_refused(tmp_path, sandbox, state, *words.split())
+        assert_refused(Starter(sandbox, tmp_path, NOW), state, *words.split())
+        assert sandbox.requests == []
 
 
 @pytest.mark.parametrize(
@@ -703,25 +668,20 @@ def test_what_cannot_be_read_in_a_state_stops_the_run(
     ],
 )
 def test_a_state_file_without_a_state_stops_the_run(
-    tmp_path: Path, sandbox: Sandbox, text: str
+    start: Starter, sandbox: Sandbox, text: str
 ) -> None:
     """A file that was torn or mixed up is no reason to load everything again unasked."""
-    assert_refused(tmp_path, sandbox, text, "--state")
-
-
-def assert_refused(folder: Path, sandbox: Sandbox, state: str, *words: str) -> None:
-    """Run the tap with a state that it has to refuse in a line with some words."""
-    tap = TapProcess(folder / "tap", sandbox, NOW + timedelta(hours=1), state)
-    assert tap.end() == 1, tap.log
-    last = tap.log.splitlines()[-1]
-    assert "CRITICAL" in last
-    assert tap.log.count("CRITICAL") == 1
-    assert "Traceback" not in tap.log
-    assert [word for word in words if word not in last] == [], last
-    assert "state" in last
-    assert re.search("restore|run without|Take that day out", last), last
-    assert tap.written == ""
+    assert_refused(start, text, "--state")
     assert sandbox.requests == []
+
+
+def assert_refused(start: Starter, state: Row | str, *words: str) -> None:
+    """Run the tap with a state that it has to refuse in a line with some words."""
+    tap = start(state, after=timedelta(hours=1))
+    assert_failed(tap, "state")
+    assert [word for word in words if word not in tap.last] == [], tap.last
+    assert re.search("restore|run without|Take that day out", tap.last), tap.last
+    assert tap.written == ""
 
 
 @pytest.mark.parametrize(
@@ -739,11 +699,10 @@ def test_a_state_is_understood_as_meltano_prints_it(
     tmp_path: Path, loaded: Loaded, wrap: Callable[[Row], Row], *, is_state: bool
 ) -> None:
     """A STATE message, or what `meltano state get` prints, is a state; nothing is none."""
-    state = json.dumps(wrap(loaded.first.state))
     with serve(loaded.project) as sandbox:
-        tap = TapProcess(tmp_path / "tap", sandbox, NOW + timedelta(hours=1), state)
+        start = Starter(sandbox, tmp_path, NOW + timedelta(hours=1))
+        tap = start(json.dumps(wrap(loaded.first.state)))
         assert tap.end() == 0, tap.log
-    assert "Traceback" not in tap.log
     if is_state:
         assert len(tap.output().rows("sessions")) == 2  # that are new or came late
     else:
@@ -763,11 +722,11 @@ def test_without_fingerprints_the_lookback_is_loaded_again(loaded: Loaded) -> No
 
 
 @with_project(seed=7, sessions=60)
-def test_a_bookmark_set_by_hand_is_complete_before_it(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_bookmark_set_by_hand_is_complete_before_it(start: Starter, sandbox: Sandbox) -> None:
     """With nothing but replication_key_value, only what is after it is loaded."""
     by_hand = "2026-02-25T00:00:00Z"
     state = {"bookmarks": {stream: {MARK: by_hand} for stream in ("sessions", "network")}}
-    tap = TapProcess(tmp_path / "tap", sandbox, NOW, json.dumps(state), lookback_days=0)
+    tap = start(state, lookback_days=0)
     assert tap.end() == 0
     assert "| WARNING" not in tap.log
     written = tap.output()
