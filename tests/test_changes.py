@@ -371,9 +371,9 @@ def ends_of(state: Row) -> set[str]:
 def test_a_run_is_complete_to_its_start_or_to_just_before_end_date(sandbox: Sandbox) -> None:
     """Not to its newest row; what is at end_date or after it is loaded once, by the next run."""
     end, run = NOW - 10 * DAY, Runs(sandbox, NOW)
-    sandbox.project.new_session(end)
-    sandbox.project.new_network(end)
+    left = {sandbox.project.new_session(end), sandbox.project.new_network(end)}
     first, second = run(end_date=end.isoformat()), run()
+    assert not left.intersection(first.ids("sessions") + first.ids("network"))
     assert ends_of(first.state) == {"2026-02-19T11:59:59.999Z"}
     assert ends_of(second.state) == {"2026-03-01T12:00:00.000Z"}
     assert_whole(sandbox.project, first, second)

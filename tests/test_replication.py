@@ -100,13 +100,6 @@ def test_an_instant_is_read_in_utc_or_not_at_all(
     assert found is None or found.tzinfo is UTC
 
 
-def test_a_span_has_its_start_and_not_its_end() -> None:
-    """start_date is loaded and end_date is not; a row without an instant is loaded."""
-    hour = timedelta(hours=1)
-    found = [Span(NOW - hour, NOW).holds(NOW + n * hour) for n in (-2, -1, 0)]
-    assert [*found, Span(NOW, NOW).holds(None)] == [False, True, False, True]
-
-
 # --- Windows -------------------------------------------------------------------------
 
 
@@ -174,27 +167,18 @@ def test_windows_cover_all_days_once_and_in_order(
 
 @pytest.mark.parametrize("newest_first", [True, False])
 @pytest.mark.parametrize("a_day", [1, 9, 40, 400, 4000])
-def test_even_days_are_cut_with_few_requests(a_day: int, *, newest_first: bool) -> None:
+@pytest.mark.parametrize("end", [TODAY, date(1961, 1, 1)], ids=["up to today", "before 1970"])
+def test_even_days_are_cut_with_few_requests(end: date, a_day: int, *, newest_first: bool) -> None:
     """Windows are nearly full, and hardly a request asks for one that is too large."""
 
     def count(window: Window) -> int:
-        return window.size(TODAY) * a_day
+        return (window.end - window.start).days * a_day
 
-    windows, requests = cut(days_ago(400, 0), 1000, count, newest_first=newest_first)
+    days = Window(end - 400 * DAY, end)
+    windows, requests = cut(days, 1000, count, newest_first=newest_first)
     assert max(rows for _, rows in windows) < max(1000, a_day + 1)
     assert len(windows) <= 1.3 * min(400, -(-400 * a_day // 1000)) + 3
     assert requests <= len(windows) + 4
-
-
-@pytest.mark.parametrize("newest_first", [True, False])
-def test_days_before_1970_are_cut_like_others(*, newest_first: bool) -> None:
-    """Only days without a start are taken to begin in 1970."""
-    asked = Window(date(1960, 1, 1), date(1960, 4, 1))
-    assert asked.size(TODAY) == 91
-    windows, _ = cut(
-        asked, 100, lambda one: 10 * (one.end - one.start).days, newest_first=newest_first
-    )
-    assert max(rows for _, rows in windows) < 100
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(Window(), 10), (Window(TODAY), 2)])
@@ -308,17 +292,6 @@ def test_a_range_grows_window_by_window() -> None:
         moves(window)
         seen.append(plan.complete)
     assert seen == [in_days(7.5, 4.5), in_days(7.5, 0), in_days(19.5, 0), in_days(None, 0)]
-
-
-def test_a_range_begins_no_earlier_than_requested_and_never_shrinks() -> None:
-    """History ends at start_date to the instant, and a window in what is known moves nothing."""
-    plan = make_plan(None, Span(ago(30)), WEEK, NOW)
-    plan.forward_done(OPEN)
-    plan.history_done(days_ago(31, 8))
-    assert plan.complete == in_days(30, 0)
-    overlapping = make_plan(in_days(9, 0), Span(), DAY, NOW)
-    overlapping.history_done(days_ago(8, 7))
-    assert overlapping.complete == in_days(9, 0)
 
 
 @settings(max_examples=min(17 * settings().max_examples, max(612, settings().max_examples)))

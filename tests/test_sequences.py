@@ -17,20 +17,20 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.running import PRIMARY_KEYS, Output, Row, expected, select, sync
+from tests.conftest import NOW
+from tests.running import PRIMARY_KEYS, Output, Row, select, sync
 from tests.sandbox import Options, Project, Sandbox, generate
 
-if t.TYPE_CHECKING:
-    from collections.abc import Mapping
-
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-WIDER = {"all": ("all",), "errors": ("all", "errors")} | {"crashed": ("all", "errors", "crashed")}
-INSTANT = {"sessions": "startedAt", "network": "timestamp"}
+FAR_AWAY = datetime.max.replace(tzinfo=UTC)
+# For each value of `events_for`, those that take at least as many sessions.
+WIDER = {"all": ("all",), "errors": ("all", "errors"), "crashed": ("all", "errors", "crashed")}
+STREAMS = ("sessions", "network")  # that are read by date
 # What a listing may read beyond a bound: a day for time zones on either side, and one
 # for whole days.
 SLACK = 3 * DAY
+LateEvents = t.Literal["zero", "no-rows", "204", "part", "404"]
 
 
 # --- What an example is made of -----------------------------------------------------
@@ -40,30 +40,34 @@ SLACK = 3 * DAY
 class Asked:
     """The settings of a run, and the streams that its catalog selects."""
 
-    start: datetime | None = None
-    end: datetime | None = None
-    lookback: int = 7
-    events_for: str = "all"
-    streams: tuple[str, ...] = tuple(PRIMARY_KEYS)
-    page_size: int = 20
+    start: datetime | None
+    end: datetime | None
+    lookback: int
+    events_for: str
+    streams: tuple[str, ...]
+    page_size: int
 
-    def config(self) -> dict[str, t.Any]:
+    def config(self) -> Row:
         """Return the settings as the tap takes them."""
-        config: dict[str, t.Any] = {
+        return {
             "lookback_days": self.lookback,
             "events_for": self.events_for,
             "page_size": self.page_size,
+            "start_date": self.start and self.start.isoformat(),
+            "end_date": self.end and self.end.isoformat(),
         }
-        for name, instant in (("start_date", self.start), ("end_date", self.end)):
-            if instant is not None:
-                config[name] = instant.isoformat()
-        return config
 
     def needs(self, instant: datetime) -> bool:
         """Return whether an instant lies from start_date to end_date."""
-        return (self.start is None or instant >= self.start) and (
-            self.end is None or instant < self.end
-        )
+        return (self.start or LONG_AGO) <= instant < (self.end or FAR_AWAY)
+
+    def in_order(self) -> Asked:
+        """Return the same with a start_date before the end_date."""
+        if self.start is None or self.end is None or self.start < self.end:
+            return self
+        if self.start == self.end:
+            return replace(self, start=None)
+        return replace(self, start=self.end, end=self.start)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Step:
     cut: float | None = None
     back: int = 0
     late: int | None = None
-    late_events: t.Literal["zero", "no-rows", "204", "part", "404"] = "zero"
+    late_events: LateEvents = "zero"
 
 
 def instants(days: int) -> st.SearchStrategy[datetime]:
@@ -102,35 +106,24 @@ def instants(days: int) -> st.SearchStrategy[datetime]:
     )
 
 
-@st.composite
-def asked(draw: st.DrawFn) -> Asked:
-    """Return settings, dates within the life of the project and around it."""
-    start = draw(st.none() | instants(40))
-    end = draw(st.none() | st.none() | instants(35))
-    if start is not None and end is not None and end <= start:
-        start, end = (end, start) if end != start else (None, end)
-    return Asked(
-        start,
-        end,
-        draw(st.sampled_from((7, 0, 1, 2, 3, 10))),
-        draw(st.sampled_from(("all", "all", "errors", "crashed"))),
-        draw(
-            st.sampled_from(
-                (
-                    tuple(PRIMARY_KEYS),
-                    tuple(PRIMARY_KEYS),
-                    tuple(PRIMARY_KEYS),
-                    ("crashes", "sessions", "network"),
-                    ("crashes", "events"),
-                    ("sessions", "events"),
-                    ("network",),
-                )
-            )
-        ),
-        draw(st.sampled_from((20, 5, 50))),
-    )
-
-
+# Dates within the life of the project and around it.
+asked = st.builds(
+    Asked,
+    start=st.none() | instants(40),
+    end=st.none() | st.none() | instants(35),
+    lookback=st.sampled_from((7, 0, 1, 2, 3, 10)),
+    events_for=st.sampled_from(("all", "all", "errors", "crashed")),
+    streams=st.sampled_from(
+        (
+            *[tuple(PRIMARY_KEYS)] * 3,
+            ("crashes", "sessions", "network"),
+            ("crashes", "events"),
+            ("sessions", "events"),
+            ("network",),
+        )
+    ),
+    page_size=st.sampled_from((20, 5, 50)),
+).map(Asked.in_order)
 # The instant of a call that comes.
 CALLS: dict[str, t.Callable[[datetime, Change], datetime]] = {
     "new_network": lambda now, change: now - timedelta(minutes=change.number),
@@ -139,11 +132,10 @@ CALLS: dict[str, t.Callable[[datetime, Change], datetime]] = {
         hour=0, minute=0, second=0, microsecond=0
     ),
 }
-KINDS = ("grow", "end", "crash", "new", "late", "new_network", "late_network", "ahead", "purge")
 changes = st.lists(
     st.builds(
         Change,
-        st.sampled_from((*KINDS, "midnight_network")),
+        st.sampled_from(("grow", "end", "crash", "new", "late", *CALLS, "ahead", "purge")),
         st.integers(0, 30),
         st.floats(0, 400, allow_nan=False).map(lambda hours: round(hours, 2)),
     ),
@@ -152,15 +144,14 @@ changes = st.lists(
 steps = st.lists(
     st.builds(
         Step,
-        st.sampled_from((0.0, 0.0, 0.2, 1.0, 5.0, 13.0, 24.0, 60.0, 300.0)),
-        changes,
-        st.none() | st.none() | asked(),
-        st.none() | st.none() | st.floats(0, 1),
-        st.integers(0, 3),
-        st.none() | st.none() | st.integers(0, 30),
-        st.sampled_from(("zero", "no-rows", "204", "part", "404")),
+        hours=st.sampled_from((0.0, 0.0, 0.2, 1.0, 5.0, 13.0, 24.0, 60.0, 300.0)),
+        changes=changes,
+        asked=st.none() | st.none() | asked,
+        cut=st.none() | st.none() | st.floats(0, 1),
+        back=st.integers(0, 3),
+        late=st.none() | st.none() | st.integers(0, 30),
+        late_events=st.sampled_from(t.get_args(LateEvents)),
     ),
-    min_size=0,
     max_size=5,
 )
 options = st.builds(
@@ -191,7 +182,7 @@ class Claim:
         return any(self.start <= instant <= self.end for instant in instants)
 
 
-def claim_of(bookmark: Mapping[str, t.Any], mark: str) -> Claim | None:
+def claim_of(bookmark: t.Mapping[str, t.Any], mark: str) -> Claim | None:
     """Read a claim, None where there is none; a mark without a beginning is an error."""
     if mark not in bookmark:
         return None
@@ -200,36 +191,36 @@ def claim_of(bookmark: Mapping[str, t.Any], mark: str) -> Claim | None:
     return Claim(start, datetime.fromisoformat(bookmark[mark]))
 
 
-def claims_of(state: Row, stream: str) -> Claim | None:
-    """Read what a state claims of sessions or network."""
-    bookmark = state.get("bookmarks", {}).get(stream, {})
-    return claim_of(bookmark, "replication_key_value")
+class Claims:
+    """What a state says of each stream."""
 
+    def __init__(self, state: Row | None) -> None:
+        bookmarks = (state or {}).get("bookmarks", {})
+        events = bookmarks.get("events", {})
+        self.streams = {
+            stream: claim_of(bookmarks.get(stream, {}), "replication_key_value")
+            for stream in STREAMS
+        }
+        complete = {
+            events_for: claim_of(bookmark, "complete_to")
+            for events_for, bookmark in events.get("complete", {}).items()
+        }
+        # By the value of `events_for`.
+        self.events = {name: claim for name, claim in complete.items() if claim is not None}
+        # Sessions whose events came short or failed.
+        self.asked_again = {*events.get("short", ()), *events.get("set_aside", ())}
 
-def claims_of_events(state: Row) -> dict[str, Claim]:
-    """Read what a state claims of events, by the value of ``events_for``."""
-    complete = state.get("bookmarks", {}).get("events", {}).get("complete", {})
-    claims = {name: claim_of(bookmark, "complete_to") for name, bookmark in complete.items()}
-    return {name: claim for name, claim in claims.items() if claim is not None}
-
-
-def asked_again(state: Row | None) -> set[str]:
-    """Return the sessions whose events a state says came short or failed."""
-    events = (state or {}).get("bookmarks", {}).get("events", {})
-    return {*events.get("short", ()), *events.get("set_aside", ())}
-
-
-def serving(claims: Mapping[str, Claim], events_for: str) -> Claim | None:
-    """Return what is complete for a value of ``events_for``: a wider one serves, too."""
-    best: Claim | None = None
-    for claim in (claims[name] for name in WIDER[events_for] if name in claims):
-        if best is None:
-            best = claim
-        elif claim.start <= best.end and best.start <= claim.end:
-            best = Claim(min(best.start, claim.start), max(best.end, claim.end))
-        else:
-            best = max(best, claim, key=lambda one: one.end)
-    return best
+    def serving(self, events_for: str) -> Claim | None:
+        """Return what is complete for a value of ``events_for``: a wider one serves, too."""
+        best: Claim | None = None
+        for claim in (self.events[name] for name in WIDER[events_for] if name in self.events):
+            if best is None:
+                best = claim
+            elif claim.start <= best.end and best.start <= claim.end:
+                best = Claim(min(best.start, claim.start), max(best.end, claim.end))
+            else:
+                best = max(best, claim, key=lambda one: one.end)
+        return best
 
 
 # --- The warehouse and the truth ----------------------------------------------------
@@ -243,10 +234,10 @@ class Load:
     asked: Asked
     now: datetime = NOW
     state: Row | None = None
-    tables: dict[str, dict[tuple[str, ...], Row]] = field(
+    # Rows by their id, for events by that of their session first.
+    tables: dict[str, dict[str, Row]] = field(
         default_factory=lambda: {stream: {} for stream in PRIMARY_KEYS}
     )
-    events: dict[str, dict[str, Row]] = field(default_factory=dict)
     is_whole: bool = False  # the last run ended by itself
     known: dict[str, Row] = field(default_factory=dict)  # sessions as that run met them
     ran: datetime | None = None  # when that run was
@@ -265,7 +256,7 @@ class Load:
 
     def when(self, stream: str, row_id: str) -> datetime:
         """Return the instant of a row."""
-        return datetime.fromisoformat(self.project.table(stream)[row_id][INSTANT[stream]])
+        return datetime.fromisoformat(self.project.when(stream, row_id))
 
     def listed(self, stream: str, row_id: str) -> datetime:
         """Return the instant that ``from`` and ``to`` filter a row on."""
@@ -276,6 +267,10 @@ class Load:
             return datetime.fromisoformat(self.project.when(stream, row_id, on))
         return self.when(stream, row_id)
 
+    def stamps(self, stream: str, row_id: str) -> set[datetime]:
+        """Return both."""
+        return {self.when(stream, row_id), self.listed(stream, row_id)}
+
     # --- What happens between runs
 
     def change(self, change: Change) -> None:
@@ -284,40 +279,35 @@ class Load:
         project.now = self.now - timedelta(seconds=1)
         then = self.now - timedelta(hours=change.hours)
         newest = sorted(project.sessions, key=lambda i: self.when("sessions", i))
-        session = newest[-1 - change.number % len(newest)] if newest else None
-        before = set(project.network)
-        if change.kind == "new":
-            project.new_session(self.now - timedelta(hours=1), active=change.number % 2 == 0)
-        elif change.kind == "late":
-            project.new_session(then)
-        elif change.kind in CALLS:
-            project.new_network(CALLS[change.kind](self.now, change))
-        elif change.kind == "ahead":
-            self.add_ahead(timedelta(hours=change.hours))
-        elif change.kind == "purge":
-            listed = {row_id: self.listed("network", row_id) for row_id in before}
-            self.purges.append(then)
-            project.purge(then)
-            self.purged += [listed[row_id] for row_id in before - set(project.network)]
-        elif session is not None and change.kind == "grow":
-            project.grow(session)
-        elif session is not None and change.kind == "end":
-            project.end(session)
-        elif session is not None:
-            project.crash(session)
+        before = {one: self.listed("network", one) for one in project.network}
+        match change.kind:
+            case "new":
+                project.new_session(self.now - timedelta(hours=1), active=change.number % 2 == 0)
+            case "late":
+                project.new_session(then)
+            case "ahead":
+                self.add_ahead(timedelta(hours=change.hours))
+            case "purge":
+                self.purges.append(then)
+                project.purge(then)
+                self.purged += [before[one] for one in before.keys() - project.network]
+            case "grow" | "end" | "crash" as happens:
+                if newest:
+                    getattr(project, happens)(newest[-1 - change.number % len(newest)])
+            case call:
+                project.new_network(CALLS[call](self.now, change))
         self.added += [row for row in project.network if row not in before]
 
     def add_ahead(self, ahead: timedelta) -> None:
         """Add a session, with a call, by a device whose clock is ahead."""
         project = self.project
         with project.lock:
-            session = project.new_session(self.now - timedelta(hours=1))
-            call = project.new_network(self.now - timedelta(minutes=50))
-            row = project.sessions[session]
-            for name in ("startedAt", "endedAt"):
-                row[name] = written(datetime.fromisoformat(row[name]) + ahead)
-            stamp = project.network[call]["timestamp"]
-            project.network[call]["timestamp"] = written(datetime.fromisoformat(stamp) + ahead)
+            session = project.sessions[project.new_session(self.now - timedelta(hours=1))]
+            call = project.network[project.new_network(self.now - timedelta(minutes=50))]
+            for row, name in ((session, "startedAt"), (session, "endedAt"), (call, "timestamp")):
+                instant = datetime.fromisoformat(row[name]) + ahead
+                # As the API writes it.
+                row[name] = instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             project.changed()
 
     # --- One run
@@ -329,14 +319,8 @@ class Load:
             self.change(change)
         same = step.asked is None or step.asked == self.asked
         self.asked = step.asked or self.asked
-        # Twice in the same way would be believed.
-        events = self.project.events
-        may_be_late = sorted({one for one in events if events[one]} - asked_again(self.state))
-        is_late = step.late is not None and may_be_late
-        number = (step.late or 0) % max(1, len(may_be_late))
-        self.sandbox.options.late_sessions = {may_be_late[number]} if is_late else set()
-        self.sandbox.options.late_events = step.late_events
-        start = Start.of(self)
+        start = Start(self)
+        self.choose_late(step, start.claims.asked_again)
         self.sandbox.reset()
         catalog = select(self.now, *self.asked.streams)
         output = sync(self.sandbox, self.now, self.state, catalog, **self.asked.config())
@@ -344,43 +328,48 @@ class Load:
         messages = output.messages
         if step.cut is not None:
             messages = messages[: int(len(messages) * step.cut)]
-        states: list[Row | None] = [self.state]
-        fetched = [self.fetched if same else {}]
-        done = dict(fetched[0])
+        # Each state with the sessions whose events came before it, as they were then.
+        states = [(self.state, self.fetched if same else {})]
+        fetched = dict(states[0][1])
         for message in messages:
             if message["type"] == "RECORD":
                 self.write(message["stream"], message["record"])
                 if message["stream"] == "events":
                     session = message["record"]["sessionId"]
-                    done[session] = dict(self.project.sessions[session])
+                    fetched[session] = dict(self.project.sessions[session])
             elif message["type"] == "STATE":
                 start.check_state(message["value"])
-                states.append(message["value"])
-                fetched.append(dict(done))
+                states.append((message["value"], dict(fetched)))
         if step.cut is None:
             start.check_end()
         chosen = -1 if step.cut is None else max(-len(states), -1 - step.back)
-        self.state, self.fetched = states[chosen], fetched[chosen]
+        self.state, self.fetched = states[chosen]
         self.is_whole, self.ran = step.cut is None, self.now
         self.known = json.loads(json.dumps(self.project.sessions))
         self.added = []
 
+    def choose_late(self, step: Step, asked_again: set[str]) -> None:
+        """Let the events of a session come short; twice in the same way would be believed."""
+        events = self.project.events
+        may_be_late = sorted({one for one in events if events[one]} - asked_again)
+        is_late = step.late is not None and may_be_late
+        number = (step.late or 0) % max(1, len(may_be_late))
+        self.sandbox.options.late_sessions = {may_be_late[number]} if is_late else set()
+        self.sandbox.options.late_events = step.late_events
+
     def write(self, stream: str, row: Row) -> None:
         """Upsert a row."""
-        self.tables[stream][tuple(row[key] for key in PRIMARY_KEYS[stream])] = row
+        table = self.tables[stream]
         if stream == "events":
-            self.events.setdefault(row["sessionId"], {})[row["id"]] = row
+            table = table.setdefault(row["sessionId"], {})
+        table[row["id"]] = row
 
     # --- What is up to date
 
-    def is_there(self, stream: str, row_id: str) -> bool:
-        """Return whether the warehouse has a row."""
-        return (row_id,) in self.tables[stream]
-
     def is_latest(self, stream: str, row_id: str) -> bool:
         """Return whether the warehouse has a row as the API shows it."""
-        row = self.tables[stream].get((row_id,))
-        return row == {**self.project.table(stream)[row_id], "_extra": None}
+        truth = {**self.project.table(stream)[row_id], "_extra": None}
+        return self.tables[stream].get(row_id) == truth
 
     def has_events(self, session: str) -> bool:
         """Return whether the warehouse has the events of a session as the API shows them."""
@@ -388,7 +377,7 @@ class Load:
             event["id"]: {"sessionId": session, **event, "_extra": None}
             for event in self.project.events[session]
         }
-        return self.events.get(session, {}) == truth
+        return self.tables["events"].get(session, {}) == truth
 
     def wants(self, session: str, events_for: str) -> bool:
         """Return whether a session has events and ``events_for`` takes them."""
@@ -396,65 +385,26 @@ class Load:
         if row["eventCount"] == 0 and row["status"] != "active":
             return False
         crashed = row["hasCrash"] or row["status"] == "crashed"
-        return bool(
-            {"all": True, "errors": crashed or row["hasNetworkErrors"], "crashed": crashed}[
-                events_for
-            ]
-        )
+        takes = {"all": True, "errors": crashed or row["hasNetworkErrors"], "crashed": crashed}
+        return bool(takes[events_for])
 
 
-def written(instant: datetime) -> str:
-    """Write an instant as the API does."""
-    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@dataclass
 class Start:
     """What a run starts from, and what it therefore owes."""
 
-    load: Load
-    claims: dict[str, Claim | None]
-    claims_of_events: dict[str, Claim]
-    missing: dict[str, set[str]]  # rows of sessions and network that are not there
-    stale: set[str]  # sessions whose events are not there as the API shows them
-    fresh: dict[str, set[str]]  # rows that are there as the API shows them
-
-    @classmethod
-    def of(cls, load: Load) -> Start:
-        """Look at the state and the warehouse before a run."""
-        state = load.state or {}
-        return cls(
-            load,
-            {stream: claims_of(state, stream) for stream in INSTANT},
-            claims_of_events(state),
-            {
-                stream: {
-                    row_id
-                    for row_id in load.project.table(stream)
-                    if not load.is_there(stream, row_id)
-                }
-                for stream in INSTANT
-            },
-            {session for session in load.project.sessions if not load.has_events(session)},
-            {
-                stream: {
-                    row_id
-                    for row_id in load.project.table(stream)
-                    if load.is_latest(stream, row_id)
-                }
-                for stream in INSTANT
-            },
-        )
-
-    @property
-    def asked_again(self) -> set[str]:
-        """Sessions whose events came short in the run before, or failed."""
-        return asked_again(self.load.state)
-
-    @property
-    def events_claim(self) -> Claim | None:
-        """What is complete for the ``events_for`` of the run."""
-        return serving(self.claims_of_events, self.load.asked.events_for)
+    def __init__(self, load: Load) -> None:
+        self.load, self.claims = load, Claims(load.state)
+        # What is complete for the `events_for` of the run.
+        self.events_claim = self.claims.serving(load.asked.events_for)
+        rows = {stream: set(load.project.table(stream)) for stream in STREAMS}
+        # Rows that are not there, and those that are there as the API shows them.
+        self.missing = {stream: rows[stream] - load.tables[stream].keys() for stream in STREAMS}
+        self.fresh = {
+            stream: {one for one in rows[stream] if load.is_latest(stream, one)}
+            for stream in STREAMS
+        }
+        # Sessions whose events are not there as the API shows them.
+        self.stale = {one for one in rows["sessions"] if not load.has_events(one)}
 
     def owes(self, stream: str, row_id: str, claim: Claim | None) -> bool:
         """Return whether the run is to bring a row of sessions or network up to date.
@@ -464,44 +414,39 @@ class Start:
         the row's, both count: a row that lies by one of them in what is complete, or
         outside of the dates asked for, cannot be known to be missing.
         """
-        load, asked = self.load, self.load.asked
-        stamps = {load.when(stream, row_id), load.listed(stream, row_id)}
-        if not all(asked.needs(stamp) for stamp in stamps):
+        asked, stamps = self.load.asked, self.load.stamps(stream, row_id)
+        if not all(map(asked.needs, stamps)):
             return False
         if claim is None or (asked.start is not None and asked.start > claim.end):
             return True
-        edge = claim.end - timedelta(days=asked.lookback)
-        return not claim.holds(*stamps) or all(stamp >= edge for stamp in stamps)
+        return not claim.holds(*stamps) or self.is_in_lookback(claim, stamps)
+
+    def is_in_lookback(self, claim: Claim, stamps: set[datetime]) -> bool:
+        """Return whether a row lies in the lookback before the end of what is complete."""
+        return min(stamps) >= claim.end - timedelta(days=self.load.asked.lookback)
 
     # --- Invariants
 
     def check_end(self) -> None:
         """All that a run owed is there when it has ended."""
-        load = self.load
-        asked = load.asked
-        for stream in INSTANT:
-            if stream not in asked.streams:
-                continue
+        load, streams = self.load, self.load.asked.streams
+        for stream in set(STREAMS).intersection(streams):
             for row_id in load.project.table(stream):
-                if not self.owes(stream, row_id, self.claims[stream]):
-                    continue
-                if stream == "network" and self.is_near_a_purge(row_id):
-                    continue
-                assert load.is_latest(stream, row_id), (
-                    f"{stream} {row_id} of {load.when(stream, row_id)} is not up to date"
-                )
-        if "events" in asked.streams:
-            for session in load.project.sessions:
-                is_owed = self.owes("sessions", session, self.events_claim)
-                is_owed = is_owed and load.wants(session, asked.events_for)
-                is_late = session in load.sandbox.options.late_sessions
-                if (is_owed or session in self.asked_again) and not is_late:
-                    assert load.has_events(session), (
-                        f"events of {session} of {load.when('sessions', session)}"
+                is_owed = self.owes(stream, row_id, self.claims.streams[stream])
+                if is_owed and not (stream == "network" and self.is_near_a_purge(row_id)):
+                    assert load.is_latest(stream, row_id), (
+                        f"{stream} {row_id} of {load.when(stream, row_id)} is not up to date"
                     )
-        if "crashes" in asked.streams:
-            truth = expected(load.project, "crashes")
-            assert {key: load.tables["crashes"][key] for key in truth} == truth
+        for session in load.project.sessions if "events" in streams else ():
+            is_owed = self.owes("sessions", session, self.events_claim)
+            is_owed = is_owed and load.wants(session, load.asked.events_for)
+            is_late = session in load.sandbox.options.late_sessions
+            if (is_owed or session in self.claims.asked_again) and not is_late:
+                assert load.has_events(session), (
+                    f"events of {session} of {load.when('sessions', session)}"
+                )
+        if "crashes" in streams:
+            assert all(load.is_latest("crashes", one) for one in load.project.crashes)
 
     def is_near_a_purge(self, row_id: str) -> bool:
         """Return whether a call came late into a day of which retention has deleted calls.
@@ -525,42 +470,40 @@ class Start:
         Rows that came late into what was complete before the run are found by the
         lookback, or are not promised.
         """
-        load, asked = self.load, self.load.asked
-        for stream in INSTANT:
-            claim = claims_of(state, stream)
+        load, asked, now = self.load, self.load.asked, Claims(state)
+        for stream in STREAMS:
+            claim = now.streams[stream]
             if claim is None:
                 continue
             assert claim.end <= load.now
-            for row_id in self.missing[stream]:
-                if load.is_there(stream, row_id):
-                    continue
+            for row_id in self.missing[stream] - load.tables[stream].keys():
                 assert self.may_lack(
-                    stream, row_id, claim, self.claims[stream], is_claimed=stream in asked.streams
-                ), f"{stream} {row_id} of {load.when(stream, row_id)} is claimed: {claim}"
-        for events_for, claim in claims_of_events(state).items():
-            before = serving(self.claims_of_events, events_for)
-            if claim == self.claims_of_events.get(events_for):
-                before = claim  # the run has left it as it was
-            for session in self.stale:
-                if not load.wants(session, events_for) or load.has_events(session):
-                    continue
-                if session in asked_again(state):
-                    continue  # the next run asks for it
-                assert self.may_lack(
-                    "sessions",
-                    session,
+                    stream,
+                    row_id,
                     claim,
-                    before,
-                    is_claimed="events" in asked.streams and events_for == asked.events_for,
-                ), f"events of {session} of {load.when('sessions', session)}: {claim}"
+                    self.claims.streams[stream],
+                    is_claimed=stream in asked.streams,
+                ), f"{stream} {row_id} of {load.when(stream, row_id)} is claimed: {claim}"
+        for events_for, claim in now.events.items():
+            before = self.claims.serving(events_for)
+            if claim == self.claims.events.get(events_for):
+                before = claim  # the run has left it as it was
+            for session in self.stale - now.asked_again:  # those the next run asks for
+                if load.wants(session, events_for) and not load.has_events(session):
+                    assert self.may_lack(
+                        "sessions",
+                        session,
+                        claim,
+                        before,
+                        is_claimed="events" in asked.streams and events_for == asked.events_for,
+                    ), f"events of {session} of {load.when('sessions', session)}: {claim}"
 
     def may_lack(
         self, stream: str, row_id: str, claim: Claim, before: Claim | None, *, is_claimed: bool
     ) -> bool:
         """Return whether a state's claim goes with a row that is not there."""
-        load, asked = self.load, self.load.asked
-        stamps = {load.when(stream, row_id), load.listed(stream, row_id)}
-        if not all(claim.holds(stamp) for stamp in stamps):
+        stamps = self.load.stamps(stream, row_id)
+        if not all(map(claim.holds, stamps)):
             return True
         if before is None or not before.holds(*stamps):
             # Where the API's day is not over when UTC's is, also a new one may cancel another.
@@ -570,12 +513,11 @@ class Start:
         if stream == "network" and self.is_near_a_purge(row_id):
             return True
         # It came late, and this run has not met it yet: the next one still looks there.
-        edge = claim.end - timedelta(days=asked.lookback)
-        return all(stamp >= edge for stamp in stamps)
+        return self.is_in_lookback(claim, stamps)
 
     def check_requests(self, output: Output, *, same: bool) -> None:
         """Nothing is emitted or asked for that the warehouse has already."""
-        load, asked = self.load, self.load.asked
+        load, asked_again = self.load, self.claims.asked_again
         requested = Counter(
             request.query["sessionId"]
             for request in load.sandbox.requests
@@ -585,33 +527,33 @@ class Start:
         assert {session for session, times in requested.items() if times > 1} <= late
         for stream in PRIMARY_KEYS:
             assert output.repeated(stream) == [], f"{stream} twice"
-        lookback = timedelta(days=asked.lookback)
-        for stream in INSTANT:
-            claim = self.claims[stream]
-            if claim is None:
-                continue
-            for row_id in {row["id"] for row in output.rows(stream)} & self.fresh[stream]:
-                stamps = load.when(stream, row_id), load.listed(stream, row_id)
-                assert not all(
-                    claim.holds(stamp) and stamp < claim.end - lookback - SLACK for stamp in stamps
-                ), f"{stream} {row_id} of {stamps[0]} again"
-        claim = self.events_claim
-        for session in requested.keys() - self.stale - self.asked_again:
-            stamps = load.when("sessions", session), load.listed("sessions", session)
-            assert claim is None or not all(
-                claim.holds(stamp) and stamp < claim.end - lookback - SLACK for stamp in stamps
-            ), f"events of {session} of {stamps[0]} again"
+        for stream in STREAMS:
+            emitted = self.fresh[stream].intersection(output.ids(stream))
+            self.check_not_long_complete(stream, emitted, self.claims.streams[stream])
+        known = requested.keys() - self.stale - asked_again
+        self.check_not_long_complete("sessions", known, self.events_claim)
+        elsewhere = self.filed_elsewhere("sessions")
         if same:
-            there = requested.keys() & load.project.sessions.keys()
-            again = {i for i in there if load.fetched.get(i) == load.project.sessions[i]}
-            may_come = self.filed_elsewhere("sessions") | self.asked_again
-            assert again <= may_come, "events were fetched before the state"
+            sessions = load.project.sessions
+            there = requested.keys() & sessions.keys()
+            again = {one for one in there if load.fetched.get(one) == sessions[one]}
+            assert again <= elsewhere | asked_again, "events were fetched before the state"
         if same and load.is_whole and self.moves_marks():
-            may_come = self.changed() | self.filed_elsewhere("sessions")
-            assert requested.keys() <= may_come | self.asked_again, "events did not change"
-            emitted = {row["id"] for row in output.rows("sessions")}
-            assert emitted <= may_come, "sessions did not change"
+            may_come = self.changed() | elsewhere
+            assert requested.keys() <= may_come | asked_again, "events did not change"
+            assert set(output.ids("sessions")) <= may_come, "sessions did not change"
             self.check_network(output)
+
+    def check_not_long_complete(self, stream: str, rows: set[str], claim: Claim | None) -> None:
+        """Rows do not lie, by all of their instants, in what was complete before the lookback."""
+        if claim is None:
+            return
+        edge = claim.end - timedelta(days=self.load.asked.lookback) - SLACK
+        for row_id in rows:
+            stamps = self.load.stamps(stream, row_id)
+            assert not all(claim.holds(stamp) and stamp < edge for stamp in stamps), (
+                f"{stream} {row_id} of {min(stamps)} again"
+            )
 
     def check_network(self, output: Output) -> None:
         """Only new calls come, and those of days in which one came late."""
@@ -626,15 +568,13 @@ class Start:
         if load.purges:
             # Of a day that start_date or end_date cuts, any other number may hide a late call.
             stamps += [edge for edge in (load.asked.start, load.asked.end) if edge]
-        for row in output.rows("network"):
-            when = load.listed("network", row["id"])
+        for row_id in set(output.ids("network")) - may_come:
+            when = load.listed("network", row_id)
             # What lay in the future comes again until its time has come.
-            was_ahead = load.ran is not None and load.when("network", row["id"]) > load.ran
-            assert (
-                was_ahead
-                or row["id"] in may_come
-                or any(abs(when - stamp) < SLACK for stamp in stamps)
-            ), f"network {row['id']} of {when} did not change"
+            was_ahead = load.ran is not None and load.when("network", row_id) > load.ran
+            assert was_ahead or any(abs(when - stamp) < SLACK for stamp in stamps), (
+                f"network {row_id} of {when} did not change"
+            )
 
     def filed_elsewhere(self, stream: str) -> set[str]:
         """Return the rows that the API lists under another day than that of their instant.
@@ -642,26 +582,18 @@ class Start:
         The state forgets them by their instant, so they come once more when they are
         listed after that; README says so.
         """
-        load = self.load
-        return {
-            row_id
-            for row_id in load.project.table(stream)
-            if load.when(stream, row_id).date() != load.listed(stream, row_id).date()
-        }
+        rows = self.load.project.table(stream)
+        return {one for one in rows if len({at.date() for at in self.load.stamps(stream, one)}) > 1}
 
     def changed(self) -> set[str]:
         """Return the sessions that are new or changed since the last run."""
-        load = self.load
-        return {
-            session
-            for session, row in load.project.sessions.items()
-            if load.known.get(session) != row
-        }
+        known = self.load.known
+        return {one for one, row in self.load.project.sessions.items() if known.get(one) != row}
 
     def moves_marks(self) -> bool:
         """Return whether the dates asked for do not end before what is complete."""
         end = self.load.asked.end
-        claims = [*self.claims.values(), self.events_claim]
+        claims = [*self.claims.streams.values(), self.events_claim]
         return end is None or not any(claim and end < claim.start for claim in claims)
 
 
@@ -673,7 +605,7 @@ class Start:
     sessions=st.integers(0, 60),
     days=st.sampled_from((1, 5, 20, 35)),
     options=options,
-    first=asked(),
+    first=asked,
     cut=st.none() | st.floats(0, 1),
     steps=steps,
 )
