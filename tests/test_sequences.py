@@ -320,7 +320,7 @@ class Load:
         same = step.asked is None or step.asked == self.asked
         self.asked = step.asked or self.asked
         start = Start(self)
-        self.choose_late(step, start.claims.asked_again)
+        self.choose_late(step, start)
         self.sandbox.reset()
         catalog = select(self.now, *self.asked.streams)
         output = sync(self.sandbox, self.now, self.state, catalog, **self.asked.config())
@@ -348,13 +348,15 @@ class Load:
         self.known = json.loads(json.dumps(self.project.sessions))
         self.added = []
 
-    def choose_late(self, step: Step, asked_again: set[str]) -> None:
-        """Let the events of a session come short; twice in the same way would be believed."""
-        events = self.project.events
-        may_be_late = sorted({one for one in events if events[one]} - asked_again)
-        is_late = step.late is not None and may_be_late
-        number = (step.late or 0) % max(1, len(may_be_late))
-        self.sandbox.options.late_sessions = {may_be_late[number]} if is_late else set()
+    def choose_late(self, step: Step, start: Start) -> None:
+        """Let the events of a session come short, of one that lacks some if there is any."""
+        # Twice in the same way would be believed.
+        some = {one for one, events in self.project.events.items() if events}
+        some -= start.claims.asked_again
+        sessions = sorted(some & start.stale or some)
+        is_late = step.late is not None and sessions
+        number = (step.late or 0) % max(1, len(sessions))
+        self.sandbox.options.late_sessions = {sessions[number]} if is_late else set()
         self.sandbox.options.late_events = step.late_events
 
     def write(self, stream: str, row: Row) -> None:
