@@ -1,4 +1,4 @@
-"""Whole runs of the tap, each a process with its exit code, its log and its requests."""
+"""Whole runs of the tap, each a process with its log and its requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tests.tap_process import Starter
 class Run(t.NamedTuple):
     """A run of the tap that has ended."""
 
-    code: int
     output: Output
     log: list[str]
     requests: list[Request]
@@ -50,24 +49,24 @@ class Load:
         self,
         state: Row | None = None,
         *,
+        code: int = 0,
         after: timedelta = timedelta(),
         most: int = 500,
         **settings: t.Any,
     ) -> Run:
-        """Run it with a state, so long after the first run, with at most so many requests."""
+        """Run it, so long after the first run, and expect an exit code and no more requests."""
         sandbox = self._sandbox
         sandbox.reset()
         sandbox.options.most_requests = most
         tap = self._start(state, after=after, **{"minute": 0.02, **settings})
-        code = tap.end()
+        assert tap.end() == code, tap.log[-2000:]
         assert len(sandbox.requests) <= most, tap.log[-2000:]
-        return Run(code, tap.output(), tap.log.splitlines(), list(sandbox.requests))
+        return Run(tap.output(), tap.log.splitlines(), list(sandbox.requests))
 
 
-def assert_done(run: Run) -> None:
-    """Expect a run that ends well and says that it is complete."""
-    assert run.code == 0, run.log[-1]
-    assert run.is_complete
+def assert_done(*runs: Run) -> None:
+    """Expect runs to say that they are complete."""
+    assert [run.log[-1] for run in runs if not run.is_complete] == []
 
 
 def with_events(project: Project, least: int = 2) -> list[str]:

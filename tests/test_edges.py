@@ -8,12 +8,9 @@ from datetime import timedelta
 import pytest
 
 from tests.conftest import NOW, with_project
-from tests.running import PRIMARY_KEYS, Row, assert_whole, expected, select, sync
-
-if t.TYPE_CHECKING:
-    from tests.loads import Load
-    from tests.running import Output
-    from tests.sandbox import Sandbox
+from tests.loads import Load
+from tests.running import PRIMARY_KEYS, Row, Runs, assert_whole, expected, select, sync
+from tests.sandbox import Sandbox
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NO_TIME = 1e-6  # minutes, over before the first request
@@ -24,9 +21,8 @@ def test_a_clock_that_was_never_set_stops_nothing(sandbox: Sandbox) -> None:
     odd = sandbox.project.new_session(NOW - 2 * HOUR)
     sandbox.project.sessions[odd]["startedAt"] = "0001-01-01T00:00:00Z"
     sandbox.project.changed("sessions")
-    first = sync(sandbox, NOW)
-    second = sync(sandbox, NOW, first.state)
-    row = first.table("sessions")[odd,]
+    run = Runs(sandbox, NOW)
+    row, second = run().table("sessions")[odd,], run()
     assert row["startedAt"] is None
     assert row["_extra"] == {"startedAt": "0001-01-01T00:00:00Z"}
     assert second.rows("sessions") == second.rows("events") == []
@@ -37,8 +33,9 @@ def test_a_clock_that_was_never_set_stops_nothing(sandbox: Sandbox) -> None:
 
 def test_a_project_goes_on_with_its_own_state(sandbox: Sandbox) -> None:
     """A second run with the same project has nothing to do."""
-    first = sync(sandbox, NOW, project="ios-app")
-    second = sync(sandbox, NOW, first.state, project="ios-app")
+    run = Runs(sandbox, NOW, project="ios-app")
+    run()
+    second = run()
     assert second.rows("sessions") == second.rows("events") == second.rows("network") == []
     assert second.asked == []
 
@@ -63,11 +60,10 @@ def test_a_catalog_may_be_older_than_a_column(sandbox: Sandbox) -> None:
 
 def test_a_catalog_can_force_all_rows(sandbox: Sandbox) -> None:
     """FULL_TABLE emits every session and leaves the state no larger than it was."""
-    catalog = select(NOW, "sessions")
-    first = sync(sandbox, NOW, catalog=catalog)
-    for stream in catalog["streams"]:
+    run, every_row = Runs(sandbox, NOW, "sessions"), select(NOW, "sessions")
+    for stream in every_row["streams"]:
         stream["replication_method"] = "FULL_TABLE"
-    second = sync(sandbox, NOW, first.state, catalog)
+    first, second = run(), run(catalog=every_row)
     assert second.table("sessions") == expected(sandbox.project, "sessions")
     assert second.repeated("sessions") == []
     assert second.state["bookmarks"]["sessions"] == first.state["bookmarks"]["sessions"]
@@ -82,14 +78,14 @@ def test_a_late_call_is_found_though_calls_of_the_day_before_are_gone(
 ) -> None:
     """What is met in the window before, but was not emitted there, is still news."""
     sandbox.options.to_means = to_means
-    project, only = sandbox.project, select(NOW, "network")
-    first = sync(sandbox, NOW, catalog=only)
+    project, run = sandbox.project, Runs(sandbox, NOW, "network")
+    run()
     day = (NOW - 4 * DAY).replace(hour=0)
     of_day = [one for one in project.network if project.when("network", one)[:10] == f"{day:%F}"]
     for gone in of_day[:2]:
         del project.network[gone]
     late = project.new_network(day + 29 * HOUR)
-    assert late in sync(sandbox, NOW + HOUR, first.state, only).ids("network")
+    assert late in run(1).ids("network")
 
 
 @pytest.mark.parametrize("total", [None, "{}", "{:05000}"])
@@ -101,12 +97,11 @@ def test_new_calls_are_found_without_a_right_total(sandbox: Sandbox, total: str 
         return envelope | ({"total": total.format(count)} if total else {})
 
     sandbox.options.envelope = without
-    project, only = sandbox.project, select(NOW, "network")
-    first = sync(sandbox, NOW, catalog=only, page_size=5)
-    assert first.table("network") == expected(project, "network")
+    project, run = sandbox.project, Runs(sandbox, NOW, "network", page_size=5)
+    assert run().table("network") == expected(project, "network")
     new = {project.new_network(NOW + timedelta(minutes=minute)) for minute in range(3)}
     new.add(project.new_network(NOW - 3 * DAY))
-    assert new <= set(sync(sandbox, NOW + HOUR, first.state, only, page_size=5).ids("network"))
+    assert new <= set(run(1).ids("network"))
 
 
 def test_an_answer_without_the_rows_it_counts_is_asked_for_again(sandbox: Sandbox) -> None:
@@ -130,26 +125,21 @@ def test_an_answer_without_the_rows_it_counts_is_asked_for_again(sandbox: Sandbo
 
 def test_a_time_limit_that_is_too_short_makes_progress(sandbox: Sandbox) -> None:
     """Run after run, even a limit of no time at all comes to its end."""
-    outputs: list[Output] = []
-    while not outputs or outputs[-1].asked:
-        assert len(outputs) < 300
-        state = outputs[-1].state if outputs else None
-        outputs.append(sync(sandbox, NOW, state, max_runtime_minutes=NO_TIME))
-    assert_whole(sandbox.project, *outputs)
+    run = Runs(sandbox, NOW, max_runtime_minutes=NO_TIME)
+    while run().asked:
+        assert len(run.outputs) < 300
+    assert_whole(sandbox.project, *run.outputs)
 
 
 @with_project(seed=3, sessions=400, days=200)
 def test_the_newest_events_do_not_wait_for_time_to_list_older_sessions(sandbox: Sandbox) -> None:
     """A limit that ends before all sessions are listed leaves the events of the newest."""
-    limited: Row = {"page_size": 2, "max_runtime_minutes": NO_TIME, "concurrency": 1}
+    run = Runs(sandbox, NOW, page_size=2, max_runtime_minutes=NO_TIME, concurrency=1)
     came: list[str] = []
-    state: Row | None = None
-    for _ in range(3):
-        output = sync(sandbox, NOW, state, **limited)
-        state = output.state
-        came += dict.fromkeys(row["sessionId"] for row in output.rows("events"))
+    for output in (run(), run(), run()):
         assert output.rows("events")
-        assert state["bookmarks"]["sessions"]["complete_from"] != "beginning"
+        came += [row["sessionId"] for row in output.rows("events")]
+        assert output.state["bookmarks"]["sessions"]["complete_from"] != "beginning"
     project = sandbox.project
     due = (one for one, events in project.events.items() if events)
     newest = sorted(due, key=lambda one: project.when("sessions", one), reverse=True)
@@ -160,15 +150,11 @@ def test_a_session_that_is_set_aside_takes_no_time_from_others(sandbox: Sandbox)
     """One that is tried again does not keep a limit that is too short from making progress."""
     broken = next(one for one, events in sandbox.project.events.items() if len(events) > 1)
     sandbox.options.broken_sessions = {broken}
-    state = sync(sandbox, NOW, minute=0.02).state
-    assert set(state["bookmarks"]["events"]["set_aside"]) == {broken}
+    run = Runs(sandbox, NOW, minute=0.02)
+    assert set(run().state["bookmarks"]["events"]["set_aside"]) == {broken}
     new = {sandbox.project.new_session(NOW + timedelta(minutes=one)) for one in range(1, 4)}
-    asked: set[str] = set()
-    for _ in new:
-        output = sync(sandbox, NOW + HOUR, state, minute=0.02, max_runtime_minutes=NO_TIME)
-        state = output.state
-        asked.update(output.asked)
-    assert asked == new
+    asked = [one for _ in new for one in run(1, max_runtime_minutes=NO_TIME).asked]
+    assert set(asked) == new
 
 
 @with_project(seed=3, sessions=100, days=12)
@@ -176,13 +162,12 @@ def test_a_session_that_is_set_aside_takes_no_time_from_others(sandbox: Sandbox)
 def test_history_goes_on_though_no_time_is_left_for_it(sandbox: Sandbox, stream: str) -> None:
     """Each run moves the bookmark back, also where windows are no longer than a day."""
     limited: Row = {"page_size": 1, "lookback_days": 1, "max_runtime_minutes": NO_TIME}
-    state, begins = None, ["now"]
+    run, begins = Runs(sandbox, NOW, stream, **limited), ["now"]
     table: dict[tuple[str, ...], Row] = {}
     while begins[-1] != "beginning":
-        output = sync(sandbox, NOW, state, select(NOW, stream), **limited)
-        state = output.state
+        output = run()
         table |= output.table(stream)
-        begins.append(state["bookmarks"][stream]["complete_from"])
+        begins.append(output.state["bookmarks"][stream]["complete_from"])
         assert begins[-1] != begins[-2]
     assert len(begins) > 3
     assert table == expected(sandbox.project, stream)
@@ -205,8 +190,7 @@ def test_what_came_before_an_error_is_not_fetched_again(sandbox: Sandbox, load: 
     order = list(load(concurrency=1).sessions)
     rejected = order[40]
     sandbox.options.script = lambda one: "401" if one.query.get("sessionId") == rejected else None
-    failed = load(concurrency=1)
-    assert failed.code == 1
+    failed = load(code=1, concurrency=1)
     assert "401 Unauthorized for /events" in failed.log[-1]
     sandbox.options.script = None
     assert set(load(failed.output.state).sessions) == set(order[40:])

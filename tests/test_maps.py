@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import re
 import typing as t
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import tiered
 from tests.documents import ROOT
-from tests.loads import Run, assert_done
-from tests.running import PRIMARY_KEYS, Row, counted, events_asked, select, sync
+from tests.loads import Load, Run, assert_done
+from tests.running import PRIMARY_KEYS, Row, Runs, counted, events_asked, expected, select, sync
+from tests.sandbox import Sandbox
 from tests.test_http import assert_one_line
 from tests.test_tap import config_file, run_tap
-
-if t.TYPE_CHECKING:
-    from datetime import datetime
-    from pathlib import Path
-
-    from tests.loads import Load
-    from tests.sandbox import Sandbox
 
 SALT = "kept-secret"
 HASH = "sha256(config['salt'] + userId) if userId else None"
@@ -31,11 +27,11 @@ MASKS: Row = {
 }
 
 
-Runs = t.Callable[..., Run]
+Loads = t.Callable[..., Run]
 
 
 @pytest.fixture
-def run(load: Load, sandbox: Sandbox) -> Runs:
+def run(load: Load, sandbox: Sandbox) -> Loads:
     """Run the command line with stream maps; its log shows neither key nor salt."""
 
     def ended(maps: Row | None, **settings: t.Any) -> Run:
@@ -51,9 +47,10 @@ def reason(ended: Run) -> str:
     return ended.log[-1].split(" | ")[-1].strip()
 
 
-def assert_ends_first(ended: Run, says: str) -> None:
+def assert_ends_first(run: Loads, maps: Row, says: str, **settings: t.Any) -> None:
     """Expect a run that says in its last line what is wrong, and asks for nothing."""
-    assert (ended.code, ended.requests, ended.output.messages) == (1, [], [])
+    ended = run(maps, code=1, **settings)
+    assert (ended.requests, ended.output.messages) == ([], [])
     assert reason(ended) == f"stream_maps: {says}"
 
 
@@ -62,10 +59,9 @@ def users(sandbox: Sandbox) -> set[str]:
     return {row["userId"] for row in sandbox.project.sessions.values() if row["userId"]}
 
 
-def test_no_map_may_be_null(sandbox: Sandbox, run: Runs) -> None:
+def test_no_map_may_be_null(sandbox: Sandbox, run: Loads) -> None:
     """`stream_maps: null` is none, as where the setting is not there."""
     ended = run(None)
-    assert ended.code == 0, ended.log
     assert {row["userId"] for row in ended.output.rows("sessions")} - {None} == users(sandbox)
 
 
@@ -116,10 +112,10 @@ WRONG += [
 
 @pytest.mark.parametrize(("maps", "says"), tiered(WRONG, 6), ids=[says for _, says in WRONG])
 def test_a_map_that_would_not_do_what_it_says_ends_the_run_first(
-    run: Runs, maps: Row, says: str
+    run: Loads, maps: Row, says: str
 ) -> None:
     """One line names stream, column and the nearest right name; nothing was asked for."""
-    assert_ends_first(run(maps), says)
+    assert_ends_first(run, maps, says)
 
 
 @pytest.mark.parametrize(
@@ -127,20 +123,20 @@ def test_a_map_that_would_not_do_what_it_says_ends_the_run_first(
     [({"salt": ""}, ""), ({"salt": None}, ""), ({"sal": SALT}, ", did you mean sal?")],
 )
 def test_a_salt_that_is_empty_or_called_otherwise_is_none(
-    run: Runs, config: Row, near: str
+    run: Loads, config: Row, near: str
 ) -> None:
     """A hash without its salt can be undone: the run ends before its first request."""
-    ended = run(MASKS, stream_map_config=config)
-    assert_ends_first(ended, f"sessions.userId: stream_map_config has no salt{near}")
+    says = f"sessions.userId: stream_map_config has no salt{near}"
+    assert_ends_first(run, MASKS, says, stream_map_config=config)
 
 
 def test_a_deselected_column_is_none_that_an_expression_can_use(
-    sandbox: Sandbox, run: Runs, now: datetime
+    sandbox: Sandbox, run: Loads, now: datetime
 ) -> None:
     """A row lacks it; to take it away once more is no mistake."""
     catalog = select(now, *PRIMARY_KEYS, without=["sessions.userId"])
-    ended = run({"sessions": {"userId": "md5(userId)"}}, catalog=catalog)
-    assert_ends_first(ended, f"sessions.userId: {NOTHING} userId")
+    maps = {"sessions": {"userId": "md5(userId)"}}
+    assert_ends_first(run, maps, f"sessions.userId: {NOTHING} userId", catalog=catalog)
     output = sync(sandbox, now, catalog=catalog, stream_maps={"sessions": {"userId": None}})
     assert output.rows("sessions")
     assert all("userId" not in row for row in output.rows("sessions"))
@@ -192,23 +188,21 @@ RIGHT: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("maps", tiered([(one,) for one in RIGHT.values()], 3), ids=RIGHT)
-def test_what_the_sdk_can_do_is_allowed(sandbox: Sandbox, run: Runs, maps: Row) -> None:
+def test_what_the_sdk_can_do_is_allowed(sandbox: Sandbox, run: Loads, maps: Row) -> None:
     """Such a run ends well, and no user is in what it wrote."""
     ended = run(maps)
-    assert ended.code == 0, ended.log
     written = ended.output.rows("sessions") + ended.output.rows("visits")
     assert written or maps.get("sessions", "") is None
     assert not any(user in json.dumps(written) for user in users(sandbox))
 
 
-def test_a_mask_that_holds_leaves_nothing_personal(sandbox: Sandbox, run: Runs) -> None:
+def test_a_mask_that_holds_leaves_nothing_personal(sandbox: Sandbox, run: Loads) -> None:
     """No user and no query is in the output, and no salt."""
     assert len(users(sandbox)) > 2
     urls = [row["url"] for row in sandbox.project.network.values()]
     queries = {url.split("?")[1] for url in urls if "?" in url}
     assert queries
     ended = run(MASKS, stream_map_config={"salt": SALT})
-    assert ended.code == 0, ended.log
     rows = json.dumps([*ended.output.rows("sessions"), *ended.output.rows("network")])
     assert not any(personal in rows for personal in (users(sandbox) | queries | {SALT}))
 
@@ -229,12 +223,11 @@ FAILS = [
     ("place", "expression", "says"), tiered(FAILS, 3), ids=[one[1] for one in FAILS]
 )
 def test_an_expression_that_fails_for_a_row_ends_in_one_line(
-    sandbox: Sandbox, run: Runs, place: str, expression: str, says: str
+    sandbox: Sandbox, run: Loads, place: str, expression: str, says: str
 ) -> None:
     """It names stream, column and what is null, and repeats no value of the row."""
     stream, column = place.split(".")
-    ended = run({stream: {column: expression}})
-    assert ended.code == 1
+    ended = run({stream: {column: expression}}, code=1)
     assert reason(ended) == f"stream_maps: {place}: the expression fails for a row{says}"
     urls = {row["url"] for row in sandbox.project.network.values()}
     assert not any(personal in "\n".join(ended.log) for personal in users(sandbox) | urls)
@@ -246,7 +239,7 @@ def test_an_expression_that_fails_for_a_row_ends_in_one_line(
 
 @pytest.mark.parametrize("salt", [{"salt": SALT}, {}])
 def test_the_masks_of_what_is_not_selected_are_left_out(
-    run: Runs, now: datetime, salt: Row
+    run: Loads, now: datetime, salt: Row
 ) -> None:
     """The masking recipe serves a run of network alone, or of events alone."""
     for stream in ("network", "events"):
@@ -257,12 +250,12 @@ def test_the_masks_of_what_is_not_selected_are_left_out(
         assert not any("?" in row["url"] for row in ended.output.rows("network"))
 
 
-def test_a_stream_that_is_not_selected_may_have_any_map(run: Runs, now: datetime) -> None:
+def test_a_stream_that_is_not_selected_may_have_any_map(run: Loads, now: datetime) -> None:
     """Even one that cannot be read; the name of a stream must be right all the same."""
     wrong = {"sessions": {"userId": "sha256('"}, "crashes": {"__filter__": "("}}
     assert_done(run(wrong, catalog=select(now, "network", "events")))
-    ended = run({"session": {}}, catalog=select(now, "network"))
-    assert_ends_first(ended, "there is no stream session, did you mean sessions?")
+    says = "there is no stream session, did you mean sessions?"
+    assert_ends_first(run, {"session": {}}, says, catalog=select(now, "network"))
 
 
 def test_a_filter_of_sessions_counts_for_their_events(sandbox: Sandbox, now: datetime) -> None:
@@ -277,10 +270,11 @@ def test_a_filter_of_sessions_counts_for_their_events(sandbox: Sandbox, now: dat
     assert output.table("events") == both.table("events")
 
 
-def test_a_wrong_filter_of_sessions_is_told_where_events_need_it(run: Runs, now: datetime) -> None:
+def test_a_wrong_filter_of_sessions_is_told_where_events_need_it(run: Loads, now: datetime) -> None:
     """A run of events alone ends before its first request."""
-    ended = run({"sessions": {"__filter__": "plat"}}, catalog=select(now, "events"))
-    assert_ends_first(ended, f"sessions.__filter__: {NOTHING} plat, did you mean platform?")
+    maps, only = {"sessions": {"__filter__": "plat"}}, select(now, "events")
+    says = f"sessions.__filter__: {NOTHING} plat, did you mean platform?"
+    assert_ends_first(run, maps, says, catalog=only)
 
 
 @pytest.mark.parametrize(
@@ -306,9 +300,9 @@ def test_events_that_were_taken_away_come_when_they_are_wanted_again(
     sandbox: Sandbox, now: datetime
 ) -> None:
     """What a run did not load, its state does not claim."""
-    without = sync(sandbox, now, stream_maps={"events": None})
-    after = sync(sandbox, now, without.state)
-    assert after.table("events") == sync(sandbox, now).table("events")
+    runs = Runs(sandbox, now)
+    runs(stream_maps={"events": None})
+    assert runs().table("events") == expected(sandbox.project, "events")
 
 
 def test_the_masking_example_is_right(sandbox: Sandbox, now: datetime) -> None:

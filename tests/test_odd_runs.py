@@ -10,23 +10,18 @@ import signal
 import subprocess
 import sys
 import threading
-import typing as t
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from tests import forks
 from tests.conftest import NOW, tiered, with_project
 from tests.loads import Load, assert_done, with_events
-from tests.running import KEPT, PRIMARY_KEYS, assert_whole, expected, select
-from tests.tap_process import TapProcess, clock
-
-if t.TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.running import Row
-    from tests.sandbox import Request, Sandbox
+from tests.running import KEPT, PRIMARY_KEYS, Row, assert_whole, expected, select
+from tests.sandbox import Request, Sandbox
+from tests.tap_process import Starter, clock
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MINUTE = 0.02  # seconds that a minute of the tap takes
@@ -101,7 +96,7 @@ def test_an_output_that_was_never_open_is_one_line(tmp_path: Path, sandbox: Sand
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("words", "times"), [("summary status=", 6), ("need events", 4)])
 def test_a_signal_while_a_line_is_logged_ends_the_run(
-    tmp_path: Path, sandbox: Sandbox, signum: int, words: str, times: int
+    start: Starter, sandbox: Sandbox, signum: int, words: str, times: int
 ) -> None:
     """It is stopped and says so in one line, or after its summary ends well and says no more."""
     is_over, is_done = threading.Event(), words == "summary status="
@@ -111,8 +106,8 @@ def test_a_signal_while_a_line_is_logged_ends_the_run(
             is_over.wait(3)
 
     sandbox.options.hold = hold
-    for number in range(times):
-        tap = TapProcess(tmp_path / str(number), sandbox, NOW, minute=MINUTE, fresh=True)
+    for _ in range(times):
+        tap = start(minute=MINUTE, fresh=True)
         while words not in tap.log:  # at once, since a run that is done ends soon
             assert tap.process.poll() is None, tap.log
         tap.process.send_signal(signum)
@@ -132,7 +127,6 @@ def test_a_signal_while_a_line_is_logged_ends_the_run(
 def test_a_catalog_without_a_stream_is_told(load: Load, sandbox: Sandbox) -> None:
     """It loads nothing, and one warning says so."""
     run = load(catalog={"streams": []})
-    assert run.code == 0, run.log[-1]
     (told,) = run.warnings
     assert "the catalog has no stream" in told
     assert sandbox.requests == []
@@ -186,7 +180,6 @@ def test_a_later_start_date_for_one_run_loses_nothing(sandbox: Sandbox, load: Lo
     calls += [project.new_network(NOW - days * DAY - 2 * HOUR) for days in (5, 1)]
     runs.append(load(runs[-1].output.state, after=2 * HOUR))
     outputs = [run.output for run in runs]
-    assert [run.code for run in runs] == [0, 0, 0]
     assert_whole(project, *outputs)
     assert [output.repeated(one) for output in outputs for one in PRIMARY_KEYS] == [[]] * 12
     for stream in ("sessions", "events"):
@@ -244,8 +237,7 @@ def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
 ) -> None:
     """The run ends with 1, and its last line names the endpoint and the way out."""
     sandbox.options.script = lambda one: fault if one.path == f"/{stream}" else None
-    run = load()
-    assert run.code == 1
+    run = load(code=1)
     # Events take their sessions from /sessions.
     missing = {stream} | ({"events"} if stream == "sessions" else set())
     for one in PRIMARY_KEYS:
@@ -364,11 +356,10 @@ def test_a_soak_of_all_faults_leaves_only_what_is_refused(
     options.faults, options.script, options.retry_after = FAULTS, script, "none"
     options.hang_seconds, options.drip_seconds = 2.0, 0.01
     options.late_sessions, options.late_events = short, "part"
-    first = load(minute=0.5, request_timeout=0.4, most=10_000)
+    first = load(code=1, minute=0.5, request_timeout=0.4, most=10_000)
     assert len(first.requests) >= 2000
     hit = {one.fault for one in first.requests if one.fault} - {*statuses.values(), "403"}
     assert hit == FAULTS.keys()
-    assert first.code == 1
     assert f"403 Forbidden for /{refused}" in first.log[-1]
     assert f"deselect {refused} to leave it out" in first.log[-1]
     for session, status in statuses.items():
