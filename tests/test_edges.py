@@ -31,15 +31,6 @@ def test_a_clock_that_was_never_set_stops_nothing(sandbox: Sandbox) -> None:
 # --- Catalogs and projects ---------------------------------------------------------------
 
 
-def test_a_project_goes_on_with_its_own_state(sandbox: Sandbox) -> None:
-    """A second run with the same project has nothing to do."""
-    run = Runs(sandbox, NOW, project="ios-app")
-    run()
-    second = run()
-    assert second.rows("sessions") == second.rows("events") == second.rows("network") == []
-    assert second.asked == []
-
-
 def test_a_catalog_may_be_older_than_a_column(sandbox: Sandbox) -> None:
     """The columns project and _extra are added, so that projects share no key and no row lacks."""
     catalog = select(NOW, *PRIMARY_KEYS)

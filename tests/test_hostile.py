@@ -35,6 +35,7 @@ ODD: dict[str, tuple[Row, int]] = {
     "counts fewer pages": ({"counts": "default-limit"}, 5),
     "counts all rows of a table": ({"counts": "unfiltered"}, 5),
     "counts all rows in one page": ({"counts": "unfiltered"}, 300),
+    "lowers the limit and leaves pages out": ({"max_limit": 7, "omit_pages": True}, 1000),
     "lowers the limit in silence": (
         {"max_limit": 3, "echo": "asked", "counts": "asked-limit", "events_paging": "pages"},
         1000,

@@ -12,14 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from singer_sdk.exceptions import RetriableAPIError
 
-from tap_bugspulse.pages import EXTRA, PROJECT, Reading, Table, page_of
+from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.pages import EXTRA, PROJECT, Page, Reading, Table, page_of
 from tests.conftest import NOW
 from tests.running import PRIMARY_KEYS, Row, tap_class
-from tests.sandbox import generate
-
-if t.TYPE_CHECKING:
-    from tap_bugspulse.client import BugsPulseStream
-    from tap_bugspulse.pages import Page
+from tests.sandbox import generate_once
 
 STREAMS = tap_class(NOW)(config={"api_key": "bp_x", "project": "ios-app"}).streams
 TABLES = {name: t.cast("BugsPulseStream", one).table for name, one in STREAMS.items()}
@@ -139,7 +136,7 @@ def test_pages_as_documented_are_decoded_at_once(name: str) -> None:
             raise AssertionError(content[:100])
 
     table = OnlyAtOnce(name, STREAMS[name].schema["properties"])
-    project = generate(seed=7, sessions=200, days=20, until=NOW)
+    project = generate_once(seed=7, sessions=200, days=20, until=NOW)
     rows = [row for many in project.events.values() for row in many]
     if name != "events":
         rows = list(project.table(name).values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import typing as t
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -25,15 +26,10 @@ from tap_bugspulse.streams import Network, Sessions
 from tap_bugspulse.tap import TapBugsPulse
 from tap_bugspulse.windows import WindowedStream
 from tap_bugspulse.writer import WholeMessageWriter
+from tests.running import Row
+from tests.sandbox import Sandbox
 
-if t.TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.running import Row
-    from tests.sandbox import Sandbox
-
-    Call = tuple[str, tuple[t.Any, ...], dict[str, t.Any]]
-
+Call = tuple[str, tuple[t.Any, ...], dict[str, t.Any]]
 Kind = t.TypeVar("Kind")
 
 OURS = (

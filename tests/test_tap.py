@@ -7,8 +7,11 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import typing as t
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -21,14 +24,9 @@ from tap_bugspulse.tap import TapBugsPulse
 from tap_bugspulse.writer import WholeMessageWriter
 from tests import forks
 from tests.conftest import sweep
-from tests.running import KEPT, PRIMARY_KEYS, assert_whole, counted, expected, select, sync
+from tests.running import KEPT, PRIMARY_KEYS, Runs, assert_whole, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate, misfit
 from tests.test_http import assert_one_line
-
-if t.TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator, Mapping
-    from datetime import datetime
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "catalog.json"
 CONFIG = {"api_key": "bp_sandbox_key", "requests_per_minute": 1_000_000}
@@ -79,9 +77,8 @@ def test_emits_every_row_of_every_stream_once(
     sandbox: Sandbox, now: datetime, order: t.Any, to_means: t.Any, events_paging: t.Any
 ) -> None:
     """All the sandbox holds arrives field by field and once, however the API reads."""
-    sandbox.options = Options(
-        requests_per_minute=None, order=order, to_means=to_means, events_paging=events_paging
-    )
+    sandbox.options.order, sandbox.options.to_means = order, to_means
+    sandbox.options.events_paging = events_paging
     output = sync(sandbox, now, page_size=3)
     assert max(int(one.query["page"]) for one in sandbox.requests) >= 4
     assert_whole(sandbox.project, output)
@@ -99,17 +96,15 @@ def test_asks_for_no_page_too_many(sandbox: Sandbox, now: datetime) -> None:
     assert {row["sessionId"] for row in output.rows("events")} <= due
 
 
-def test_a_lowered_limit_and_missing_pages_are_followed(sandbox: Sandbox, now: datetime) -> None:
-    """A smaller page than asked for, without a number of pages, is followed to the end."""
-    sandbox.options.max_limit, sandbox.options.omit_pages = 7, True
-    assert_whole(sandbox.project, sync(sandbox, now))
-
-
-def test_a_second_run_with_nothing_new_emits_only_crashes(sandbox: Sandbox, now: datetime) -> None:
+@pytest.mark.parametrize("project", [None, "ios-app"])
+def test_a_second_run_with_nothing_new_emits_only_crashes(
+    sandbox: Sandbox, now: datetime, project: str | None
+) -> None:
     """With the state of the first run, the second asks for no events."""
-    first = sync(sandbox, now)
+    run = Runs(sandbox, now, project=project)
+    run()
     sandbox.reset()
-    second = sync(sandbox, now, first.state)
+    second = run()
     assert len(second.rows("crashes")) == len(sandbox.project.crashes)
     assert not any(second.rows(stream) for stream in ("sessions", "events", "network"))
     assert "/events" not in counted(sandbox)
@@ -191,22 +186,24 @@ def run_tap(
     return forks.run("tap_bugspulse", *arguments, env={**kept, **(variables or {})}, fresh=fresh)
 
 
+def settings_for(sandbox: Sandbox) -> dict[str, t.Any]:
+    """Return settings that load from a sandbox, unpaced."""
+    return {"api_key": sandbox.api_key, "api_url": sandbox.url, "requests_per_minute": 1_000_000}
+
+
 def run_with(
     sandbox: Sandbox, *arguments: str, **settings: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Run the tap with settings in its environment; None leaves one out."""
-    given: dict[str, str | None] = {"api_key": sandbox.api_key, "api_url": sandbox.url}
-    given["requests_per_minute"] = "1000000"
-    given |= settings
-    variables = {f"TAP_BUGSPULSE_{n.upper()}": one for n, one in given.items() if one is not None}
+    given = (settings_for(sandbox) | settings).items()
+    variables = {f"TAP_BUGSPULSE_{n.upper()}": str(one) for n, one in given if one is not None}
     return run_tap("--config=ENV", *arguments, variables=variables)
 
 
 def config_file(sandbox: Sandbox, folder: Path, **settings: object) -> str:
     """Write a file with settings and return its path."""
     file = folder / "config.json"
-    given = {"api_key": sandbox.api_key, "api_url": sandbox.url, "requests_per_minute": 1_000_000}
-    file.write_text(json.dumps({**given, **settings}))
+    file.write_text(json.dumps(settings_for(sandbox) | settings))
     return str(file)
 
 
@@ -356,12 +353,14 @@ def test_what_meltano_sets_is_not_warned_of(sandbox: Sandbox) -> None:
     assert warnings_of(done.stderr) == []
 
 
-@sweep("sessions", [200, 900], quick=[(200,)])
-def test_the_log_of_a_long_load_is_short(now: datetime, sessions: int) -> None:
+@pytest.mark.parametrize(
+    "sandbox",
+    [{"sessions": 200}, pytest.param({"sessions": 900}, marks=pytest.mark.long)],
+    indirect=True,
+)
+def test_the_log_of_a_long_load_is_short(sandbox: Sandbox) -> None:
     """900 sessions make a page of log: what is ahead, a line a stream, a summary."""
-    project = generate(sessions=sessions, days=30, until=now, events_per_session=2)
-    with Sandbox(project, Options(requests_per_minute=None)) as running:
-        done = run_with(running)
+    done = run_with(sandbox)
     lines = done.stderr.splitlines()
     assert done.returncode == 0, done.stderr
     assert len(lines) < 60
