@@ -349,11 +349,12 @@ class Load:
         self.added = []
 
     def choose_late(self, step: Step, start: Start) -> None:
-        """Let the events of a session come short, of one that lacks some if there is any."""
+        """Let the events of a session come short that the run is to bring up to date."""
         # Twice in the same way would be believed.
-        some = {one for one, events in self.project.events.items() if events}
-        some -= start.claims.asked_again
-        sessions = sorted(some & start.stale or some)
+        some = self.project.events.keys() - start.claims.asked_again
+        sessions = sorted(
+            one for one in some if self.project.events[one] and start.owes_events(one)
+        )
         is_late = step.late is not None and sessions
         number = (step.late or 0) % max(1, len(sessions))
         self.sandbox.options.late_sessions = {sessions[number]} if is_late else set()
@@ -423,6 +424,12 @@ class Start:
             return True
         return not claim.holds(*stamps) or self.is_in_lookback(claim, stamps)
 
+    def owes_events(self, session: str) -> bool:
+        """Return whether the run is to bring the events of a session up to date."""
+        asked = self.load.asked
+        is_owed = self.load.wants(session, asked.events_for) and "events" in asked.streams
+        return is_owed and self.owes("sessions", session, self.events_claim)
+
     def is_in_lookback(self, claim: Claim, stamps: set[datetime]) -> bool:
         """Return whether a row lies in the lookback before the end of what is complete."""
         return min(stamps) >= claim.end - timedelta(days=self.load.asked.lookback)
@@ -440,10 +447,8 @@ class Start:
                         f"{stream} {row_id} of {load.when(stream, row_id)} is not up to date"
                     )
         for session in load.project.sessions if "events" in streams else ():
-            is_owed = self.owes("sessions", session, self.events_claim)
-            is_owed = is_owed and load.wants(session, load.asked.events_for)
-            is_late = session in load.sandbox.options.late_sessions
-            if (is_owed or session in self.claims.asked_again) and not is_late:
+            is_due = self.owes_events(session) or session in self.claims.asked_again
+            if is_due and session not in load.sandbox.options.late_sessions:
                 assert load.has_events(session), (
                     f"events of {session} of {load.when('sessions', session)}"
                 )
