@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tap_bugspulse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 GAP = "…"  # what stands for a value
 PACKAGE = Path(tap_bugspulse.__file__).parent

@@ -613,6 +613,7 @@ def test_a_session_that_two_windows_list_is_asked_for_its_events_once(sandbox: S
 FEW_EVENTS: dict[str, Row] = {
     "crashed": {"events_for": "crashed"},
     "deselected": {"catalog": select(NOW, "crashes", "network", "sessions")},
+    "taken away": {"stream_maps": {"events": None}},
 }
 
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
 import threading
-import typing as t
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import trustme
 
 from tests.running import Output, assert_whole
+from tests.sandbox import Sandbox
 from tests.test_http import assert_one_line, run_tap
-
-if t.TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.sandbox import Sandbox
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:

@@ -47,6 +47,7 @@ ODD: dict[str, tuple[Row, int]] = {
     ),
     "names the next page": ({"echo": "page-one-too-high"}, 5),
     "counts one page of events": ({"events_paging": "pages", "counts": "one-page"}, 20),
+    "counts the rows of a page": ({"counts": "page-total", "events_paging": "pages"}, 5),
     "orders ties anew": ({"ties": "by-page"}, 5),
 }
 
@@ -95,18 +96,6 @@ def test_history_is_read_in_windows_without_a_total(sandbox: Sandbox, load: Load
     assert_whole(sandbox.project, run.output)
     marks = (state["bookmarks"].get("network", {}) for state in run.output.states)
     assert len({mark.get("complete_from") for mark in marks}) > 3
-
-
-def test_a_total_of_one_page_is_not_that_of_all(sandbox: Sandbox, load: Load) -> None:
-    """Where `total` counts the rows of the page, the number of pages is followed each time."""
-    sandbox.options.counts, sandbox.options.events_paging = "page-total", "pages"
-    first = load(page_size=5)
-    assert_whole(sandbox.project, first.output)
-    days = Counter(one["timestamp"][:10] for one in sandbox.project.network.values())
-    day = max(one for one in days if days[one] > 5 and one < "2026-03-01")
-    sandbox.project.new_network(datetime.fromisoformat(f"{day}T00:30:00Z"))
-    second = load(first.output.state, after=HOUR, page_size=5)
-    assert_whole(sandbox.project, first.output, second.output)
 
 
 @with_project(sessions=0)

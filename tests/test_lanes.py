@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tap_bugspulse.client import BugsPulseStream
 from tests.conftest import NOW, tiered
-from tests.running import PRIMARY_KEYS, Output, Row, select, sync, tap_class
+from tests.running import PRIMARY_KEYS, Output, Row, Runs, select, sync, tap_class
 from tests.sandbox import Options, Sandbox, generate
 from tests.test_pages import values
-
-if t.TYPE_CHECKING:
-    from tap_bugspulse.client import BugsPulseStream
 
 # Settings that change no message, and have each row go the SDK's way.
 DETOURS: dict[str, dict[str, t.Any]] = {
@@ -72,16 +70,12 @@ def test_both_ways_write_the_same(  # noqa: PLR0913 - what a run depends on
     settings: dict[str, t.Any] = {"project": project, "page_size": page_size}
     options = Options(requests_per_minute=None, misfits=misfits, envelope=with_odd_row)
     with Sandbox(made, options) as sandbox:
-        plain = sync(sandbox, NOW, **settings)
-        other = sync(sandbox, NOW, **settings, **DETOURS[detour])
-        assert timeless(plain) == timeless(other)
-        later = NOW + timedelta(hours=2)
+        plain = Runs(sandbox, NOW, **settings)
+        other = Runs(sandbox, NOW, **settings, **DETOURS[detour])
+        assert timeless(plain()) == timeless(other())
         made.new_session(NOW + timedelta(hours=1))
-        again = sync(sandbox, later, plain.state, **settings)
-        others = sync(sandbox, later, plain.state, **settings, **DETOURS[detour])
-        assert timeless(again) == timeless(others)
-    assert plain.rows("sessions")
-    assert again.rows("sessions")
+        assert timeless(plain(2)) == timeless(other(2))
+    assert all(output.rows("sessions") for output in plain.outputs)
 
 
 @pytest.mark.parametrize(

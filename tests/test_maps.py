@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import tiered
 from tests.documents import ROOT
 from tests.loads import Load, Run, assert_done
-from tests.running import PRIMARY_KEYS, Row, Runs, counted, events_asked, expected, select, sync
+from tests.running import PRIMARY_KEYS, Row, counted, events_asked, select, sync
 from tests.sandbox import Sandbox
 from tests.test_http import assert_one_line
 from tests.test_tap import config_file, run_tap
@@ -294,15 +294,6 @@ def test_a_stream_that_maps_take_away_costs_no_request(
     assert {*counted(sandbox)} == {f"/{name}" for name in asked.split()}
     for stream in asked.split():
         assert len(output.table(stream)) == len(sandbox.project.table(stream))
-
-
-def test_events_that_were_taken_away_come_when_they_are_wanted_again(
-    sandbox: Sandbox, now: datetime
-) -> None:
-    """What a run did not load, its state does not claim."""
-    runs = Runs(sandbox, now)
-    runs(stream_maps={"events": None})
-    assert runs().table("events") == expected(sandbox.project, "events")
 
 
 def test_the_masking_example_is_right(sandbox: Sandbox, now: datetime) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.running import assert_whole, counted, events_asked, expected, select, sync
+from tests.running import counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 
@@ -61,36 +61,6 @@ def test_a_large_project_is_listed_near_the_floor(
         assert second.rows("sessions") == []
         # Calls of the future come again until their time has come, and no others do.
         assert all(row["timestamp"] > f"{now:%F}T12" for row in second.rows("network"))
-
-
-def test_fourteen_of_five_hundred_sessions_take_fourteen_requests(now: datetime) -> None:
-    """4 grew, 3 ended, 6 are new and 1 came late: just these are loaded again."""
-    project = generate(seed=21, sessions=500, days=20, until=now - timedelta(hours=1))
-    with Sandbox(project, Options(requests_per_minute=None)) as sandbox:
-        active = [project.new_session(now - timedelta(hours=9), active=True) for _ in "abc"]
-        first = sync(sandbox, now)
-        recent = [
-            session_id
-            for session_id, row in project.sessions.items()
-            if row["status"] == "completed"
-            and now - timedelta(days=6) < datetime.fromisoformat(row["startedAt"]) < now
-        ]
-        changed = {*recent[:4], *active}
-        for session_id in recent[:4]:
-            project.grow(session_id)
-        for session_id in active:
-            project.end(session_id)
-        later = now + timedelta(hours=1)
-        changed |= {project.new_session(later - timedelta(minutes=9 * n)) for n in range(1, 7)}
-        changed.add(project.new_session(now - timedelta(days=4)))
-        assert len(changed) == 14
-        sandbox.reset()
-        second = sync(sandbox, later, first.state)
-        assert {key[0] for key in second.table("sessions")} == changed
-        assert len(second.rows("sessions")) == 14
-        asked = events_asked(sandbox.requests)
-        assert sorted(asked) == sorted(changed)
-        assert_whole(project, first, second)
 
 
 @pytest.mark.parametrize("days", [30, pytest.param(1000, marks=pytest.mark.long)])

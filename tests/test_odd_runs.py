@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,14 +11,15 @@ import sys
 import threading
 from collections import Counter
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
 from tests import forks
-from tests.conftest import NOW, tiered, with_project
+from tests.conftest import NOW, sweep, with_project
 from tests.loads import Load, assert_done, with_events
-from tests.running import KEPT, PRIMARY_KEYS, Row, assert_whole, expected, select
+from tests.running import PRIMARY_KEYS, Row, Runs, assert_whole, expected, select
 from tests.sandbox import Request, Sandbox
 from tests.tap_process import Starter, clock
 
@@ -153,84 +153,45 @@ def test_a_stream_that_cannot_be_incremental_is_loaded_as_usual(
     assert second.sessions == {}
 
 
-def test_a_key_in_an_environment_that_is_not_read_ends_the_command(sandbox: Sandbox) -> None:
-    """Without --config=ENV the last line says what is missing, with nothing of the key."""
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-    environment |= {"TAP_BUGSPULSE_API_KEY": "bp_secret", "TAP_BUGSPULSE_API_URL": sandbox.url}
-    done = forks.run(
-        "tests.tap_process",
-        '{"now": "2026-03-01", "minute": 1, "stopwatch": null}',
-        env=environment,
-    )
-    assert done.returncode == 1
-    assert "--config=ENV" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert "bp_secret" not in done.stderr
-    assert sandbox.requests == []
-
-
-def test_a_later_start_date_for_one_run_loses_nothing(sandbox: Sandbox, load: Load) -> None:
+def test_a_later_start_date_for_one_run_loses_nothing(sandbox: Sandbox) -> None:
     """What came before that date is loaded by the next run without it, and nothing twice."""
-    project = sandbox.project
-    runs = [load()]
+    project, run = sandbox.project, Runs(sandbox, NOW)
+    run()
     late = [project.new_session(NOW - days * DAY) for days in (6, 4, 1)]
     calls = [project.new_network(NOW - days * DAY - HOUR) for days in (6, 4, 1)]
-    runs.append(load(runs[-1].output.state, after=HOUR, start_date=f"{NOW - 2 * DAY:%F}"))
+    run(1, start_date=f"{NOW - 2 * DAY:%F}")
     late += [project.new_session(NOW - days * DAY + HOUR) for days in (5, 1)]
     calls += [project.new_network(NOW - days * DAY - 2 * HOUR) for days in (5, 1)]
-    runs.append(load(runs[-1].output.state, after=2 * HOUR))
-    outputs = [run.output for run in runs]
-    assert_whole(project, *outputs)
-    assert [output.repeated(one) for output in outputs for one in PRIMARY_KEYS] == [[]] * 12
+    run(2)
+    assert_whole(project, *run.outputs)
+    asked = [one for output in run.outputs[1:] for one in output.asked]
+    assert sorted(asked) == sorted(one for one in late if project.events[one])
+    for stream in PRIMARY_KEYS:
+        assert [output.repeated(stream) for output in run.outputs] == [[]] * 3
     for stream in ("sessions", "events"):
-        keys = [key for output in outputs for key in output.table(stream)]
+        keys = [key for output in run.outputs for key in output.table(stream)]
         assert len(keys) == len(set(keys)), stream
     # Of a day that a call came late for, the calls come again: nothing tells which it is.
     days = {project.when("network", one)[:10] for one in calls}
-    for before, output in itertools.pairwise(outputs):
+    for before, output in itertools.pairwise(run.outputs):
         again = set(before.ids("network")).intersection(output.ids("network"))
         assert {project.when("network", one)[:10] for one in again} <= days
-    assert runs[1].sessions + runs[2].sessions == Counter(
-        one for one in late if project.events[one]
-    )
-    # A look at each day of the lookback, its ends for time zones included.
-    for run in runs[1:]:
-        paths = Counter(one.path for one in run.requests)
-        assert paths["/network"] <= 10, paths
-        assert paths["/sessions"] == paths["/crashes"] == 1, paths
 
 
 # --- Endpoints that fail ------------------------------------------------------------------
 
 
-REFUSED = {
-    "402": "402 Payment Required",
-    "403": "403 Forbidden",
-    "404": "404 Not Found",
-    "410": "410 Gone",
-}
-
-
-@pytest.mark.parametrize(
-    ("stream", "fault"),
-    tiered(
-        [
-            ("sessions", "403"),
-            ("network", "404"),
-            ("events", "402"),
-            ("events", "500"),
-            ("network", "html"),
-            ("crashes", "402"),
-            ("events", "410"),
-            ("crashes", "500"),
-            ("sessions", "500"),
-            ("network", "500"),
-            ("crashes", "html"),
-            ("sessions", "html"),
-            ("events", "html"),
-        ],
-        quick=5,
-    ),
+@sweep(
+    "stream fault",
+    PRIMARY_KEYS,
+    ["402", "403", "404", "410", "500", "html"],
+    quick=[
+        ("sessions", "403"),
+        ("network", "404"),
+        ("events", "402"),
+        ("events", "500"),
+        ("network", "html"),
+    ],
 )
 def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     sandbox: Sandbox, load: Load, stream: str, fault: str
@@ -243,9 +204,9 @@ def test_an_endpoint_that_always_fails_keeps_no_other_stream_back(
     for one in PRIMARY_KEYS:
         rows = {} if one in missing else expected(sandbox.project, one)
         assert run.output.table(one) == rows, one
-    says = f"{REFUSED[fault]} for /{stream}" if fault in REFUSED else f"/{stream}"
-    assert says in run.log[-1]
-    if stream != "events" or fault in REFUSED:  # ten sessions that fail end the run at once
+    refusal = f"{fault} {HTTPStatus(int(fault)).phrase} for " if fault.startswith("4") else ""
+    assert f"{refusal}/{stream}" in run.log[-1]
+    if stream != "events" or refusal:  # ten sessions that fail end the run at once
         assert f"deselect {stream} to leave it out" in run.log[-1]
         assert run.log[-1].count("deselect") == 1  # events are not asked for without sessions
         assert "summary status=incomplete" in run.log[-2]

@@ -350,7 +350,9 @@ def test_a_signal_while_the_target_is_slow_cuts_no_line(
 def test_resuming_from_any_state_of_a_run_loses_nothing(sandbox: Sandbox, every: int) -> None:
     """With the rows before any STATE and a resumed run a day later, all is there."""
     messages = sync(sandbox, NOW, page_size=5).messages
-    change(sandbox.project)
+    for hours in (-20, -2, 30, 70):  # new, new, late, late
+        sandbox.project.new_session(NOW - timedelta(hours=hours))
+        sandbox.project.new_network(NOW - timedelta(hours=hours))
     places = [i for i, message in enumerate(messages) if message["type"] == "STATE"]
     assert len(places) > 15
     for place in places[::every]:
@@ -358,23 +360,6 @@ def test_resuming_from_any_state_of_a_run_loses_nothing(sandbox: Sandbox, every:
         after = sync(sandbox, NOW + timedelta(days=1), before.state)
         assert_whole(sandbox.project, before, after)
         assert len(after.asked) == len(set(after.asked))
-
-
-def change(project: Project) -> None:
-    """Let a day pass in a project: sessions grow, end, are new and late."""
-    recent = [
-        row["id"]
-        for row in project.sessions.values()
-        if NOW - LOOKBACK / 2 < datetime.fromisoformat(row["startedAt"]) < NOW
-    ]
-    for session in recent[:3]:
-        project.grow(session)
-    active = [one for one in recent if project.sessions[one]["endedAt"] is None]
-    project.crash(recent[3])
-    project.end(active[0])
-    for hours in (-20, -2, 30, 70):  # new, new, late, late
-        project.new_session(NOW - timedelta(hours=hours))
-        project.new_network(NOW - timedelta(hours=hours))
 
 
 # --- The time limit ------------------------------------------------------------------
@@ -707,18 +692,6 @@ def test_a_state_is_understood_as_meltano_prints_it(
         assert len(tap.output().rows("sessions")) == 2  # that are new or came late
     else:
         assert_whole(loaded.project, tap.output())
-
-
-def test_without_fingerprints_the_lookback_is_loaded_again(loaded: Loaded) -> None:
-    """Sessions of the lookback are emitted again with their events, and no others."""
-    state = edited(loaded.first.state, FINGERPRINTS, GONE)
-    with serve(loaded.project) as sandbox:
-        output = sync(sandbox, NOW, state)
-    again, edge = set(output.ids("sessions")), NOW - LOOKBACK
-    started = {one: loaded.project.when("sessions", one) for one in loaded.project.sessions}
-    assert {one for one in started if started[one] >= f"{edge:%FT%T}"} <= again
-    assert not {one for one in again if started[one] < f"{edge - timedelta(days=2):%FT%T}"}
-    assert {key[0] for key in output.table("events")} <= again
 
 
 @with_project(seed=7, sessions=60)

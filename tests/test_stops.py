@@ -11,25 +11,21 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tap_bugspulse.settings import CONCURRENCY
+from tests.forks import Process
 from tests.pipeline.children import end_group, serving
 from tests.pipeline.meltano import MeltanoProject
 from tests.pipeline.truth import events_asked, tap_settings
+from tests.pipeline.warehouse import Snowflake
 from tests.running import wait_until
-from tests.sandbox import Options, Sandbox, generate_once
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.forks import Process
-    from tests.pipeline.warehouse import Snowflake
-    from tests.sandbox import Request
+from tests.sandbox import Options, Request, Sandbox, generate_once
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.sources]
 

@@ -276,13 +276,30 @@ def test_a_wrong_key_is_one_clear_line(
     assert not key or key not in done.stderr + done.stdout
 
 
-def test_numbers_may_be_text_and_empty_text_is_nothing(sandbox: Sandbox) -> None:
+def test_a_key_in_an_environment_that_is_not_read_ends_the_command(sandbox: Sandbox) -> None:
+    """Who set the variable learns that the command was not told to read it."""
+    variables = {"TAP_BUGSPULSE_API_KEY": sandbox.api_key, "TAP_BUGSPULSE_API_URL": sandbox.url}
+    done = run_tap(variables=variables)
+    assert_one_line(done, "TAP_BUGSPULSE_API_KEY, which is read with --config=ENV")
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "variables"])
+def test_numbers_may_be_text_and_empty_text_is_nothing(
+    sandbox: Sandbox, tmp_path: Path, *, is_file: bool
+) -> None:
     """Variables give text for every setting, and may be nothing where the SDK reads no such."""
-    empty = ("start_date", "project", "lookback_days", "stream_maps")
-    settings = {"max_runtime_minutes": "0.000001", "request_timeout": "7.5"}
-    done = run_with(sandbox, **settings, **dict.fromkeys(empty, ""))
+    empty = ("start_date", "project", "lookback_days", "stream_maps", "flattening_max_depth")
+    numbers = {"max_runtime_minutes": 0.000001, "request_timeout": 7.5}
+    if is_file:
+        config = config_file(sandbox, tmp_path, **numbers, **dict.fromkeys(empty, ""))
+        done = run_tap("--config", config)
+    else:
+        text = {name: f"{number:f}" for name, number in numbers.items()}
+        done = run_with(sandbox, **text, **dict.fromkeys(empty, ""))
     assert done.returncode == 0, done.stderr
     assert "summary status=incomplete" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["type"] == "STATE"
 
 
 @pytest.mark.parametrize(
@@ -368,20 +385,3 @@ def test_the_log_of_a_long_load_is_short(sandbox: Sandbox) -> None:
         assert any(words in line for line in lines)
     assert "summary status=complete" in lines[-1]
     assert "events_left=0 eta_minutes=0" in lines[-1]
-
-
-def test_a_config_file_may_have_fractions_and_a_state_be_a_message(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
-    """Fractions in a file count, empty text does not, and the last line of a run is a state."""
-    numbers = {"max_runtime_minutes": 12.5, "request_timeout": 7.5}
-    empty = {"stream_maps": "", "flattening_max_depth": ""}
-    config = ("--config", config_file(sandbox, tmp_path, **numbers, **empty))
-    first = run_tap(*config)
-    assert first.returncode == 0, first.stderr
-    state = tmp_path / "state.json"
-    state.write_text(first.stdout.splitlines()[-1])
-    sandbox.reset()
-    second = run_tap(*config, "--state", str(state))
-    assert second.returncode == 0, second.stderr
-    assert "/events" not in counted(sandbox)
