@@ -264,31 +264,6 @@ def test_calls_before_a_long_silence_come_once(
     assert run(1).rows("network") == []
 
 
-@READINGS
-def test_an_earlier_start_date_emits_no_call_twice(sandbox: Sandbox, to_means: Reading) -> None:
-    """Days before it that the forward part has read are not read as history again."""
-    sandbox.options.to_means = to_means
-    run = Runs(sandbox, NOW, "network")
-    _, call = (sandbox.project.new_network(NOW - ago * HOUR) for ago in (20, 1))
-    first = run(start_date=(NOW - 2 * HOUR).isoformat())
-    second = run()
-    assert second.repeated("network") == []
-    assert call in first.ids("network")
-    assert first.table("network") | second.table("network") == expected(sandbox.project, "network")
-
-
-@with_project(seed=0, sessions=50, days=1)
-def test_a_changed_session_that_two_windows_list_comes_once(sandbox: Sandbox) -> None:
-    """Where `to` includes its day, and other windows are cut than in the run before."""
-    project, run = sandbox.project, Runs(sandbox, NOW)
-    sandbox.options.to_means = "end"
-    run(page_size=20)
-    project.now = NOW
-    changed = max(project.sessions, key=partial(project.when, "sessions"))
-    project.grow(changed)
-    assert run(page_size=5).ids("sessions") == [changed]
-
-
 @with_project(seed=3, sessions=30, days=12)
 @pytest.mark.parametrize(
     ("offset", "filter_on", "started"),

@@ -176,6 +176,7 @@ def test_a_value_that_does_not_fit_its_column_is_kept_aside(
     stream, name = column.split(".")
     row, extra = row_of(stream, f'"{name}": {sent}')
     assert json.dumps(row[name]) == json.dumps(loaded)
+    assert {one for one in row if row[one] is not None} <= {"id", "project", name}
     assert extra == ({name: json.loads(sent)} if loaded is None else {})
 
 

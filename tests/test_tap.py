@@ -25,7 +25,7 @@ from tap_bugspulse.writer import WholeMessageWriter
 from tests import forks
 from tests.conftest import sweep
 from tests.running import KEPT, PRIMARY_KEYS, Runs, assert_whole, counted, expected, select, sync
-from tests.sandbox import Options, Sandbox, generate, misfit
+from tests.sandbox import Options, Sandbox, generate
 from tests.test_http import assert_one_line
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "catalog.json"
@@ -109,25 +109,6 @@ def test_a_second_run_with_nothing_new_emits_only_crashes(
     assert not any(second.rows(stream) for stream in ("sessions", "events", "network"))
     assert "/events" not in counted(sandbox)
     assert counted(sandbox).total() <= 14
-
-
-def test_misfits_are_kept_and_break_nothing(sandbox: Sandbox, now: datetime) -> None:
-    """What does not fit its column, or has none, is kept raw in _extra."""
-    sandbox.options.misfits = True
-    output = sync(sandbox, now)
-    for stream in ("sessions", "crashes", "network"):
-        kept = 0
-        for key, row in output.table(stream).items():
-            served = misfit(stream, sandbox.project.table(stream)[key[0]])
-            extra = row.pop("_extra") or {}
-            kept += len(extra)
-            assert served.keys() - row.keys() <= extra.keys()
-            assert extra.items() <= served.items()
-            assert row == {name: None if name in extra else served.get(name) for name in row}
-        assert kept
-    data = [row["data"] for row in output.rows("events")]
-    assert all(value is None or isinstance(value, dict) for value in data)
-    assert any(value is not None and value.keys() == {"value"} for value in data)
 
 
 def test_the_project_is_first_in_every_key(sandbox: Sandbox, now: datetime) -> None:
