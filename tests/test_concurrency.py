@@ -83,7 +83,7 @@ def test_answers_that_never_end_keep_none_from_being_sent(
 
 
 # Days of several pages, which are read while other days are asked for.
-@with_project(sessions=300, days=9, until=NOW)
+@with_project(sessions=180, days=9, until=NOW)
 @sweep("concurrency", [1, MANY], quick=[(MANY,)])
 def test_no_more_are_on_their_way_than_set(sandbox: Sandbox, concurrency: int) -> None:
     """As many requests as set are on their way at once, and never one more."""
