@@ -61,7 +61,3 @@ def _text(node: ast.AST) -> str:
 
 def _is_message(text: str) -> bool:
     return " " in text.strip() and re.search("[a-z]{2}", text) is not None
-
-
-if __name__ == "__main__":
-    print(*sorted(messages()), sep="\n")

@@ -176,11 +176,11 @@ def test_pages_that_are_answered_out_of_turn_lose_nothing(
         assert output.repeated(stream) == []
 
 
-def test_an_error_ends_the_run_though_others_hang(slow: Sandbox, start: Starter) -> None:
+def test_an_error_ends_the_run_though_others_hang(sandbox: Sandbox, start: Starter) -> None:
     """Answers that never come hold up no end, and nothing more is asked for."""
-    order = sync(slow, NOW, concurrency=1, catalog=select(NOW, "events")).asked
-    slow.reset()
-    slow.options.hang_seconds = 600.0
+    order = sync(sandbox, NOW, concurrency=1, catalog=select(NOW, "events")).asked
+    sandbox.reset()
+    sandbox.options.hang_seconds = 600.0
 
     def script(request: Request) -> str | None:
         if request.path != "/events":
@@ -188,11 +188,11 @@ def test_an_error_ends_the_run_though_others_hang(slow: Sandbox, start: Starter)
         place = order.index(request.query["sessionId"])
         return None if place < 20 else "401" if place == 20 else "timeout"
 
-    slow.options.script = script
+    sandbox.options.script = script
     tap = start(concurrency=MANY, fresh=True)
     assert tap.end() == 1
     assert "401 Unauthorized for /events" in tap.last
-    assert 20 < len(events_asked(slow.requests)) <= 20 + MANY
+    assert 20 < len(events_asked(sandbox.requests)) <= 20 + MANY
     assert json.loads(tap.written.splitlines()[-1])["type"] in {"RECORD", "STATE"}
 
 
