@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import time
@@ -205,6 +206,20 @@ def test_an_error_of_the_api_is_one_line(sandbox: Sandbox, fault: str, says: str
 def test_an_address_that_does_not_answer_is_one_line(url: str, says: str) -> None:
     """Wrong names and closed ports are tried again like any dead endpoint, then said."""
     assert_one_line(run_tap(url), "gave up on /crashes", says)
+
+
+def test_answers_of_429_now_and_then_end_no_run(sandbox: Sandbox, now: datetime) -> None:
+    """Only minutes of nothing but 429 do, not as many with other answers in between."""
+    tries = itertools.count()
+
+    def script(request: Request) -> str | None:
+        return "429" if request.path == "/events" and next(tries) % 2 else None
+
+    sandbox.options.script, sandbox.options.retry_after = script, "none"
+    began = time.monotonic()
+    output = sync(sandbox, now, minute=0.03, concurrency=1)
+    assert time.monotonic() - began > 15 * 0.03
+    assert_whole(sandbox.project, output)
 
 
 def test_a_redirect_is_not_followed(sandbox: Sandbox, now: datetime) -> None:

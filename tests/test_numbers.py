@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.running import counted, expected, select, sync
+from tests.conftest import with_project
+from tests.running import assert_whole, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 
@@ -79,3 +80,15 @@ def test_the_state_is_as_large_as_its_lookback(now: datetime, days: int) -> None
     sizes = [len(json.dumps(state, separators=(",", ":"))) for state in output.states]
     assert 100_000 < sizes[-1] <= 180_000
     assert max(sizes) <= 180_000
+
+
+@with_project(sessions=150, days=6)
+def test_sessions_beyond_what_is_kept_are_listed_again(sandbox: Sandbox, now: datetime) -> None:
+    """Where the events of more sessions than 100 pages hold are due, none is left out."""
+    sync(sandbox, now, page_size=1, catalog=select(now, "sessions"))
+    listed = counted(sandbox)["/sessions"]
+    sandbox.reset()
+    output = sync(sandbox, now, page_size=1)
+    assert_whole(sandbox.project, output)
+    assert output.repeated("events") == output.repeated("sessions") == []
+    assert listed + 100 < counted(sandbox)["/sessions"] < 2 * listed + 20
