@@ -7,7 +7,7 @@ import typing as t
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import timedelta
 
 import click
 from requests import RequestException
@@ -15,7 +15,7 @@ from singer_sdk.exceptions import FatalAPIError, RetriableAPIError
 
 from tap_bugspulse.http import RESETS, TOO_MANY, RefusedError, reason
 from tap_bugspulse.pages import Page, page_of
-from tap_bugspulse.replication import DAY, Window, format_instant, midnight, parse_instant
+from tap_bugspulse.replication import DAY, FAR, Window, format_instant, midnight, parse_instant
 from tap_bugspulse.run import duration
 from tap_bugspulse.settings import EVENTS_FOR
 from tap_bugspulse.streams import is_wanted
@@ -25,8 +25,7 @@ MAX_REQUESTS, MAX_PROVOKING = 40, 70  # in all, but for those that provoke a 429
 MAX_DAYS, MAX_PAGES = 12, 2  # to find out what dates mean
 MAX_PAUSE, HOURLY = 61.0, 50  # seconds that a 429 may ask to wait; minutes of an hourly run
 LIMIT, FEW, ENOUGH = 1000, 2, 6  # rows of a page; those that tell something
-FAR = date(2999, 1, 2)
-NEVER = Window(FAR - DAY, FAR).query()
+NEVER = Window(FAR, FAR + DAY).query()
 ZONES = [half / 2 for half in range(-28, 29)]  # hours from UTC to the beginning of a day
 TIMES = {"sessions": "startedAt", "network": "timestamp", "crashes": "lastSeenAt"}
 INSTANTS = ("startedAt", "endedAt", "timestamp", "firstSeenAt", "lastSeenAt")
@@ -75,7 +74,7 @@ class Check:
         errors["events"] = min((one.error for _, one in self.sample), default="")
         self.refused = {name: error for name, error in errors.items() if error}
         dated = {"from": NEVER, "to": {"to": "1970-01-02"}}
-        dated["from without a to"] = Window(FAR).query()
+        dated["from without a to"] = {"from": f"{FAR}"}
         ignored = [n for n in dated if self.ask("sessions", dated[n], strict=False).size]
         self.blind = [n for n in ("from", "to") if n in ignored]
         self.ignored = " and ".join(self.blind or ignored)
@@ -83,7 +82,7 @@ class Check:
         self.starts = sorted(one for one in instants if one and one <= now) or [now]
         begin = self.starts[0] if self.blind else self.starts[-1] - 7 * DAY
         begin = midnight(max(self.starts[0], begin))
-        number = self._count("sessions", Window(begin.date(), FAR).query())
+        number = self._count("sessions", Window(begin.date()).query())
         self.per_day = number / max(1.0, (self.starts[-1] - begin) / DAY)
 
     def ask(self, name: str, query: Query, number: int = 1, *, strict: bool = True) -> Answer:
@@ -135,7 +134,7 @@ class Check:
         """Return the requests of a first load for each events_for, and of an hourly run."""
         settings, rows = self.run.settings, dict(self.rows)
         if settings.start_date and not self.ignored:
-            query = Window((settings.start_date - DAY).date(), FAR).query()
+            query = Window((settings.start_date - DAY).date()).query()
             rows |= {name: self._count(name, query) for name in ("sessions", "network")}
         recent, size, day = settings.lookback_days + 2, settings.page_size, self.per_day
         listed = recent + sum(math.ceil(rows[name] / size) or 1 for name in TIMES)
@@ -166,7 +165,7 @@ class Check:
         yield "largest_limit", str(most.size) if 0 < most.size < total else echoed
         yield "page_is_honoured", NO_PAGES if one.ids & two.ids else True
         day = self.starts[len(self.starts) // 2].date()
-        before, after = Window(end=day).query(), Window(day + 2 * DAY, FAR).query()
+        before, after = Window(end=day).query(), Window(day + 2 * DAY).query()
         parts = [self.ask("sessions", query, strict=False) for query in (NEVER, before)]
         is_lost = not one.page.pages or self.first.size < min(total, self.first.page.limit or 0)
         is_all = (part.size < min(self.first.size, part.page.total or 0) for part in parts)

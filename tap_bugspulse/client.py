@@ -6,7 +6,7 @@ import threading
 import typing as t
 from collections import deque
 from contextlib import closing
-from datetime import date, datetime
+from datetime import datetime
 from functools import cached_property
 from http import HTTPStatus
 
@@ -25,12 +25,11 @@ from typing_extensions import override
 
 from tap_bugspulse import http, schemas
 from tap_bugspulse.pages import EXTRA, PROJECT, Page, Reading, Row, Table, has_lost_rows, page_of
-from tap_bugspulse.replication import parse_instant
+from tap_bugspulse.replication import FAR, parse_instant
 from tap_bugspulse.run import OutOfTime, Run
 
 Query = t.Mapping[str, str]
 REFUSED = {*range(500)} - {200, 204, 401, 408, 429}  # statuses after which others may work
-FAR = date(2999, 1, 1)  # stands for no end
 MAX_DRIFTS, MAX_READINGS = 3, 5  # readings of a listing whose rows move, and in all cases
 PROJECT_COLUMN = {"type": "string", "description": "Name of the project, from the setting project."}
 

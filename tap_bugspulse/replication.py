@@ -20,6 +20,7 @@ DAY = timedelta(days=1)
 BEGINNING = "beginning"  # in a state, the start of a range without a lower bound
 FIRST_WINDOW_DAYS = 10  # while nothing is known about the rows of a day
 EPOCH = date(1970, 1, 1)  # what a device clock shows that was never set
+FAR = date(2100, 1, 1)  # a day without any rows, which all databases can compare
 JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
 # Instants outside of these come from device clocks that are wrong.
 EARLIEST, TOO_LATE = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))
@@ -99,9 +100,13 @@ class Window:
         return Window(start - DAY, end + DAY)
 
     def query(self) -> dict[str, str]:
-        """Return the query parameters for the rows of the window."""
-        bounds = {"from": self.start, "to": self.end}
-        return {name: f"{day}" for name, day in bounds.items() if date.min < day < date.max}
+        """Return the query parameters for the rows of the window.
+
+        A ``from`` has a ``to``, if need be one far ahead: an API may ignore it without.
+        """
+        start = {"from": f"{self.start}"} if self.start > date.min else {}
+        end = FAR if start and self.end == date.max else self.end
+        return start | ({"to": f"{end}"} if end < date.max else {})
 
     def holds(self, day: date) -> bool:
         """Return whether a day lies in the window."""

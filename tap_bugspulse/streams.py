@@ -56,7 +56,7 @@ class Network(WindowedStream):
             return
         pieces = self._pieces(days, sync)
         if pieces[2:] and not sync.days:
-            first = self.take(self.fetch(self.query_of(days)))
+            first = self.take(self.fetch(days.query()))
             if page_of(first).total == 0:  # one request instead of one for each day
                 yield Cut(days, first, 0)
                 return
@@ -68,12 +68,12 @@ class Network(WindowedStream):
                 return
 
     def _cut_days(self, days: list[Window]) -> t.Iterator[Cut]:
-        with closing(self.prefetch(self.fetch(self.query_of(one)) for one in days)) as calls:
+        with closing(self.prefetch(self.fetch(one.query()) for one in days)) as calls:
             for day, answer in zip(days, map(self.take, calls), strict=True):
-                first = self.checked(day, answer)
+                self.check(day, answer)
                 if self.ignores_dates:
                     return
-                yield Cut(day, first, 0)
+                yield Cut(day, answer, 0)
 
     @override
     def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
@@ -85,7 +85,7 @@ class Network(WindowedStream):
             return set()
         now, old, ids, readings = self.run.clock.now(), list[Row](), set[str](), list[Reading]()
         loaded, known_rows, ends_early, last = 0, 0, False, midnight(day)
-        listing = self.listing(self.query_of(window), first, readings)
+        listing = self.listing(window.query(), first, readings)
         for row in itertools.chain.from_iterable(listing):
             instant = self.instant_of(row)
             # By the start_date and the time of the run that counted them, not of this one.
@@ -223,11 +223,11 @@ class Sessions(WindowedStream):
 
     def list_due(self, cut: Cut) -> list[Candidate]:
         """Return the sessions of a window whose events are due, without emitting them."""
-        due, listing = [], self.listing(self.query_of(cut.window), cut.first)
+        due, listing = [], self.listing(cut.window.query(), cut.first)
         for row in itertools.chain.from_iterable(listing):
             instant = self.instant_of(row)
             day = self.day_of(cut.window, instant)
-            is_inside = not self.ignores_dates or cut.window.holds(day)
+            is_inside = not self.ignores_dates or cut.window.wider().holds(day)
             if is_inside and self.run.settings.requested.holds(instant):
                 due.append(self._candidate(row, instant, day))
         return [*filter(None, due)]

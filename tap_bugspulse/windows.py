@@ -10,10 +10,10 @@ from singer_sdk.singerlib.catalog import REPLICATION_INCREMENTAL
 from typing_extensions import override
 
 from tap_bugspulse import replication
-from tap_bugspulse.client import FAR, BugsPulseStream
+from tap_bugspulse.client import BugsPulseStream
 from tap_bugspulse.http import RefusedError
 from tap_bugspulse.pages import Row, page_of
-from tap_bugspulse.replication import DAY, Bookmark, Cutter, Ledger, Plan, Window
+from tap_bugspulse.replication import DAY, FAR, Bookmark, Cutter, Ledger, Plan, Window
 from tap_bugspulse.run import OutOfTime, Run
 
 EARLY = date(1901, 1, 1)  # like FAR, a day without any rows
@@ -51,50 +51,39 @@ class WindowedStream(BugsPulseStream):
         super().__init__(tap, run)
         self.today = run.started.date()
         self.ignores_dates = False  # the API does: each listing has all rows
-        self._needs_end = False  # the API ignores a ``from`` without a ``to``
-        self._knows_dates = False  # both have been found out
-
-    def query_of(self, window: Window) -> dict[str, str]:
-        """Return the query parameters for a window."""
-        is_open = self._needs_end and window.end == date.max
-        return (replace(window, end=FAR) if is_open else window).query()
+        self._knows_dates = False  # whether it does has been found out
 
     def was_emitted(self, row: Row, instant: datetime | None, sync: Sync) -> bool:
         """Return whether a row was emitted before, by this run or an earlier one."""
         is_known = self.ignores_dates and sync.plan.is_before_lookback(instant)
         return row.id in sync.seen or is_known or (sync.in_history and sync.plan.was_read(instant))
 
-    def checked(self, window: Window, first: requests.Response) -> requests.Response:
-        """Return the first page of a window, requested again if its dates were ignored."""
+    def check(self, window: Window, first: requests.Response) -> None:
+        """Warn if the API may hide rows of a day; find out if it ignores the dates of a window."""
         page, full = page_of(first), PAGES_PER_WINDOW * self.run.settings.page_size
         if page.rows_in_all and page.rows_in_all % full == 0 and window.size(self.today) == 1:
             self.run.warn_once(
                 f"{self.name}: the API counts exactly {page.rows_in_all:,} rows on {window.start}: "
                 "there may be more that it neither counts nor sends"
             )
-        has_changed = self.check_dates(window, page.rows)
-        return self.take(self.fetch(self.query_of(window))) if has_changed else first
+        self.check_dates(window, page.rows)
 
-    def check_dates(self, window: Window, rows: list[Row]) -> bool:
-        """Return whether to query a window again, as its rows show that the API ignores dates.
+    def check_dates(self, window: Window, rows: list[Row]) -> None:
+        """Find out, once in a run, whether the API ignores dates.
 
-        When most rows of a window lie outside of it, two days that cannot have rows are counted,
-        once in a run. If they have any, the API ignores dates; if not, maybe a ``from`` alone.
+        When most rows of a window lie outside of it, two days that cannot have rows are counted.
         """
         sample = [] if self._knows_dates else rows[:: len(rows) // SAMPLE + 1]
         instants = map(self.instant_of, sample)
         outside = sum(1 for one in instants if one and not window.wider().holds(one.date()))
-        if 2 * outside <= len(sample):
-            return False
-        self._knows_dates = True
-        self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
-        self._needs_end = not self.ignores_dates and window.end == date.max
+        if 2 * outside > len(sample):
+            self._knows_dates = True
+            self.ignores_dates = self._count(EARLY) + self._count(FAR) > 0
         if self.ignores_dates:
             self.run.warn_once(
                 f"{self.name}: the API ignores from or to: all rows are listed in each run, and "
                 "those before the lookback are left out"
             )
-        return self.ignores_dates or self._needs_end
 
     def _count(self, day: date) -> int:
         """Return how many rows the API counts on a day, 0 if it refuses the request."""
@@ -161,8 +150,8 @@ class WindowedStream(BugsPulseStream):
         window, call, total, before = cutter.propose(), None, 0, sync.plan.complete
         try:
             while window:
-                first = self.take(call or self.fetch(self.query_of(window)))
-                first = self.checked(window, first)
+                first = self.take(call or self.fetch(window.query()))
+                self.check(window, first)
                 rows_in_all = page_of(first).rows_in_all
                 is_day = window.size(self.today) == 1
                 is_same = is_day and total == rows_in_all >= limit and self._count(EARLY) == total
@@ -170,12 +159,12 @@ class WindowedStream(BugsPulseStream):
                 if self.ignores_dates or is_same:
                     # Smaller windows do not help: each lists all rows, or has the same total.
                     rest = cutter.rest
-                    yield Cut(rest, self.take(self.fetch(self.query_of(rest))), 0)
+                    yield Cut(rest, self.take(self.fetch(rest.query())), 0)
                     return
                 fits, following = cutter.fits(rows_in_all), cutter.propose()
                 is_late = sync.in_history and self.run.is_over(self.history_share)
                 prefetches = following and not is_late
-                call = self.fetch(self.query_of(following)) if prefetches else None
+                call = self.fetch(following.query()) if prefetches else None
                 if fits:
                     yield Cut(window, first, cutter.rows_left if following else 0)
                 must_go_on = sync.plan.moves_bookmark and sync.plan.complete == before
@@ -189,11 +178,8 @@ class WindowedStream(BugsPulseStream):
     def read(self, window: Window, first: requests.Response, sync: Sync) -> RowsAndIds:
         """Yield the rows of a window that this run emits; return the ids of all its rows."""
         ids: set[str] = set()
-        for rows in self.listing(self.query_of(window), first):
-            if self.check_dates(window, rows) and self._needs_end:
-                first = self.take(self.fetch(self.query_of(window)))
-                sync = replace(sync, seen={*sync.seen, *ids})
-                return ids | (yield from self.read(window, first, sync))
+        for rows in self.listing(window.query(), first):
+            self.check_dates(window, rows)
             ids.update(row.id for row in rows)
             yield from self.rows_to_emit(rows, window, sync)
         return ids

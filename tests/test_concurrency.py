@@ -12,6 +12,7 @@ import pytest
 from singer_sdk.exceptions import SingerSDKError
 
 from tap_bugspulse.client import BugsPulseStream
+from tap_bugspulse.replication import FAR
 from tests.conftest import NOW, sweep, with_project
 from tests.running import (
     PRIMARY_KEYS,
@@ -198,13 +199,13 @@ def test_an_error_ends_the_run_though_others_hang(sandbox: Sandbox, start: Start
 
 @with_project(sessions=90, days=20)
 def test_pages_to_which_rows_still_come_are_asked_for_one_by_one(sandbox: Sandbox) -> None:
-    """Also where the API takes a first date only with a last one, which is far ahead then."""
+    """Without an end that counts, each page is asked for when the one before it has come."""
     sandbox.options.ignored, sandbox.options.latency = "from-alone", 0.02
     counts: list[int] = []
     pages: set[str] = set()
 
     def count(request: Request, _: Project) -> None:
-        if request.query.get("to", "9") >= "2999" and request.path == "/sessions":
+        if request.query.get("to", f"{FAR}") == f"{FAR}" and request.path == "/sessions":
             counts.append(on_their_way(sandbox))
             pages.add(request.query["page"])
 
@@ -225,8 +226,7 @@ def test_no_day_is_asked_for_with_and_without_an_end(sandbox: Sandbox, concurren
     run(concurrency=concurrency)
     today = f"{NOW:%F}"
     queries = [one.query for one in sandbox.requests if one.query.get("from") == today]
-    assert {"from": today, "page": "1", "limit": "1000"} in queries
-    assert not any("to" in query for query in queries)
+    assert {query["to"] for query in queries} == {f"{FAR}"}
 
 
 @with_project(**LARGE)
@@ -275,7 +275,8 @@ def test_what_nobody_waits_for_any_more_is_not_sent(sandbox: Sandbox) -> None:
     """Where a stream is refused, the requests it had in turn take no part of the rate limit."""
 
     def script(request: Request) -> str | None:
-        return "403" if request.path == "/network" and "to" in request.query else None
+        is_day = request.query.get("to", f"{FAR}") != f"{FAR}"
+        return "403" if request.path == "/network" and is_day else None
 
     sandbox.options.script = script
     settings: Row = {"requests_per_minute": 4, "events_for": "crashed", "minute": 2.0}

@@ -143,16 +143,33 @@ def test_an_earlier_start_date_counts_where_dates_are_ignored(sandbox: Sandbox, 
     assert_whole(sandbox.project, first.output, second.output)
 
 
-def test_a_from_that_counts_only_with_a_to_is_noticed(sandbox: Sandbox, load: Load) -> None:
-    """A run of the next day emits the new call and none of the month before it."""
+@with_project(seed=7, sessions=400, days=12, lying_clocks=False)
+@pytest.mark.parametrize("hours", [-12, -8, 9])
+def test_events_of_all_days_come_where_dates_are_ignored(
+    sandbox: Sandbox, load: Load, hours: int
+) -> None:
+    """The days of the API may begin at another hour than those that the tap goes by."""
+    sandbox.options.ignored, sandbox.options.utc_offset_hours = "to", hours
+    run = load(most=600)
+    assert_done(run)
+    assert_whole(sandbox.project, run.output)
+    assert run.output.repeated("events") == []
+
+
+def test_a_from_counts_that_needs_a_to(sandbox: Sandbox, load: Load) -> None:
+    """A run of the next day emits new and late calls, and none of the month before it."""
     sandbox.options.ignored = "from-alone"
+    for minutes in range(30, 42):
+        sandbox.project.new_network(NOW - minutes * HOUR / 60)
     first = load(page_size=5)
     assert_done(first)
     assert_whole(sandbox.project, first.output)
-    new = sandbox.project.new_network(NOW + 21 * HOUR)
+    late = [sandbox.project.new_network(NOW - minutes * HOUR / 60) for minutes in (35, 36, 37)]
+    late.append(sandbox.project.new_network(NOW + 21 * HOUR))
     second = load(first.output.state, after=DAY, page_size=5, most=100)
     assert_done(second)
-    assert second.output.ids("network") == [new]
+    assert set(late) <= set(second.output.ids("network"))
+    assert min(row["timestamp"] for row in second.output.rows("network")) >= "2026-02-28"
     assert_whole(sandbox.project, first.output, second.output)
 
 

@@ -646,17 +646,20 @@ def test_what_cannot_be_read_in_a_state_stops_the_run(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "says"),
     [
-        *("[{}]", '"state"', "5", "true", '{"bookmarks": {"sessions": {"fin', "\x00\x01"),
-        *('{"bookmarks": NaN}', '{"x": "\\ud800"}'),
+        *((one, "--state") for one in ("[{}]", '"state"', "5", "true", "\x00\x01")),
+        *((one, "--state") for one in ('{"bookmarks": {"sessions": {"fin', '{"bookmarks": NaN}')),
+        ('{"x": "\\ud800"}', "--state"),
+        *((one, "no bookmarks") for one in ('{"x": 1}', '{"type": "STATE"}', '{"bookmarks": []}')),
+        ('{"bookmarks": {"users": {"replication_key_value": "2026-03-01"}}}', "no bookmarks"),
     ],
 )
 def test_a_state_file_without_a_state_stops_the_run(
-    start: Starter, sandbox: Sandbox, text: str
+    start: Starter, sandbox: Sandbox, text: str, says: str
 ) -> None:
     """A file that was torn or mixed up is no reason to load everything again unasked."""
-    assert_refused(start, text, "--state")
+    assert_refused(start, text, says)
     assert sandbox.requests == []
 
 
@@ -675,10 +678,11 @@ def assert_refused(start: Starter, state: Row | str, *words: str) -> None:
         (lambda state: {"type": "STATE", "value": state}, True),
         (lambda state: {"singer_state": state}, True),
         (lambda state: {"completed": {"singer_state": state}}, True),
+        (lambda state: state["bookmarks"], True),
         (lambda _: {}, False),
         (lambda _: None, False),
     ],
-    ids=["message", "singer_state", "completed", "empty", "null"],
+    ids=["message", "singer_state", "completed", "bookmarks alone", "empty", "null"],
 )
 def test_a_state_is_understood_as_meltano_prints_it(
     tmp_path: Path, loaded: Loaded, wrap: Callable[[Row], Row], *, is_state: bool
