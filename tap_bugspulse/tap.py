@@ -97,9 +97,9 @@ class TapBugsPulse(Tap):
         is_requested = config and self.metrics_logger.name in Path(config).read_text("utf-8")
         if self.metrics_logger.level > logging.DEBUG and not is_requested:
             self.metrics_logger.setLevel(logging.WARNING)
-        if self.input_catalog is not None and not self.input_catalog:
+        if not any(one.selected for one in self.streams.values()):
             self.logger.warning(
-                "the catalog has no stream: nothing is loaded. Make it anew with --discover"
+                "the catalog selects no stream: nothing is loaded. Make it anew with --discover"
             )
 
     @functools.cached_property

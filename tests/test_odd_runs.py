@@ -124,11 +124,12 @@ def test_a_signal_while_a_line_is_logged_ends_the_run(
 # --- Catalogs, keys and dates -------------------------------------------------------------
 
 
-def test_a_catalog_without_a_stream_is_told(load: Load, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("catalog", [{"streams": []}, select(NOW)], ids=["empty", "deselected"])
+def test_a_catalog_without_a_stream_is_told(load: Load, sandbox: Sandbox, catalog: Row) -> None:
     """It loads nothing, and one warning says so."""
-    run = load(catalog={"streams": []})
+    run = load(catalog=catalog)
     (told,) = run.warnings
-    assert "the catalog has no stream" in told
+    assert "the catalog selects no stream" in told
     assert sandbox.requests == []
     assert run.output.rows("sessions") == []
 
