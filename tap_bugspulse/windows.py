@@ -61,12 +61,14 @@ class WindowedStream(BugsPulseStream):
     def check(self, window: Window, first: requests.Response) -> None:
         """Warn if the API may hide rows of a day; find out if it ignores the dates of a window."""
         page, full = page_of(first), PAGES_PER_WINDOW * self.run.settings.page_size
-        if page.rows_in_all and page.rows_in_all % full == 0 and window.size(self.today) == 1:
+        self.check_dates(window, page.rows)
+        is_whole = self.ignores_dates or window.size(self.today) == 1
+        if page.rows_in_all and page.rows_in_all % full == 0 and is_whole:
+            days = "all days" if self.ignores_dates else window.start
             self.run.warn_once(
-                f"{self.name}: the API counts exactly {page.rows_in_all:,} rows on {window.start}: "
+                f"{self.name}: the API counts exactly {page.rows_in_all:,} rows on {days}: "
                 "there may be more that it neither counts nor sends"
             )
-        self.check_dates(window, page.rows)
 
     def check_dates(self, window: Window, rows: list[Row]) -> None:
         """Find out, once in a run, whether the API ignores dates.

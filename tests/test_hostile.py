@@ -88,6 +88,15 @@ def test_a_day_that_ends_at_a_round_number_is_told(sandbox: Sandbox, load: Load)
     assert {project.when("network", one)[:10] for one in missing} == {f"{day:%F}"}
 
 
+def test_a_round_number_of_rows_is_told_where_dates_are_ignored(
+    sandbox: Sandbox, load: Load
+) -> None:
+    """No window is small enough then for an API that counts no further."""
+    sandbox.options.ignored, sandbox.options.row_cap = "both", 50
+    run = load(page_size=5)
+    assert sum("counts exactly 50 rows on all days" in one for one in run.warnings) == 2
+
+
 def test_history_is_read_in_windows_without_a_total(sandbox: Sandbox, load: Load) -> None:
     """The number of pages tells how large they are, so that each moves the bookmark."""
     sandbox.options.envelope = lambda one: {key: one[key] for key in one if key != "total"}
