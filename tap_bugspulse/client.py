@@ -99,9 +99,21 @@ class BugsPulseStream(RESTStream[int]):
 
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> http.Call:
         """Start to request a page of a listing, and return the call."""
-        prepared = self._prepare_request(context=query, page=PageNumberPaginator(number))
         send = self.request_decorator(self._request) if retries else self._request
-        return http.Call(lambda: send(prepared, query))
+        page = PageNumberPaginator(number)
+        prepared = self._prepare_request(context=query, page=page)
+
+        def job() -> Response:
+            try:
+                return send(prepared, query)
+            except http.RefusedError as error:
+                if error.status != HTTPStatus.BAD_REQUEST or query.get("to") != f"{FAR}":
+                    raise
+            # The end may be too far away for the API.
+            rest = {name: one for name, one in query.items() if name != "to"}
+            return send(self._prepare_request(context=rest, page=page), rest)
+
+        return http.Call(job)
 
     def prefetch(
         self, calls: t.Iterator[http.Call], limit: t.Callable[[], int] | None = None

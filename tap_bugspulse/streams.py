@@ -55,7 +55,7 @@ class Network(WindowedStream):
             yield from super().cut(days, sync, rows)
             return
         pieces = self._pieces(days, sync)
-        if pieces[2:] and not sync.days:
+        if pieces[2:] and not any(max(one.total, one.rows) > 0 for one in sync.days.values()):
             first = self.take(self.fetch(days.query()))
             if page_of(first).total == 0:  # one request instead of one for each day
                 yield Cut(days, first, 0)

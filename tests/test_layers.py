@@ -26,7 +26,7 @@ LAYERS = (
 )
 ENTRIES = {"__init__", "__main__"}
 SOURCES = {path.stem: path.read_text("utf-8") for path in FOLDER.glob("*.py")}
-MOST_LINES, MOST_MODULES, MOST_OF_THE_CHECK = 2_670, 11, 350
+MOST_LINES, MOST_MODULES, MOST_OF_THE_CHECK = 2_680, 11, 350
 # What asks the API by hand; the tap itself runs without it.
 CHECK = {"check"}
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 50

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tests.conftest import with_project
-from tests.running import assert_whole, counted, expected, select, sync
+from tests.running import Runs, assert_whole, counted, expected, select, sync
 from tests.sandbox import Options, Sandbox, generate
 
 
@@ -92,3 +92,17 @@ def test_sessions_beyond_what_is_kept_are_listed_again(sandbox: Sandbox, now: da
     assert_whole(sandbox.project, output)
     assert output.repeated("events") == output.repeated("sessions") == []
     assert listed + 100 < counted(sandbox)["/sessions"] < 2 * listed + 20
+
+
+def test_a_project_without_calls_in_the_lookback_costs_one_request(
+    sandbox: Sandbox, now: datetime
+) -> None:
+    """It is asked for all days at once, also where it had calls before, and new ones come."""
+    run = Runs(sandbox, now, "network")
+    for hours in (0, 480):
+        run(hours)
+    sandbox.reset()
+    assert run(481).rows("network") == []
+    assert counted(sandbox) == {"/network": 1}
+    new = [sandbox.project.new_network(now + timedelta(hours=hours)) for hours in (400, 481)]
+    assert run(482).ids("network") == new
