@@ -45,6 +45,7 @@ class BugsPulseStream(RESTStream[int]):
     allow_redirects = False  # the API key goes to no other host
     # Whatever the settings say: the warehouse keeps rows that BugsPulse's retention deletes.
     emit_activate_version_messages = False
+    _refuses_far = False  # the API, a ``to`` of FAR
 
     def __init__(self, tap: Tap, run: Run) -> None:
         self.run = run
@@ -100,18 +101,19 @@ class BugsPulseStream(RESTStream[int]):
     def fetch(self, query: Query, number: int = 1, *, retries: bool = True) -> http.Call:
         """Start to request a page of a listing, and return the call."""
         send = self.request_decorator(self._request) if retries else self._request
-        page = PageNumberPaginator(number)
-        prepared = self._prepare_request(context=query, page=page)
+        without_end = {name: one for name, one in query.items() if (name, one) != ("to", f"{FAR}")}
+        first, page = without_end if self._refuses_far else query, PageNumberPaginator(number)
+        prepared = self._prepare_request(context=first, page=page)
 
         def job() -> Response:
             try:
-                return send(prepared, query)
+                return send(prepared, first)
             except http.RefusedError as error:
-                if error.status != HTTPStatus.BAD_REQUEST or query.get("to") != f"{FAR}":
+                if error.status != HTTPStatus.BAD_REQUEST or number > 1 or first == without_end:
                     raise
-            # The end may be too far away for the API.
-            rest = {name: one for name, one in query.items() if name != "to"}
-            return send(self._prepare_request(context=rest, page=page), rest)
+            response = send(self._prepare_request(context=without_end, page=page), without_end)
+            self._refuses_far = True  # the end was too far away for the API
+            return response
 
         return http.Call(job)
 

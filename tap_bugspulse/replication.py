@@ -20,7 +20,7 @@ DAY = timedelta(days=1)
 BEGINNING = "beginning"  # in a state, the start of a range without a lower bound
 FIRST_WINDOW_DAYS = 10  # while nothing is known about the rows of a day
 EPOCH = date(1970, 1, 1)  # what a device clock shows that was never set
-FAR = date(2100, 1, 1)  # a day without any rows, which all databases can compare
+FAR = date(2100, 1, 1)  # a day without any rows; no later one, as date types may end
 JUST_BEFORE = timedelta(milliseconds=1)  # the precision of the API's instants
 # Instants outside of these come from device clocks that are wrong.
 EARLIEST, TOO_LATE = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 9000))

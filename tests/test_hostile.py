@@ -186,9 +186,11 @@ def test_an_end_that_is_refused_is_left_out(sandbox: Sandbox, load: Load) -> Non
     """An API may take no dates in the future; the newest rows come all the same."""
     refused = f"{NOW + 2 * DAY:%F}"
     sandbox.options.script = lambda one: "400" if one.query.get("to", "") > refused else None
-    run = load(page_size=20)
+    run = load(page_size=5)
     assert_done(run)
     assert_whole(sandbox.project, run.output)
+    refusals = Counter(one.path for one in run.requests if one.status == 400)
+    assert refusals == {"/network": 1, "/sessions": 1}
 
 
 def test_dates_that_are_refused_are_named(sandbox: Sandbox, load: Load) -> None:
